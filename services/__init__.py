@@ -1,0 +1,1 @@
+"""Tapewatch: one package per service, and what they share."""

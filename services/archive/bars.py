@@ -1,0 +1,75 @@
+"""Bars at rest: one symbol's history as columns, as every reader of this package gives it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.domain.quote import Quote
+
+DAY_SECONDS = 86_400
+_RATIO_NOISE = 5e-4
+"""Adjusted closes are printed rounded; smaller ratios are that rounding, not a corporate action."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """n bars of one symbol in order of event_time, without duplicates.
+
+    `event_time` is datetime64[us] in UTC; prices are float64 in `currency`, `volume` float64 in shares; `split_ratio`
+    is float64, new shares per old share, 1.0 for none and NaN where the source cannot say.
+    """
+
+    symbol: str
+    interval_seconds: int
+    event_time: NDArray[np.datetime64]
+    open: NDArray[np.float64]
+    high: NDArray[np.float64]
+    low: NDArray[np.float64]
+    close: NDArray[np.float64]
+    volume: NDArray[np.float64]
+    split_ratio: NDArray[np.float64]
+    currency: str = ""
+
+    def __len__(self) -> int:
+        return len(self.event_time)
+
+
+def causal_split_ratio(close: NDArray[np.float64], adj_close: NDArray[np.float64]) -> NDArray[np.float64]:
+    """New shares per old share that take effect with each bar, from raw and back-adjusted closes.
+
+    The ratio of neighbouring adjusted closes does not change with later adjustments (those scale both), so that
+    (adj[t] / adj[t-1]) / (close[t] / close[t-1]) knows nothing of the future, though `adj_close` itself does.
+
+    >>> causal_split_ratio(np.array([100.0, 51.0]), np.array([50.0, 51.0])).tolist()
+    [1.0, 2.0]
+    """
+    ratio = np.ones(len(close))
+    ratio[1:] = (adj_close[1:] / adj_close[:-1]) / (close[1:] / close[:-1])
+    return np.where(np.abs(ratio - 1.0) > _RATIO_NOISE, np.round(ratio, 6), 1.0)
+
+
+def quotes(history: Sequence[Bars], *, tape: str, source: str) -> Iterator[Quote]:
+    """The bars of all symbols as quotes, in order of event_time, then of symbol."""
+    rows = [
+        (bars.event_time[i].astype("int64"), bars.symbol, bars, i) for bars in history for i in range(len(bars))
+    ]
+    rows.sort(key=lambda row: row[:2])
+    for microseconds, symbol, bars, i in rows:
+        ratio = bars.split_ratio[i]
+        yield Quote(
+            symbol=symbol,
+            event_time=datetime.fromtimestamp(int(microseconds) / 1e6, UTC),
+            open=float(bars.open[i]),
+            high=float(bars.high[i]),
+            low=float(bars.low[i]),
+            close=float(bars.close[i]),
+            volume=float(bars.volume[i]),
+            interval_seconds=bars.interval_seconds,
+            tape=tape,
+            source=source,
+            currency=bars.currency,
+            split_ratio=None if np.isnan(ratio) else float(ratio),
+        )

@@ -1,0 +1,34 @@
+"""The bundled tape: daily bars of AAPL, FB, GOOG, IBM and MSFT, 2000-2013, unadjusted, public domain."""
+
+import numpy as np
+
+from services.archive.bars import DAY_SECONDS, Bars, causal_split_ratio
+
+LOCATION = "bokeh"
+SOURCE = "quandl_wiki"
+SYMBOLS = ("AAPL", "FB", "GOOG", "IBM", "MSFT")
+
+
+def read() -> list[Bars]:
+    """All 12,154 bars of `bokeh-sampledata`, by symbol."""
+    from bokeh_sampledata import stocks  # parses its file on import
+
+    history = []
+    for symbol in SYMBOLS:
+        columns = getattr(stocks, symbol)
+        close = np.array(columns["close"], dtype=np.float64)
+        history.append(
+            Bars(
+                symbol=symbol,
+                interval_seconds=DAY_SECONDS,
+                event_time=np.array(columns["date"], dtype="datetime64[us]"),
+                open=np.array(columns["open"], dtype=np.float64),
+                high=np.array(columns["high"], dtype=np.float64),
+                low=np.array(columns["low"], dtype=np.float64),
+                close=close,
+                volume=np.array(columns["volume"], dtype=np.float64),
+                split_ratio=causal_split_ratio(close, np.array(columns["adj_close"], dtype=np.float64)),
+                currency="USD",
+            )
+        )
+    return history

@@ -1,0 +1,1 @@
+"""The gateway: quotes, scores, detections, alerts, their change log and the lake."""

@@ -1,0 +1,1 @@
+"""Ingest: sources in, durable quotes in the queue out."""

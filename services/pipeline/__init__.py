@@ -1,0 +1,1 @@
+"""Score, then record, then acknowledge: the path that dispatch and a one-shot scorer share."""

@@ -1,0 +1,1 @@
+"""The quote queue: its port, its message format and its adapters."""

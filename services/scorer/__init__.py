@@ -1,0 +1,1 @@
+"""The scorer: streaming state, the models, reasons."""
