@@ -1,0 +1,202 @@
+"""The one way to run a gRPC server: telemetry, wiring, health and reflection, start, drain.
+
+A service's `main` calls `run_server` with a `build` coroutine that wires its adapters and returns what to mount.
+"""
+
+import asyncio
+import inspect
+import ipaddress
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
+
+from services.domain.errors import NotConfiguredError, TapewatchError
+from services.runtime.channels import MESSAGE_BYTES_LIMIT
+from services.runtime.interceptors import AuthenticationInterceptor, ErrorInterceptor
+from services.runtime.settings import ServerSettings
+from services.runtime.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+EXIT_MISCONFIGURED = 2
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on a busy port must fail, not share it
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_LIMIT),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_LIMIT),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # below the channels' keepalive
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A servicer with the generated function that adds it to a server and its service's descriptor."""
+
+    add: Callable[[Any, Any], None]
+    servicer: object
+    service: ServiceDescriptor
+
+
+class Lifetime:
+    """What a service may ask of its process: background tasks, clean-up, health, and when to drain."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.draining = asyncio.Event()
+        """Set when shutdown begins: streams end with UNAVAILABLE, loops finish what they hold."""
+        self.health = health.aio.HealthServicer()
+        self.failure: BaseException | None = None
+        self.service_names: list[str] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closers: list[Callable[[], Any]] = []
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run a background task until the drain. A failing one takes the server down, for a restart."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s: background task %s failed", self.name, task.get_name(), exc_info=error)
+            self.failure = error
+            self.draining.set()
+
+    def on_close(self, close: Callable[[], Awaitable[None] | None]) -> None:
+        """Call `close` after the last call and task ended; last registered, first called."""
+        self._closers.append(close)
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health answers for the server and each of its services."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", *self.service_names):
+            await self.health.set(service, status)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Wait for the background tasks, cancel those that overstay, then call the closers."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=grace_seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        for close in reversed(self._closers):
+            result = close()
+            if inspect.isawaitable(result):
+                await result
+
+
+Build = Callable[[Lifetime], Awaitable[Sequence[Mount]]]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    """TLS when certificate and key are set. Raises NotConfiguredError where listening without would be unsafe."""
+    certificate, key = settings.tls_cert_file, settings.tls_key_file
+    token = settings.auth_token.get_secret_value()
+    if not is_loopback(settings.grpc_host) and not (certificate and key and token):
+        raise NotConfiguredError(
+            f"listening on {settings.grpc_host}, which other machines can reach,",
+            "TLS_CERT_FILE, TLS_KEY_FILE and AUTH_TOKEN",
+        )
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise NotConfiguredError("TLS", "both TLS_CERT_FILE and TLS_KEY_FILE")
+    try:
+        return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+    except OSError as error:
+        raise NotConfiguredError(
+            f"TLS cannot read {error.filename}; it", "TLS_CERT_FILE and TLS_KEY_FILE to readable files"
+        ) from error
+
+
+def make_server(settings: ServerSettings) -> tuple[grpc.aio.Server, int]:
+    """A server bound to the configured address, not started, and its port.
+
+    Raises: NotConfiguredError when the address is unsafe or busy.
+    """
+    credentials = _credentials(settings)
+    interceptors: list[Any] = [
+        aio_server_interceptor(  # type: ignore[no-untyped-call]
+            filter_=filters.negate(filters.any_of(filters.health_check(), filters.service_prefix("grpc.reflection")))
+        )
+    ]
+    if token := settings.auth_token.get_secret_value():
+        interceptors.append(AuthenticationInterceptor(token))
+    interceptors.append(ErrorInterceptor())
+    server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
+    address = f"{settings.grpc_host}:{settings.grpc_port}"
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise NotConfiguredError(
+            f"cannot listen on {address} (is another program using the port?); this server", "GRPC_PORT to a free port"
+        ) from error
+    return server, port
+
+
+async def serve(name: str, settings: ServerSettings, build: Build, started: Callable[[int], None] | None = None) -> int:
+    """Run a server until SIGTERM or SIGINT, or until a background task fails.
+
+    `started` is told the port once the server answers. Returns the process's exit code: 0 after a clean drain.
+    """
+    lifetime = Lifetime(name)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lifetime.draining.set)
+    server, port = make_server(settings)
+    try:
+        mounts = await build(lifetime)
+        for mount in mounts:
+            mount.add(mount.servicer, server)
+            lifetime.service_names.append(mount.service.full_name)
+        health_pb2_grpc.add_HealthServicer_to_server(lifetime.health, server)
+        names = (*lifetime.service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        await server.start()
+        await lifetime.set_serving(True)
+        _log.info("%s listens on %s:%d", name, settings.grpc_host, port)
+        if started is not None:
+            started(port)
+        await lifetime.draining.wait()
+        _log.info("%s drains", name)
+        await lifetime.health.enter_graceful_shutdown()
+        await server.stop(settings.shutdown_grace_seconds)
+    finally:
+        lifetime.draining.set()
+        await lifetime.close(settings.shutdown_grace_seconds)
+    return 0 if lifetime.failure is None else 1
+
+
+def run_server(name: str, settings: ServerSettings, build: Build) -> int:
+    """The body of a service's `main`: telemetry, `serve`, exit code. Misconfiguration ends in one clear sentence."""
+    telemetry = Telemetry(f"tapewatch-{name}", settings)
+    try:
+        return asyncio.run(serve(name, settings, build))
+    except TapewatchError as error:
+        print(f"tapewatch {name}: {error.message}", file=sys.stderr)
+        return EXIT_MISCONFIGURED
+    finally:
+        telemetry.shutdown()

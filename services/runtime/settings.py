@@ -1,0 +1,43 @@
+"""Configuration: one frozen class per service, read from the environment. README's table is made from these."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The root of every settings class: the environment variable is the field's name in upper case."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+
+class TelemetrySettings(Settings):
+    """Logs, traces and metrics."""
+
+    log_format: str = Field("human", pattern="^(human|json)$", description="`human` or `json` log lines on stderr")
+    log_level: str = Field("INFO", description="lowest level that is logged")
+    otel_exporter_otlp_endpoint: str = Field(
+        "",
+        description="OTLP/gRPC collector for traces and metrics, e.g. `http://127.0.0.1:4317`; empty exports nothing",
+    )
+
+
+class ClientSettings(Settings):
+    """How to call other services."""
+
+    auth_token: SecretStr = Field(SecretStr(""), description="bearer token that servers ask for and clients send")
+    tls_ca_file: Path | None = Field(
+        None, description="PEM of the authority that clients check servers against; turns TLS on"
+    )
+    rpc_timeout_seconds: float = Field(10.0, gt=0, description="deadline of a unary call, seconds")
+
+
+class ServerSettings(TelemetrySettings, ClientSettings):
+    """What every server needs."""
+
+    grpc_host: str = Field("127.0.0.1", description="address to listen on; other than loopback needs TLS and a token")
+    grpc_port: int = Field(0, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    tls_cert_file: Path | None = Field(None, description="PEM certificate chain of the server")
+    tls_key_file: Path | None = Field(None, description="PEM private key of the server")
+    shutdown_grace_seconds: float = Field(10.0, ge=0, description="time that calls in flight have on shutdown, seconds")

@@ -1,0 +1,15 @@
+"""Names of spans, metrics and attributes, with units. OpenTelemetry's semantic conventions where one fits."""
+
+RPC_SERVER_DURATION = "rpc.server.duration"
+"""Histogram, ms: how long a call took on the server, by rpc.service, rpc.method and rpc.grpc.status_code."""
+
+SPAN_PUBLISH = "publish {destination}"
+SPAN_PROCESS = "process {destination}"
+
+ATTRIBUTE_QUOTE_ID = "tapewatch.quote_id"
+ATTRIBUTE_TAPE = "tapewatch.tape"
+ATTRIBUTE_SYMBOL = "tapewatch.symbol"
+ATTRIBUTE_BATCH_MESSAGES = "messaging.batch.message_count"
+ATTRIBUTE_MESSAGING_SYSTEM = "messaging.system"
+ATTRIBUTE_DESTINATION = "messaging.destination.name"
+ATTRIBUTE_OPERATION = "messaging.operation.type"
