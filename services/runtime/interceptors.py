@@ -38,8 +38,9 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, token: str) -> None:
         self._expected = f"Bearer {token}"
 
-        async def refuse(_request: object, context: Any) -> None:
+        async def refuse(_request: object, context: Any) -> AsyncIterator[None]:
             await _abort(context, status_of(UnauthenticatedError()))
+            yield  # a generator, which serves calls of every cardinality
 
         self._refusal: Any = grpc.stream_stream_rpc_method_handler(refuse)
 
