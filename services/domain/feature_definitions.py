@@ -1,0 +1,372 @@
+"""What the model sees of a bar: the names, formulas, units and words of its features.
+
+Notation: bars of one series, split-adjusted inside the window; t is the bar judged, "history" the up to 60 bars before
+it. C, O, H, L, V are close, open, high, low, volume; r = ln(C[t] / C[t-1]). f = sqrt(max(1, elapsed / (4 x the usual
+time between bars))) stretches what is usual over nights and halts and is 1 within a session and over a weekend of daily
+bars. sigma is the robust deviation of r / f over the history (1.4826 x median |r / f|, at least 0.63 x its mean and
+1 basis point), so one jump in the history does not hide the next.
+
+A value that cannot be known (no history, a missing volume, a feed without trade counts) is the feature's neutral
+value, 0, unless said otherwise. Every feature is unchanged by scaling all prices and by scaling all volumes.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from enum import Enum
+from math import exp
+
+WINDOW = 61
+"""Bars that the features look on: the bar judged and 60 before it."""
+
+FORMULA_VERSION = 1
+"""Rises with every change of a formula in `services.domain.features`; a golden test holds the values."""
+
+BAR_FIELDS = (
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "split_ratio",
+    "trades",
+    "buy_volume",
+    "benchmark_return",
+    "event_seconds",
+    "interval_seconds",
+)
+"""Raw inputs of one bar, all float64; NaN is missing. `event_seconds` counts from 1970 in UTC."""
+
+
+class Unit(Enum):
+    """How a feature's value is written."""
+
+    DEVIATIONS = "robust deviations"
+    LOG_RATIO = "natural logarithm of a ratio"
+    SHARE = "share, -1 to 1"
+    BARS = "bars"
+    LOG_PERCENT = "natural logarithm of a percentage"
+    LOG_MINUTES = "natural logarithm of minutes"
+
+    def words(self, value: float) -> str:
+        """The value as an analyst reads it.
+
+        >>> Unit.LOG_RATIO.words(2.639), Unit.DEVIATIONS.words(-3.21), Unit.SHARE.words(0.7)
+        ('14.0x', '-3.2', '+70 %')
+        """
+        if self is Unit.DEVIATIONS:
+            return f"{value:+.1f}"
+        if self is Unit.LOG_RATIO:
+            ratio = exp(value)
+            return f"{ratio:.1f}x" if ratio >= 0.95 else f"{ratio:.2f}x"
+        if self is Unit.SHARE:
+            return f"{100 * value:+.0f} %"
+        if self is Unit.BARS:
+            return f"{value:.0f}"
+        if self is Unit.LOG_PERCENT:
+            return f"{exp(value):.2f} %"
+        return f"{exp(value):.1f}"
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureDefinition:
+    """One input of the model.
+
+    `phrase` says it in words with `{value}` for the value; `description` is formula and source; `usual` is the rough
+    range on normal bars (the model's metadata holds the measured one).
+    """
+
+    name: str
+    unit: Unit
+    phrase: str
+    description: str
+    usual: tuple[float, float]
+
+
+_D, _L, _S = Unit.DEVIATIONS, Unit.LOG_RATIO, Unit.SHARE
+_ROBUST = "robust z-score after Iglewicz and Hoaglin 1993"
+
+FEATURES = (
+    FeatureDefinition(
+        "return_z", _D, "price change {value} robust deviations", f"r / (f sigma); {_ROBUST}", (-2.2, 2.2)
+    ),
+    FeatureDefinition(
+        "relative_return_z",
+        _D,
+        "price change beyond the benchmark's {value} robust deviations",
+        "(r - benchmark return) / (f sigma); the benchmark counts as flat where the feed has none; market-model "
+        "residual of event studies with beta 1 (Brown and Warner 1985)",
+        (-2.2, 2.2),
+    ),
+    FeatureDefinition(
+        "gap_z", _D, "opening gap {value} robust deviations", "ln(O[t] / C[t-1]) / (f sigma)", (-1.3, 1.3)
+    ),
+    FeatureDefinition(
+        "body_z", _D, "move from open to close {value} robust deviations", "ln(C / O) / sigma", (-2.0, 2.0)
+    ),
+    FeatureDefinition(
+        "range_z",
+        _D,
+        "high-low range {value} robust deviations",
+        "(ln(H / L) - median of the history) / its robust deviation (at least sigma / 4); range as volatility after "
+        "Parkinson 1980",
+        (-1.3, 3.0),
+    ),
+    FeatureDefinition(
+        "range_log_ratio",
+        _L,
+        "high-low range {value} its usual",
+        "ln((ln(H / L) + sigma / 10) / (median of the history + sigma / 10))",
+        (-0.9, 0.9),
+    ),
+    FeatureDefinition(
+        "upper_shadow_z",
+        _D,
+        "fall from the bar's high {value} robust deviations",
+        "ln(H / max(O, C)) / sigma",
+        (0, 1.3),
+    ),
+    FeatureDefinition(
+        "lower_shadow_z", _D, "rise from the bar's low {value} robust deviations", "ln(min(O, C) / L) / sigma", (0, 1.3)
+    ),
+    FeatureDefinition(
+        "close_location",
+        _S,
+        "close at {value} between the bar's low (-100 %) and high (+100 %)",
+        "((C - L) - (H - C)) / (H - L), 0 when H = L; after Chaikin's accumulation/distribution; displaced when the "
+        "close is marked (Comerton-Forde and Putnins 2011)",
+        (-0.95, 0.95),
+    ),
+    FeatureDefinition(
+        "runup_3_z",
+        _D,
+        "price change over 3 bars {value} robust deviations",
+        "ln(C[t] / C[t-3]) / (sigma sqrt(sum of f^2 over the 3 bars))",
+        (-2.2, 2.2),
+    ),
+    FeatureDefinition(
+        "runup_5_z", _D, "price change over 5 bars {value} robust deviations", "as runup_3_z over 5 bars", (-2.2, 2.2)
+    ),
+    FeatureDefinition(
+        "runup_10_z",
+        _D,
+        "price change over 10 bars {value} robust deviations",
+        "as runup_3_z over 10 bars",
+        (-2.2, 2.2),
+    ),
+    FeatureDefinition(
+        "runup_20_z",
+        _D,
+        "price change over 20 bars {value} robust deviations",
+        "as runup_3_z over 20 bars",
+        (-2.2, 2.2),
+    ),
+    FeatureDefinition(
+        "peak_reversal_3_z",
+        _D,
+        "rise and fall back within 3 bars {value} robust deviations",
+        "min(ln(highest H of 3 bars / C[t-3]), ln(highest H / C[t])) / (sigma sqrt(sum of f^2)), not below 0",
+        (0, 1.2),
+    ),
+    FeatureDefinition(
+        "peak_reversal_10_z",
+        _D,
+        "rise and fall back within 10 bars {value} robust deviations",
+        "as peak_reversal_3_z over 10 bars; the dump after the pump (La Morgia et al. 2020)",
+        (0, 1.2),
+    ),
+    FeatureDefinition(
+        "dip_recovery_3_z",
+        _D,
+        "fall and recovery within 3 bars {value} robust deviations",
+        "min(ln(C[t-3] / lowest L of 3 bars), ln(C[t] / lowest L)) / (sigma sqrt(sum of f^2)), not below 0",
+        (0, 1.2),
+    ),
+    FeatureDefinition(
+        "dip_recovery_10_z",
+        _D,
+        "fall and recovery within 10 bars {value} robust deviations",
+        "as dip_recovery_3_z over 10 bars",
+        (0, 1.2),
+    ),
+    FeatureDefinition(
+        "trend_share_10",
+        _S,
+        "share of rising over falling bars in the last 10 {value}",
+        "mean of sign(r) over 10 bars",
+        (-0.6, 0.6),
+    ),
+    FeatureDefinition(
+        "efficiency_10",
+        _S,
+        "net over total movement of the last 10 bars {value}",
+        "sum of r / sum of |r| over 10 bars; Kaufman's efficiency ratio, with sign",
+        (-0.65, 0.65),
+    ),
+    FeatureDefinition(
+        "largest_step_share_10",
+        _S,
+        "largest step's share of the last 10 bars' movement {value}",
+        "max |r| / sum of |r| over 10 bars: low in a ramp of many small steps",
+        (0.15, 0.5),
+    ),
+    FeatureDefinition(
+        "volatility_log_ratio",
+        _L,
+        "volatility of the last 5 bars {value} its usual",
+        "ln(root mean square of r / f over 5 bars / sigma), -3 to 4",
+        (-1.0, 1.0),
+    ),
+    FeatureDefinition(
+        "usual_move",
+        Unit.LOG_PERCENT,
+        "usual move of a bar {value}",
+        "ln(100 f sigma): how far a bar like this one usually moves, in percent; gives the other features their level",
+        (-1.0, 1.8),
+    ),
+    FeatureDefinition(
+        "past_extreme_z",
+        _D,
+        "largest move of the 60 bars before {value} robust deviations",
+        "max |r / f| of the history / sigma: how jumpy the series is",
+        (2.2, 9.0),
+    ),
+    FeatureDefinition(
+        "return_over_past_extreme",
+        _L,
+        "price change {value} the largest of the 60 bars before",
+        "ln(|r / f| / max |r / f| of the history), -3 to 4",
+        (-3.0, -0.2),
+    ),
+    FeatureDefinition(
+        "bars_since_jump",
+        Unit.BARS,
+        "{value} bars since the last jump",
+        "bars since |r / f| > 5 sigma in the history, 60 when never",
+        (4, 60),
+    ),
+    FeatureDefinition(
+        "volume_log_ratio",
+        _L,
+        "volume {value} its usual",
+        "ln(V / median V of the history); abnormal volume (Karpoff 1987)",
+        (-0.9, 0.9),
+    ),
+    FeatureDefinition(
+        "volume_z",
+        _D,
+        "volume {value} robust deviations",
+        f"(ln V - median of the history) / its robust deviation (at least 0.2); {_ROBUST}",
+        (-2.0, 2.2),
+    ),
+    FeatureDefinition(
+        "volume_5_z",
+        _D,
+        "volume of the last 5 bars {value} robust deviations",
+        "(mean of ln V over 5 bars - median of the history) / its robust deviation",
+        (-1.4, 1.5),
+    ),
+    FeatureDefinition(
+        "volume_before_z",
+        _D,
+        "volume of the 5 bars before {value} robust deviations",
+        "as volume_5_z, over the 5 bars before this one: volume comes before price in a pump",
+        (-1.4, 1.5),
+    ),
+    FeatureDefinition(
+        "volume_over_past_extreme",
+        _L,
+        "volume {value} the largest of the 60 bars before",
+        "ln(V / max V of the history)",
+        (-2.5, -0.1),
+    ),
+    FeatureDefinition(
+        "volume_price_divergence",
+        _D,
+        "volume beyond the price change {value} robust deviations",
+        "volume_z - |return_z|: volume that the price does not follow",
+        (-3.0, 1.8),
+    ),
+    FeatureDefinition(
+        "impact_log_ratio",
+        _L,
+        "price change per share traded {value} its usual",
+        "ln((|r / f| + sigma / 10) / V) - median of the history; Amihud's illiquidity (2002)",
+        (-1.9, 1.7),
+    ),
+    FeatureDefinition(
+        "signed_volume_10",
+        _S,
+        "volume on rising over falling bars of the last 10 {value}",
+        "sum of sign(r) V / sum of V over 10 bars; Granville's on-balance volume",
+        (-0.65, 0.65),
+    ),
+    FeatureDefinition(
+        "missing_volume_share",
+        _S,
+        "share of the 60 bars before without volume {value}",
+        "history bars with volume 0 or missing / history bars",
+        (0, 0.1),
+    ),
+    FeatureDefinition(
+        "unchanged_share",
+        _S,
+        "share of the 60 bars before without price change {value}",
+        "history bars with r = 0 / history bars; zero returns as illiquidity (Lesmond et al. 1999)",
+        (0, 0.1),
+    ),
+    FeatureDefinition(
+        "elapsed_log_ratio",
+        _L,
+        "time since the last quote {value} its usual",
+        "ln(time since the last bar / median of the history), 0 to 9",
+        (0, 1.1),
+    ),
+    FeatureDefinition(
+        "bar_length",
+        Unit.LOG_MINUTES,
+        "bars of {value} minutes",
+        "ln(interval / 60 s): tells daily bars from one-minute bars",
+        (0, 7.3),
+    ),
+    FeatureDefinition(
+        "trades_log_ratio", _L, "number of trades {value} its usual", "ln(trades / median of the history)", (-1.5, 1.5)
+    ),
+    FeatureDefinition(
+        "trade_size_log_ratio",
+        _L,
+        "shares per trade {value} its usual",
+        "ln((V / trades) / median of the history)",
+        (-1.2, 1.2),
+    ),
+    FeatureDefinition(
+        "buy_share",
+        _S,
+        "takers' buying over selling {value}",
+        "2 x buy volume / V - 1; order imbalance (Chordia, Roll and Subrahmanyam 2002)",
+        (-0.9, 0.9),
+    ),
+    FeatureDefinition(
+        "buy_share_change",
+        _S,
+        "takers' buying above its usual {value}",
+        "(buy volume / V) - median of the history",
+        (-0.5, 0.5),
+    ),
+)
+
+FEATURE_NAMES = tuple(feature.name for feature in FEATURES)
+
+
+def _hash() -> str:
+    content = {
+        "formula_version": FORMULA_VERSION,
+        "window": WINDOW,
+        "bar_fields": BAR_FIELDS,
+        "features": [(f.name, f.unit.value, f.description) for f in FEATURES],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+FEATURE_HASH = _hash()
+"""SHA-256 over the definitions and the formulas' version: a model made for others is refused."""
