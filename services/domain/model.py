@@ -50,7 +50,7 @@ class Logistic:
 class Calibration:
     """Fitted on held-out bars: turns reconstruction errors and raw probabilities into one score in [0, 1].
 
-    `error_knots` are reconstruction errors on normal bars, ascending, at the percentiles `percentile_knots` (fractions).
+    `error_knots` are reconstruction errors on normal bars, ascending, at the shares `percentile_knots`.
     `both`, `autoencoder_alone` and `classifier_alone` are shifted so that one threshold gives the same alert budget.
     """
 
@@ -63,13 +63,14 @@ class Calibration:
     def percentile(self, error: Array) -> Array:
         """Share of normal bars with a smaller reconstruction error, float64 (n,) in [0, 1).
 
-        Beyond the largest knot the remaining share falls with the error's square, so that ever larger errors stay apart.
+        Beyond the largest knot the remaining share falls with the error's square: ever larger errors stay apart.
         """
         knots = np.array(self.error_knots)
         shares = np.array(self.percentile_knots)
         inside = np.interp(error, knots, shares)
         tail = 1.0 - (1.0 - shares[-1]) * (knots[-1] / np.maximum(error, knots[-1])) ** _TAIL_POWER
-        return np.where(error > knots[-1], tail, inside)
+        share: Array = np.where(error > knots[-1], tail, inside)
+        return share
 
     def margin(self, percentile: Array | None, probability: Array | None) -> Array:
         """The score's log-odds from what is there, float64 (n,); at least one of the two must be."""

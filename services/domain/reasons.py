@@ -1,0 +1,98 @@
+"""Why a bar was judged as it was: the features that move the score most, in words."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.domain.feature_definitions import FEATURES
+from services.domain.model import FeatureUsual, logistic
+from services.domain.score import Reason
+
+MAX_REASONS = 3
+
+Margin = Callable[[NDArray[np.float32]], NDArray[np.float64]]
+"""The log-odds of a score, float64 (n,), of feature rows, float32 (n, F)."""
+
+_BY_NAME = {feature.name: (i, feature) for i, feature in enumerate(FEATURES)}
+_SAME_WITHOUT_BENCHMARK = (_BY_NAME["return_z"][0], _BY_NAME["relative_return_z"][0])
+
+
+def occlude(features: NDArray[np.float32], margin: Margin, usual: Sequence[FeatureUsual]) -> list[list[int]]:
+    """The columns that hold each row's score up, strongest first.
+
+    Greedy occlusion through the real model: set each feature outside its usual range to its usual median, keep the one
+    that lowers the score most, and go on from there. Greedy, because features of one event stand in for each other: a
+    single one set back may change nothing. Features inside their usual range are tried only when none is outside.
+
+    Args:
+        features: float32 (m, F).
+        margin: The model's log-odds.
+        usual: F usual ranges.
+
+    Returns:
+        Up to MAX_REASONS columns for each row, at least one.
+    """
+    medians = np.array([u.median for u in usual], dtype=np.float32)
+    low = np.array([u.low for u in usual], dtype=np.float32)
+    high = np.array([u.high for u in usual], dtype=np.float32)
+    chosen: list[list[int]] = []
+    for row in features:
+        first, twin = _SAME_WITHOUT_BENCHMARK
+        tied = row[first] == row[twin]
+        outside = np.flatnonzero((row < low) | (row > high))
+        candidates = [int(i) for i in (outside if len(outside) else np.arange(len(row))) if not (tied and i == twin)]
+        if not candidates:
+            candidates = [first]
+        current = row.copy()
+        picked: list[int] = []
+        best = float(margin(current[None])[0])
+        while candidates and len(picked) < MAX_REASONS:
+            trials = np.repeat(current[None], len(candidates), axis=0)
+            for k, i in enumerate(candidates):
+                trials[k, i] = medians[i]
+                if tied and i == first:
+                    trials[k, twin] = medians[twin]
+            margins = margin(trials)
+            k = int(np.argmin(margins))
+            if picked and margins[k] >= best:
+                break
+            best = float(margins[k])
+            current = trials[k]
+            picked.append(candidates.pop(k))
+        chosen.append(picked)
+    return chosen
+
+
+def explain(features: NDArray[np.float32], margin: Margin, usual: Sequence[FeatureUsual]) -> list[tuple[Reason, ...]]:
+    """Each row's reasons, strongest first, with value and usual range in words.
+
+    `contribution` is how much the score, in [0, 1], falls when that feature alone is set to its usual median.
+    """
+    found = []
+    for row, columns in zip(features, occlude(features, margin, usual), strict=True):
+        trials = np.repeat(row[None], len(columns) + 1, axis=0)
+        for k, i in enumerate(columns, start=1):
+            trials[k, i] = usual[i].median
+        scores = logistic(margin(trials))
+        found.append(
+            tuple(
+                Reason(
+                    feature=usual[i].name,
+                    value=float(row[i]),
+                    usual_low=usual[i].low,
+                    usual_high=usual[i].high,
+                    contribution=float(scores[0] - scores[k]),
+                    text=words(usual[i], float(row[i])),
+                )
+                for k, i in enumerate(columns, start=1)
+            )
+        )
+    return found
+
+
+def words(usual: FeatureUsual, value: float) -> str:
+    """One feature in words, for example "volume 14.0x its usual (usual 0.4x to 2.1x)"."""
+    feature = _BY_NAME[usual.name][1]
+    low, high = feature.unit.words(usual.low), feature.unit.words(usual.high)
+    return f"{feature.phrase.format(value=feature.unit.words(value))} (usual {low} to {high})"
