@@ -53,9 +53,7 @@ def causal_split_ratio(close: NDArray[np.float64], adj_close: NDArray[np.float64
 
 def quotes(history: Sequence[Bars], *, tape: str, source: str) -> Iterator[Quote]:
     """The bars of all symbols as quotes, in order of event_time, then of symbol."""
-    rows = [
-        (bars.event_time[i].astype("int64"), bars.symbol, bars, i) for bars in history for i in range(len(bars))
-    ]
+    rows = [(bars.event_time[i].astype("int64"), bars.symbol, bars, i) for bars in history for i in range(len(bars))]
     rows.sort(key=lambda row: row[:2])
     for microseconds, symbol, bars, i in rows:
         ratio = bars.split_ratio[i]
