@@ -1,0 +1,79 @@
+"""The gateway as recorder and as history, over gRPC."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import grpc
+from tapewatch.gateway.v1 import detection_service_pb2 as pb
+from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
+
+from services.domain.errors import TapewatchError
+from services.domain.quote import Quote, Series
+from services.domain.score import ScoredQuote
+from services.pipeline.ports import Cursors, RecordOutcome
+from services.runtime.errors import error_from_rpc, error_from_status
+from services.wire.quote import cursors_from_proto, quote_from_proto, quote_to_proto, series_to_proto
+from services.wire.score import score_to_proto
+from services.wire.time import timestamp_to_proto
+
+PEER = "gateway"
+HEALTH_SERVICE = "tapewatch.gateway.v1.DetectionService"
+_PAGE_SIZE_LIMIT = 5_000
+
+
+class GatewayClient:
+    """Implements the ports Recorder and History."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._detections = DetectionServiceStub(channel)
+
+    async def cursors(self, series: Sequence[Series]) -> Cursors:
+        """How far the series have been recorded."""
+        request = pb.GetCursorsRequest(series=[series_to_proto(s) for s in series])
+        try:
+            response = await self._detections.GetCursors(request)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, PEER) from error
+        return cursors_from_proto(response.cursors)
+
+    async def record(self, items: Sequence[ScoredQuote]) -> list[RecordOutcome | TapewatchError]:
+        """One result per item."""
+        request = pb.RecordScoresRequest(
+            items=[pb.ScoredQuote(quote=quote_to_proto(i.quote), score=score_to_proto(i.score)) for i in items]
+        )
+        try:
+            response = await self._detections.RecordScores(request)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, PEER) from error
+        return [
+            RecordOutcome(result.recorded.outcome)
+            if result.WhichOneof("outcome") == "recorded"
+            else error_from_status(result.error, PEER)
+            for result in response.results
+        ]
+
+    async def before(self, series: Series, event_time: datetime, limit: int) -> list[Quote]:
+        """The last `limit` recorded quotes before `event_time`, oldest first, the newest revision of each bar."""
+        request = pb.ListQuotesRequest(
+            tape=series.tape,
+            symbol=series.symbol,
+            source=series.source,
+            interval_seconds=series.interval_seconds,
+            end_time=timestamp_to_proto(event_time),
+            descending=True,
+            page_size=min(limit, _PAGE_SIZE_LIMIT),
+        )
+        newest: dict[datetime, Quote] = {}
+        while True:
+            try:
+                response = await self._detections.ListQuotes(request)
+            except grpc.aio.AioRpcError as error:
+                raise error_from_rpc(error, PEER) from error
+            for recorded in response.quotes:
+                quote = quote_from_proto(recorded.quote)
+                known = newest.get(quote.event_time)
+                if known is None or known.revision < quote.revision:
+                    newest[quote.event_time] = quote
+            if len(newest) >= limit or not response.next_page_token:
+                return sorted(newest.values(), key=lambda quote: quote.event_time)[-limit:]
+            request.page_token = response.next_page_token

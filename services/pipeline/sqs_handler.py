@@ -1,0 +1,111 @@
+"""What happens to one SQS FIFO event: decode, score, record, and answer which messages must come again.
+
+AWS Lambda, the embedded event source and a scorer that reads the queue itself all call this handler.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry import metrics, trace
+
+from services.domain.errors import DependencyUnavailableError, InvalidQuoteError, InvalidRequestError
+from services.domain.quote import Quote
+from services.domain.score import Score
+from services.pipeline.ports import Recorder, Scorer
+from services.pipeline.score_then_record import Result, score_then_record
+from services.queue import market_message
+from services.queue.ports import DeadLetter, DeadLetters
+from services.runtime import telemetry_names as names
+from services.runtime.telemetry import context_of
+
+_log = logging.getLogger(__name__)
+
+Event = Mapping[str, Any]
+"""An SQS event as Lambda gives it: {"Records": [{"messageId", "body", "attributes", "messageAttributes", …}]}."""
+
+
+def _attributes(record: Mapping[str, Any]) -> dict[str, str]:
+    given = record.get("messageAttributes") or {}
+    return {name: value["stringValue"] for name, value in given.items() if value.get("stringValue") is not None}
+
+
+class SqsBatchHandler:
+    """Answers SQS FIFO events with `batchItemFailures` (the function's event source must ReportBatchItemFailures).
+
+    A message that can never be scored goes to the dead-letter queue with its reason and counts as done; its neighbours
+    are scored. A message that may succeed later is returned, and with it every later one of its group.
+    """
+
+    def __init__(self, scorer: Scorer, recorder: Recorder, dead_letters: DeadLetters, destination: str) -> None:
+        self._scorer = scorer
+        self._recorder = recorder
+        self._dead_letters = dead_letters
+        self._destination = destination
+        self._tracer = trace.get_tracer("tapewatch.pipeline")
+        meter = metrics.get_meter("tapewatch")
+        self._processed = meter.create_counter(names.MESSAGES_PROCESSED, unit="{message}")
+
+    async def __call__(self, event: Event) -> dict[str, list[dict[str, str]]]:
+        """Process one event. Never raises for what a message holds; returns the messages that must come again."""
+        records = event["Records"]
+        contexts = [trace.get_current_span(context_of(_attributes(r))).get_span_context() for r in records]
+        with self._tracer.start_as_current_span(
+            names.SPAN_PROCESS.format(destination=self._destination),
+            kind=trace.SpanKind.CONSUMER,
+            links=[trace.Link(context) for context in contexts if context.is_valid],
+            attributes={
+                names.ATTRIBUTE_MESSAGING_SYSTEM: "aws_sqs",
+                names.ATTRIBUTE_DESTINATION: self._destination,
+                names.ATTRIBUTE_OPERATION: "process",
+                names.ATTRIBUTE_BATCH_MESSAGES: len(records),
+            },
+        ):
+            failed = await self._process(records)
+        self._processed.add(len(records) - len(failed), {"outcome": "done"})
+        self._processed.add(len(failed), {"outcome": "returned"})
+        return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in failed]}
+
+    async def _process(self, records: list[Mapping[str, Any]]) -> list[str]:
+        decoded: dict[str, Quote | InvalidQuoteError] = {}
+        for record in records:
+            try:
+                decoded[record["messageId"]] = market_message.decode(record["body"], _attributes(record))
+            except InvalidQuoteError as error:
+                decoded[record["messageId"]] = error
+        quotes = {message_id: quote for message_id, quote in decoded.items() if isinstance(quote, Quote)}
+        results: dict[str, Result] = {
+            message_id: error for message_id, error in decoded.items() if isinstance(error, InvalidQuoteError)
+        }
+        try:
+            scored = await score_then_record(list(quotes.values()), self._scorer, self._recorder)
+            results |= zip(quotes, scored, strict=True)
+        except DependencyUnavailableError as error:
+            _log.warning("%d messages wait: %s", len(quotes), error.message)
+            results |= dict.fromkeys(quotes, error)
+
+        failed: list[str] = []
+        failed_groups: set[str] = set()
+        for record in records:
+            message_id, group = record["messageId"], record["attributes"].get("MessageGroupId", "")
+            if group in failed_groups or not await self._settle(record, results[message_id]):
+                failed_groups.add(group)
+                failed.append(message_id)
+        return failed
+
+    async def _settle(self, record: Mapping[str, Any], result: Result) -> bool:
+        """Whether the message is done: recorded, or kept as a dead letter."""
+        if isinstance(result, Score):
+            return True
+        if not isinstance(result, InvalidRequestError):
+            return False
+        group = record["attributes"].get("MessageGroupId", "")
+        letter = DeadLetter(record["body"], group, result.message, _attributes(record))
+        try:
+            await asyncio.to_thread(self._dead_letters.send_dead_letter, letter)
+        except DependencyUnavailableError as error:
+            _log.warning("a dead letter waits: %s", error.message)
+            return False
+        _log.warning("dead letter from %s: %s", group, result.message)
+        return True

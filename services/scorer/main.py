@@ -1,0 +1,73 @@
+"""The scorer's composition root."""
+
+import asyncio
+from collections.abc import Sequence
+
+from tapewatch.scorer.v1 import model_service_pb2, scorer_service_pb2
+from tapewatch.scorer.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from tapewatch.scorer.v1.scorer_service_pb2_grpc import add_ScorerServiceServicer_to_server
+
+from services.domain.errors import NotConfiguredError
+from services.pipeline.gateway_client import HEALTH_SERVICE, GatewayClient
+from services.pipeline.sqs_handler import SqsBatchHandler
+from services.queue.event_source import consume
+from services.queue.open import open_queue
+from services.runtime.channels import open_channel
+from services.runtime.server import Lifetime, Mount, run_server
+from services.scorer.model_servicer import ModelServicer
+from services.scorer.registry import ModelRegistry
+from services.scorer.scorer_servicer import ScorerServicer
+from services.scorer.service import ScoringService
+from services.scorer.settings import ScorerSettings
+from services.scorer.yahoo_history import YahooHistory
+
+
+def open_gateway(settings: ScorerSettings, lifetime: Lifetime) -> GatewayClient | None:
+    """The gateway's client, or None when no address is set."""
+    if not settings.gateway_address:
+        return None
+    channel = open_channel(settings.gateway_address, settings, health_service=HEALTH_SERVICE)
+    lifetime.on_close(channel.close)
+    return GatewayClient(channel)
+
+
+def make_service(settings: ScorerSettings, registry: ModelRegistry, gateway: GatewayClient | None) -> ScoringService:
+    """The scoring service with the configured model. Raises: ModelUnusableError."""
+    model = registry.load(settings.model_version)
+    fallback = YahooHistory() if settings.fallback_to_yfinance else None
+    return ScoringService(model, gateway, fallback)
+
+
+async def build(lifetime: Lifetime, settings: ScorerSettings) -> Sequence[Mount]:
+    """Wire the scorer; with USE_SQS_DATA_SOURCE also the queue that it consumes itself."""
+    registry = ModelRegistry(settings.model_dir)
+    gateway = open_gateway(settings, lifetime)
+    service = await asyncio.to_thread(make_service, settings, registry, gateway)
+    lifetime.on_close(service.close)
+    if settings.use_sqs_data_source:
+        if gateway is None:
+            raise NotConfiguredError("USE_SQS_DATA_SOURCE without a gateway to record to", "GATEWAY_ADDRESS")
+        queue = open_queue(settings)
+        lifetime.on_close(queue.close)
+        handler = SqsBatchHandler(service, gateway, queue, settings.queue_name)
+        lifetime.spawn(
+            consume(queue, handler, batch_size=settings.source_batch_size, draining=lifetime.draining), "event source"
+        )
+    return [
+        Mount(
+            add_ScorerServiceServicer_to_server,
+            ScorerServicer(service),
+            scorer_service_pb2.DESCRIPTOR.services_by_name["ScorerService"],
+        ),
+        Mount(
+            add_ModelServiceServicer_to_server,
+            ModelServicer(service, registry),
+            model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+        ),
+    ]
+
+
+def main() -> int:
+    """Serve until told to stop; the exit code of the process."""
+    settings = ScorerSettings()
+    return run_server("scorer", settings, lambda lifetime: build(lifetime, settings))

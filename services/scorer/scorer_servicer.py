@@ -1,0 +1,90 @@
+"""ScorerService over gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from tapewatch.market.v1 import quote_pb2
+from tapewatch.scorer.v1 import scorer_service_pb2 as pb
+from tapewatch.scorer.v1.scorer_service_pb2_grpc import ScorerServiceServicer
+
+from services.domain.errors import FieldViolation, InvalidQuoteError, InvalidRequestError, TapewatchError
+from services.domain.quote import Quote
+from services.domain.score import Score
+from services.runtime.errors import status_of
+from services.scorer.convert import check_count
+from services.scorer.service import ScoringService, StreamProgress
+from services.wire.quote import cursors_from_proto, quote_from_proto
+from services.wire.score import score_to_proto
+
+_READ_AHEAD = 4
+
+
+def _result(quote_id: str, result: Score | TapewatchError) -> pb.ScoreResult:
+    if isinstance(result, Score):
+        return pb.ScoreResult(quote_id=quote_id, score=score_to_proto(result))
+    return pb.ScoreResult(quote_id=quote_id, error=status_of(result))
+
+
+def _quote(message: quote_pb2.Quote, field: str) -> Quote:
+    try:
+        return quote_from_proto(message)
+    except InvalidQuoteError as error:
+        raise InvalidRequestError(
+            [FieldViolation(f"{field}.{v.field}", v.description) for v in error.violations]
+        ) from error
+
+
+class ScorerServicer(ScorerServiceServicer):
+    """Score and ScoreStream."""
+
+    def __init__(self, service: ScoringService) -> None:
+        self._service = service
+
+    async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+        """Judge one quote by hand."""
+        if not request.HasField("quote"):
+            raise InvalidRequestError([FieldViolation("quote", "is required")])
+        check_count("history", request.history, least=0)
+        history = [_quote(message, f"history[{i}]") for i, message in enumerate(request.history)]
+        score = await self._service.score_one(_quote(request.quote, "quote"), history)
+        return pb.ScoreResponse(score=score_to_proto(score))
+
+    async def ScoreStream(
+        self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Any
+    ) -> AsyncIterator[pb.ScoreStreamResponse]:
+        """Judge quotes as they come. A reader of its own keeps taking requests while answers are being written."""
+        waiting: asyncio.Queue[pb.ScoreStreamRequest | None] = asyncio.Queue(_READ_AHEAD)
+
+        async def read() -> None:
+            try:
+                async for request in request_iterator:
+                    await waiting.put(request)
+            finally:
+                await waiting.put(None)
+
+        reader = asyncio.create_task(read())
+        progress = StreamProgress()
+        try:
+            while (request := await waiting.get()) is not None:
+                yield await self._answer(request, progress)
+            await reader
+        finally:
+            reader.cancel()
+
+    async def _answer(self, request: pb.ScoreStreamRequest, progress: StreamProgress) -> pb.ScoreStreamResponse:
+        check_count("quotes", request.quotes)
+        formed: list[Quote | InvalidQuoteError] = []
+        for message in request.quotes:
+            try:
+                formed.append(quote_from_proto(message))
+            except InvalidQuoteError as error:
+                formed.append(error)
+        quotes = [quote for quote in formed if isinstance(quote, Quote)]
+        scored = iter(await self._service.score(quotes, cursors_from_proto(request.cursors), progress))
+        return pb.ScoreStreamResponse(
+            results=[
+                _result(each.quote_id, next(scored)) if isinstance(each, Quote) else _result(message.quote_id, each)
+                for message, each in zip(request.quotes, formed, strict=True)
+            ]
+        )
