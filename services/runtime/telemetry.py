@@ -108,6 +108,11 @@ class Telemetry:
         trace.set_tracer_provider(self._traces)
         metrics.set_meter_provider(self._metrics)
 
+    def flush(self) -> None:
+        """Export what is there: a Lambda environment may be frozen after each invocation."""
+        self._traces.force_flush()
+        self._metrics.force_flush()
+
     def shutdown(self) -> None:
         """Export what is left, waiting a few seconds at most for a collector that is away."""
         self._traces.shutdown()

@@ -1,0 +1,79 @@
+"""DispatchService over gRPC."""
+
+import asyncio
+from typing import Any
+
+from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
+from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceServicer
+
+from services.dispatch.service import DispatchMode, DispatchService
+from services.dispatch.settings import DispatchSettings
+from services.domain.errors import FieldViolation, InvalidQuoteError, InvalidRequestError, TapewatchError
+from services.domain.quote import Quote
+from services.domain.score import Score
+from services.pipeline.warm_pool import WarmPool
+from services.queue.ports import Queue
+from services.runtime.errors import status_of
+from services.wire.quote import quote_from_proto
+from services.wire.score import score_to_proto
+
+_QUOTES_LIMIT = 1_000
+
+
+def _result(quote_id: str, result: Score | TapewatchError) -> pb.DispatchResult:
+    if isinstance(result, Score):
+        return pb.DispatchResult(quote_id=quote_id, score=score_to_proto(result))
+    return pb.DispatchResult(quote_id=quote_id, error=status_of(result))
+
+
+class DispatchServicer(DispatchServiceServicer):
+    """Dispatch and GetCapacity."""
+
+    def __init__(self, service: DispatchService, pool: WarmPool, queue: Queue | None, settings: DispatchSettings) -> None:
+        self._service = service
+        self._pool = pool
+        self._queue = queue
+        self._settings = settings
+
+    async def Dispatch(self, request: pb.DispatchRequest, context: Any) -> pb.DispatchResponse:
+        """Score and record a batch."""
+        if not 1 <= len(request.quotes) <= _QUOTES_LIMIT:
+            raise InvalidRequestError(
+                [FieldViolation("quotes", f"has {len(request.quotes)} items; 1 to {_QUOTES_LIMIT:,} are allowed")]
+            )
+        try:
+            mode = DispatchMode(request.mode or DispatchMode.WARM)
+        except ValueError as error:
+            raise InvalidRequestError([FieldViolation("mode", f"{request.mode} is not a mode")]) from error
+        formed: list[Quote | InvalidQuoteError] = []
+        for message in request.quotes:
+            try:
+                formed.append(quote_from_proto(message))
+            except InvalidQuoteError as error:
+                formed.append(error)
+        quotes = [each for each in formed if isinstance(each, Quote)]
+        done = iter(await self._service.dispatch(quotes, mode))
+        return pb.DispatchResponse(
+            results=[
+                _result(each.quote_id, next(done)) if isinstance(each, Quote) else _result(message.quote_id, each)
+                for message, each in zip(request.quotes, formed, strict=True)
+            ]
+        )
+
+    async def GetCapacity(self, request: pb.GetCapacityRequest, context: Any) -> pb.GetCapacityResponse:
+        """The warm pool, the backlog and the limits."""
+        serving = await asyncio.gather(*(self._pool.serving(address) for address in self._pool.addresses))
+        response = pb.GetCapacityResponse(
+            scorers=[
+                pb.WarmScorer(address=address, serving=up)
+                for address, up in zip(self._pool.addresses, serving, strict=True)
+            ],
+            batch_size_limit=self._settings.dispatch_batch_size,
+            concurrency_limit=self._settings.dispatch_concurrency,
+        )
+        if self._queue is not None:
+            depth = await asyncio.to_thread(self._queue.depth)
+            response.backlog.ready_messages = depth.ready
+            response.backlog.in_flight_messages = depth.in_flight
+            response.backlog.dead_letters = depth.dead_letters
+        return response
