@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 
-from tapewatch.dispatch.v1 import dispatch_service_pb2
-from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import add_DispatchServiceServicer_to_server
-
 from services.dispatch.service import DispatchService
 from services.dispatch.servicer import DispatchServicer
 from services.dispatch.settings import DispatchSettings
@@ -15,6 +12,8 @@ from services.queue.event_source import consume
 from services.queue.open import open_queue
 from services.runtime.channels import open_channel
 from services.runtime.server import Lifetime, Mount, run_server
+from tapewatch.dispatch.v1 import dispatch_service_pb2
+from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import add_DispatchServiceServicer_to_server
 
 
 async def build(lifetime: Lifetime, settings: DispatchSettings) -> Sequence[Mount]:

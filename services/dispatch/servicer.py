@@ -3,9 +3,6 @@
 import asyncio
 from typing import Any
 
-from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
-from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceServicer
-
 from services.dispatch.service import DispatchMode, DispatchService
 from services.dispatch.settings import DispatchSettings
 from services.domain.errors import FieldViolation, InvalidQuoteError, InvalidRequestError, TapewatchError
@@ -16,6 +13,8 @@ from services.queue.ports import Queue
 from services.runtime.errors import status_of
 from services.wire.quote import quote_from_proto
 from services.wire.score import score_to_proto
+from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
+from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceServicer
 
 _QUOTES_LIMIT = 1_000
 
@@ -29,7 +28,9 @@ def _result(quote_id: str, result: Score | TapewatchError) -> pb.DispatchResult:
 class DispatchServicer(DispatchServiceServicer):
     """Dispatch and GetCapacity."""
 
-    def __init__(self, service: DispatchService, pool: WarmPool, queue: Queue | None, settings: DispatchSettings) -> None:
+    def __init__(
+        self, service: DispatchService, pool: WarmPool, queue: Queue | None, settings: DispatchSettings
+    ) -> None:
         self._service = service
         self._pool = pool
         self._queue = queue

@@ -15,7 +15,9 @@ class DispatchSettings(ServerSettings, QueueSettings):
     event_source: str = Field(
         "embedded", pattern="^(embedded|none)$", description="`embedded` consumes the queue here; `none` with Lambda"
     )
-    dispatch_batch_size: int = Field(100, ge=1, le=1_000, description="most messages in one batch (SQS takes 10 at most)")
+    dispatch_batch_size: int = Field(
+        100, ge=1, le=1_000, description="most messages in one batch (SQS takes 10 at most)"
+    )
     dispatch_concurrency: int = Field(4, ge=1, le=64, description="most batches at once")
 
     @property

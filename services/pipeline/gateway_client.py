@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import grpc
-from tapewatch.gateway.v1 import detection_service_pb2 as pb
-from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
 
 from services.domain.errors import TapewatchError
 from services.domain.quote import Quote, Series
@@ -15,6 +13,8 @@ from services.runtime.errors import error_from_rpc, error_from_status
 from services.wire.quote import cursors_from_proto, quote_from_proto, quote_to_proto, series_to_proto
 from services.wire.score import score_to_proto
 from services.wire.time import timestamp_to_proto
+from tapewatch.gateway.v1 import detection_service_pb2 as pb
+from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
 
 PEER = "gateway"
 HEALTH_SERVICE = "tapewatch.gateway.v1.DetectionService"

@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tapewatch.scorer.v1 import scorer_service_pb2 as pb
-from tapewatch.scorer.v1.scorer_service_pb2_grpc import ScorerServiceStub
 
 from services.domain.errors import DependencyUnavailableError, TapewatchError
 from services.domain.quote import Quote, Series
@@ -21,6 +19,8 @@ from services.runtime.errors import error_from_rpc, error_from_status
 from services.runtime.settings import ClientSettings
 from services.wire.quote import cursors_to_proto, quote_to_proto
 from services.wire.score import score_from_proto
+from tapewatch.scorer.v1 import scorer_service_pb2 as pb
+from tapewatch.scorer.v1.scorer_service_pb2_grpc import ScorerServiceStub
 
 _log = logging.getLogger(__name__)
 HEALTH_SERVICE = "tapewatch.scorer.v1.ScorerService"
@@ -64,9 +64,7 @@ class WarmPool:
         results = {quote_id: result for answer in answers for quote_id, result in answer.items()}
         return [results[quote.quote_id] for quote in quotes]
 
-    async def _stream(
-        self, address: str, quotes: list[Quote], cursors: Cursors
-    ) -> dict[str, Score | TapewatchError]:
+    async def _stream(self, address: str, quotes: list[Quote], cursors: Cursors) -> dict[str, Score | TapewatchError]:
         async def requests() -> AsyncIterator[pb.ScoreStreamRequest]:
             told: set[Series] = set()
             for start in range(0, len(quotes), REQUEST_QUOTES):

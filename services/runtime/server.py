@@ -7,9 +7,11 @@ import asyncio
 import inspect
 import ipaddress
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +97,17 @@ class Lifetime:
                 await result
 
 
+async def _outlive_no_parent(draining: asyncio.Event) -> None:
+    """Drain once the parent process is gone: a killed supervisor leaves no services behind."""
+    parent = os.getppid()
+    while not draining.is_set():
+        if os.getppid() != parent:
+            draining.set()
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(draining.wait(), 1.0)
+
+
 Build = Callable[[Lifetime], Awaitable[Sequence[Mount]]]
 
 
@@ -176,6 +189,8 @@ async def serve(name: str, settings: ServerSettings, build: Build, started: Call
         names = (*lifetime.service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         await server.start()
+        if settings.exit_with_parent:
+            lifetime.spawn(_outlive_no_parent(lifetime.draining), "parent watch")
         await lifetime.set_serving(True)
         _log.info("%s listens on %s:%d", name, settings.grpc_host, port)
         if started is not None:

@@ -41,3 +41,4 @@ class ServerSettings(TelemetrySettings, ClientSettings):
     tls_cert_file: Path | None = Field(None, description="PEM certificate chain of the server")
     tls_key_file: Path | None = Field(None, description="PEM private key of the server")
     shutdown_grace_seconds: float = Field(10.0, ge=0, description="time that calls in flight have on shutdown, seconds")
+    exit_with_parent: bool = Field(False, description="drain when the process that started this one is gone")

@@ -13,3 +13,6 @@ ATTRIBUTE_BATCH_MESSAGES = "messaging.batch.message_count"
 ATTRIBUTE_MESSAGING_SYSTEM = "messaging.system"
 ATTRIBUTE_DESTINATION = "messaging.destination.name"
 ATTRIBUTE_OPERATION = "messaging.operation.type"
+
+MESSAGES_PROCESSED = "tapewatch.dispatch.messages"
+"""Counter, {message}: queue messages processed, by outcome: done or returned."""

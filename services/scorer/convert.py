@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tapewatch.scorer.v1 import model_service_pb2 as pb
-
 from services.domain.errors import FieldViolation, InvalidRequestError
 from services.domain.model import ModelMetadata
 from services.wire.time import timestamp_to_proto
+from tapewatch.scorer.v1 import model_service_pb2 as pb
 
 QUOTES_LIMIT = 1_000
 

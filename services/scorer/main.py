@@ -3,10 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 
-from tapewatch.scorer.v1 import model_service_pb2, scorer_service_pb2
-from tapewatch.scorer.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
-from tapewatch.scorer.v1.scorer_service_pb2_grpc import add_ScorerServiceServicer_to_server
-
 from services.domain.errors import NotConfiguredError
 from services.pipeline.gateway_client import HEALTH_SERVICE, GatewayClient
 from services.pipeline.sqs_handler import SqsBatchHandler
@@ -20,6 +16,9 @@ from services.scorer.scorer_servicer import ScorerServicer
 from services.scorer.service import ScoringService
 from services.scorer.settings import ScorerSettings
 from services.scorer.yahoo_history import YahooHistory
+from tapewatch.scorer.v1 import model_service_pb2, scorer_service_pb2
+from tapewatch.scorer.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from tapewatch.scorer.v1.scorer_service_pb2_grpc import add_ScorerServiceServicer_to_server
 
 
 def open_gateway(settings: ScorerSettings, lifetime: Lifetime) -> GatewayClient | None:

@@ -4,13 +4,12 @@ import asyncio
 import logging
 from typing import Any
 
-from tapewatch.scorer.v1 import model_service_pb2 as pb
-from tapewatch.scorer.v1.model_service_pb2_grpc import ModelServiceServicer
-
 from services.domain.model import ModelMetadata
 from services.scorer.convert import model_to_proto
 from services.scorer.registry import ModelRegistry
 from services.scorer.service import ScoringService
+from tapewatch.scorer.v1 import model_service_pb2 as pb
+from tapewatch.scorer.v1.model_service_pb2_grpc import ModelServiceServicer
 
 _log = logging.getLogger(__name__)
 
@@ -30,9 +29,7 @@ class ModelServicer(ModelServiceServicer):
         serving = self._service.model.metadata
         if request.version in ("", serving.version):
             return pb.GetModelResponse(model=self._proto(serving))
-        return pb.GetModelResponse(
-            model=self._proto(await asyncio.to_thread(self._registry.metadata, request.version))
-        )
+        return pb.GetModelResponse(model=self._proto(await asyncio.to_thread(self._registry.metadata, request.version)))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """The registry's models, newest first."""

@@ -9,7 +9,13 @@ from typing import Any
 
 from opentelemetry import trace
 
-from services.domain.errors import FieldViolation, InvalidQuoteError, InvalidRequestError, NotConfiguredError, TapewatchError
+from services.domain.errors import (
+    FieldViolation,
+    InvalidQuoteError,
+    InvalidRequestError,
+    NotConfiguredError,
+    TapewatchError,
+)
 from services.domain.quote import Quote
 from services.domain.score import Score
 from services.pipeline.gateway_client import HEALTH_SERVICE, GatewayClient
@@ -40,7 +46,9 @@ def decode_batch(settings: RunOnceSettings) -> list[Quote | InvalidQuoteError]:
     if not isinstance(messages, list):
         raise InvalidRequestError([FieldViolation("BATCH_MARKET_DATA", "is not a JSON array")])
     if settings.batch_size and len(messages) != settings.batch_size:
-        violation = FieldViolation("BATCH_SIZE", f"is {settings.batch_size}, but the batch has {len(messages)} messages")
+        violation = FieldViolation(
+            "BATCH_SIZE", f"is {settings.batch_size}, but the batch has {len(messages)} messages"
+        )
         raise InvalidRequestError([violation])
     decoded: list[Quote | InvalidQuoteError] = []
     for message in messages:

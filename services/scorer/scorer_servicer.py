@@ -4,10 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from tapewatch.market.v1 import quote_pb2
-from tapewatch.scorer.v1 import scorer_service_pb2 as pb
-from tapewatch.scorer.v1.scorer_service_pb2_grpc import ScorerServiceServicer
-
 from services.domain.errors import FieldViolation, InvalidQuoteError, InvalidRequestError, TapewatchError
 from services.domain.quote import Quote
 from services.domain.score import Score
@@ -16,6 +12,9 @@ from services.scorer.convert import check_count
 from services.scorer.service import ScoringService, StreamProgress
 from services.wire.quote import cursors_from_proto, quote_from_proto
 from services.wire.score import score_to_proto
+from tapewatch.market.v1 import quote_pb2
+from tapewatch.scorer.v1 import scorer_service_pb2 as pb
+from tapewatch.scorer.v1.scorer_service_pb2_grpc import ScorerServiceServicer
 
 _READ_AHEAD = 4
 

@@ -1,0 +1,117 @@
+"""`tapewatch doctor`: what is configured, reachable, missing."""
+
+import asyncio
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from services.cli.mesh import serving
+from services.cli.settings import MeshSettings
+from services.domain.errors import TapewatchError
+
+_SUPPORTED = ((3, 11), (3, 13))
+_OPTIONAL = (
+    ("yfinance", "live quotes from Yahoo Finance", "pip install 'tapewatch[yahoo]'"),
+    ("boto3", "the AWS adapters", "pip install 'tapewatch[aws]'"),
+    ("tensorflow", "training models", "pip install 'tapewatch[train]'"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check. `state` is ok, off (optional and absent) or bad."""
+
+    subject: str
+    state: str
+    detail: str
+
+
+def _python() -> Finding:
+    low, high = _SUPPORTED
+    good = low <= sys.version_info[:2] <= high
+    wanted = "" if good else f"; Tapewatch needs CPython {low[0]}.{low[1]} to {high[0]}.{high[1]}"
+    return Finding("python", "ok" if good else "bad", platform.python_version() + wanted)
+
+
+def _optional() -> list[Finding]:
+    return [
+        Finding(module, "ok", purpose)
+        if importlib.util.find_spec(module)
+        else Finding(module, "off", f"{purpose}: {install}")
+        for module, purpose, install in _OPTIONAL
+    ]
+
+
+def _model() -> Finding:
+    from services.scorer.registry import ModelRegistry
+    from services.scorer.settings import ScorerSettings
+
+    settings = ScorerSettings()
+    try:
+        model = ModelRegistry(settings.model_dir).load(settings.model_version)
+    except TapewatchError as error:
+        return Finding("model", "bad", error.message)
+    return Finding("model", "ok", f"{model.metadata.version}, threshold {model.metadata.threshold:.3f}")
+
+
+def _folder(settings: MeshSettings) -> Finding:
+    folder = settings.tapewatch_dir
+    existing = folder if folder.exists() else folder.absolute().parent
+    if os.access(existing, os.W_OK):
+        return Finding("folder", "ok", f"{folder} is writable")
+    return Finding("folder", "bad", f"{existing} is not writable: set TAPEWATCH_DIR to a folder that is")
+
+
+def _queue() -> Finding:
+    from services.queue.open import open_queue
+    from services.queue.settings import QueueSettings
+
+    settings = QueueSettings()
+    try:
+        queue = open_queue(settings)
+        depth = queue.depth()
+        queue.close()
+    except TapewatchError as error:
+        return Finding("queue", "bad", error.message)
+    detail = f"{settings.queue_backend}: {depth.ready} ready, {depth.in_flight} in flight, {depth.dead_letters} dead"
+    return Finding("queue", "ok", detail)
+
+
+async def _service(name: str, address: str, settings: MeshSettings) -> Finding:
+    if await serving(address, settings, timeout_seconds=1.0):
+        return Finding(name, "ok", f"serving at {address}")
+    return Finding(name, "off", f"nobody serves at {address}: tapewatch up starts the mesh")
+
+
+async def examine(settings: MeshSettings) -> list[Finding]:
+    """Every check."""
+    os.environ.setdefault("QUEUE_PATH", str(settings.tapewatch_dir / "queue.db"))
+    checks: list[Callable[[], Finding]] = [_model, _queue]
+    services: list[Awaitable[Finding]] = [
+        _service(name, address, settings)
+        for name, address in (
+            ("ingest", settings.ingest_address),
+            ("dispatch", settings.dispatch_address),
+            *((f"scorer {i}", address) for i, address in enumerate(settings.pool(), 1)),
+            ("gateway", settings.gateway_address),
+        )
+    ]
+    local = [await asyncio.to_thread(check) for check in checks]
+    return [_python(), _folder(settings), *_optional(), *local, *await asyncio.gather(*services)]
+
+
+async def doctor(settings: MeshSettings, console: Console) -> int:
+    """Print the findings. Exit code 1 when one is bad."""
+    findings = await examine(settings)
+    styles = {"ok": "green", "off": "yellow", "bad": "bold red"}
+    table = Table("what", "state", "detail")
+    for finding in findings:
+        table.add_row(finding.subject, f"[{styles[finding.state]}]{finding.state}[/]", finding.detail)
+    console.print(table)
+    return int(any(finding.state == "bad" for finding in findings))

@@ -1,0 +1,122 @@
+"""The live view of a running mesh: progress, rates, freshness, and the alerts as they come."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from services.cli.watch import line
+from tapewatch.gateway.v1 import alert_pb2
+
+_ALERT_LINES = 12
+_RATE_SECONDS = 3.0
+_PLAIN_LINE_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class Reading:
+    """What the mesh says of itself at one moment. Messages for the backlog, seconds for the latency."""
+
+    published: int = 0
+    total: int = 0
+    backlog: int = 0
+    dead_letters: int = 0
+    latency_seconds: float | None = None
+    position: str = ""
+    services: dict[str, str] = field(default_factory=dict)
+    stale: list[str] = field(default_factory=list)
+
+    @property
+    def recorded(self) -> int:
+        """Quotes that have left the queue."""
+        return max(0, self.published - self.backlog)
+
+
+class LiveView:
+    """Shows readings and alerts: a live screen on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._alerts: deque[Text] = deque(maxlen=_ALERT_LINES)
+        self._opened = 0
+        self._readings: deque[tuple[float, int]] = deque()
+        self._last_plain = 0.0
+        self._reading = Reading()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:>7,.0f} quotes/s"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task: TaskID = self._progress.add_task("scored", total=None, rate=0.0)
+        self._live = Live(self._render(), console=console, refresh_per_second=8) if console.is_terminal else None
+
+    def __enter__(self) -> "LiveView":
+        if self._live is not None:
+            self._live.start()
+        else:
+            self._console.print(self._title)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.update(self._render())
+            self._live.stop()
+
+    def alert(self, change: alert_pb2.AlertChange) -> None:
+        """Show a change of an alert."""
+        self._opened += change.kind == alert_pb2.ALERT_CHANGE_KIND_OPENED
+        text = line(change)
+        if self._live is None:
+            self._console.print(text, soft_wrap=True)
+        else:
+            self._alerts.append(text)
+            self._live.update(self._render())
+
+    def show(self, reading: Reading) -> None:
+        """Show how far the mesh is."""
+        now = time.monotonic()
+        self._reading = reading
+        self._readings.append((now, reading.recorded))
+        while now - self._readings[0][0] > _RATE_SECONDS:
+            self._readings.popleft()
+        (then, before) = self._readings[0]
+        rate = (reading.recorded - before) / (now - then) if now > then else 0.0
+        self._progress.update(self._task, completed=reading.recorded, total=reading.total or None, rate=rate)
+        if self._live is not None:
+            self._live.update(self._render())
+        elif now - self._last_plain >= _PLAIN_LINE_SECONDS:
+            self._last_plain = now
+            self._console.print(f"scored {reading.recorded:,} of {reading.total:,}, {rate:,.0f} quotes/s")
+
+    def _status(self) -> Text:
+        reading = self._reading
+        parts = [f"published {reading.published:,}", f"waiting {reading.backlog:,}"]
+        if reading.latency_seconds is not None:
+            parts.append(f"freshness {reading.latency_seconds * 1_000:,.0f} ms from ingest to store")
+        if reading.position:
+            parts.append(f"tape at {reading.position}")
+        parts.append(f"alerts {self._opened}")
+        if reading.dead_letters:
+            parts.append(f"dead letters {reading.dead_letters}")
+        text = Text(" · ".join(parts))
+        for name, state in reading.services.items():
+            text.append(f"\n{name} {state}", style="yellow")
+        if reading.stale:
+            text.append(f"\nsilent: {', '.join(reading.stale)}", style="bold yellow")
+        return text
+
+    def _render(self) -> RenderableType:
+        alerts = Group(*self._alerts) if self._alerts else Text("no alerts yet", style="dim")
+        return Group(
+            Panel(Group(self._progress, self._status()), title=self._title, title_align="left"),
+            Panel(alerts, title="alerts", title_align="left"),
+        )

@@ -1,0 +1,224 @@
+"""The `tapewatch` command."""
+
+import asyncio
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from services.cli.settings import MeshSettings
+
+app = typer.Typer(
+    name="tapewatch",
+    help="Watches the market tape and raises explained alerts while manipulation is still happening.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ingest_app = typer.Typer(help="Sources in, durable quotes in the queue out.", no_args_is_help=True)
+dispatch_app = typer.Typer(help="From the queue to a scorer, from the scorer to the gateway.", no_args_is_help=True)
+scorer_app = typer.Typer(help="Judges quotes.", no_args_is_help=True)
+gateway_app = typer.Typer(help="Keeps quotes, scores, detections and alerts; streams alerts.", no_args_is_help=True)
+for name, group in (
+    ("ingest", ingest_app),
+    ("dispatch", dispatch_app),
+    ("scorer", scorer_app),
+    ("gateway", gateway_app),
+):
+    app.add_typer(group, name=name)
+
+EXIT_UNHEALTHY = 1
+
+
+class Source(StrEnum):
+    """Where quotes come from."""
+
+    REPLAY = "replay"
+    YAHOO = "yahoo"
+    CSV = "csv"
+
+
+Symbols = Annotated[
+    str, typer.Option("--symbols", help="Comma-separated tickers; empty takes all of the source, or its default list.")
+]
+Scorers = Annotated[int, typer.Option("--scorers", min=1, max=32, help="Scorers in the warm pool.")]
+Location = Annotated[
+    str,
+    typer.Option("--from", help="`bokeh` (the bundled tape), a CSV or Parquet file, or a folder, the lake included."),
+]
+Address = Annotated[str, typer.Option("--gateway", help="The gateway's host:port; empty takes GATEWAY_ADDRESS.")]
+
+
+def _split(symbols: str) -> list[str]:
+    return [symbol.strip().upper() for symbol in symbols.split(",") if symbol.strip()]
+
+
+@ingest_app.command("serve")
+def ingest_serve() -> None:
+    """Serve IngestService, and poll the configured source."""
+    from services.ingest.main import main as serve
+
+    raise SystemExit(serve())
+
+
+@dispatch_app.command("serve")
+def dispatch_serve() -> None:
+    """Serve DispatchService, and consume the queue unless EVENT_SOURCE is none."""
+    from services.dispatch.main import main as serve
+
+    raise SystemExit(serve())
+
+
+@dispatch_app.command("dead-letters")
+def dispatch_dead_letters(limit: Annotated[int, typer.Option(min=1, help="Most letters to show.")] = 100) -> None:
+    """Show messages that can never be scored, with the reason."""
+    from services.cli.dead_letters import show
+
+    _use_mesh_queue()
+    raise SystemExit(show(limit, Console()))
+
+
+@scorer_app.command("serve")
+def scorer_serve() -> None:
+    """Serve ScorerService and ModelService; with USE_SQS_DATA_SOURCE also consume the queue."""
+    from services.scorer.main import main as serve
+
+    raise SystemExit(serve())
+
+
+@scorer_app.command("run-once")
+def scorer_run_once() -> None:
+    """Score and record the batch in BATCH_MARKET_DATA, print a summary, and end."""
+    from services.scorer.run_once import main as run_once
+
+    raise SystemExit(run_once())
+
+
+@gateway_app.command("serve")
+def gateway_serve() -> None:
+    """Serve DetectionService and AlertService, and write the lake."""
+    from services.gateway.main import main as serve
+
+    raise SystemExit(serve())
+
+
+@app.command("run")
+def run_command(location: Location = "bokeh", symbols: Symbols = "", scorers: Scorers = 1) -> None:
+    """Replay a tape through the whole mesh on this machine, then end with a summary. Goes on where it was stopped."""
+    from services.cli.run import run
+
+    raise SystemExit(asyncio.run(run(MeshSettings(), location, _split(symbols), scorers, Console())))
+
+
+@app.command("up")
+def up_command(
+    source: Annotated[Source, typer.Option(help="Where quotes come from.")] = Source.REPLAY,
+    location: Location = "bokeh",
+    symbols: Symbols = "",
+    interval: Annotated[int, typer.Option(min=1, help="Seconds between polls of Yahoo Finance.")] = 60,
+    speed: Annotated[
+        float, typer.Option(min=0, help="Replay: event time over wall time; 0 is as fast as the mesh takes it.")
+    ] = 0.0,
+    scorers: Scorers = 1,
+) -> None:
+    """Start the whole mesh on this machine and keep it up until Ctrl-C."""
+    from services.cli.run import up
+
+    console = Console()
+    raise SystemExit(
+        asyncio.run(up(MeshSettings(), source.value, location, _split(symbols), interval, speed, scorers, console))
+    )
+
+
+@app.command("watch")
+def watch_command(
+    gateway: Address = "",
+    symbols: Symbols = "",
+    tape: Annotated[str, typer.Option(help="Only this tape; empty takes all.")] = "",
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Only alerts with at least this peak score.")] = 0.0,
+    from_start: Annotated[bool, typer.Option("--from-start", help="Begin with the oldest change kept.")] = False,
+    resume_token: Annotated[str, typer.Option(help="Go on after this token.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per change, with its resume token.")] = False,
+) -> None:
+    """Show alerts live from any gateway, across disconnects."""
+    from services.cli.watch import watch
+
+    settings = MeshSettings()
+    address = gateway or settings.gateway_address
+    with_symbols = _split(symbols)
+    try:
+        asyncio.run(watch(address, settings, with_symbols, tape, min_score, from_start, resume_token, as_json))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+@app.command("health")
+def health_command(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The server to ask.")],
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 3.0,
+) -> None:
+    """Exit with 0 when the server is serving, with 1 otherwise: a container's health check."""
+    from services.cli.mesh import serving
+
+    if ":" not in address:
+        raise typer.BadParameter(f"{address!r} is not HOST:PORT")
+    healthy = asyncio.run(serving(address, MeshSettings(), timeout))
+    print(f"{address}: {'serving' if healthy else 'not serving'}")
+    raise SystemExit(0 if healthy else EXIT_UNHEALTHY)
+
+
+@app.command("replay")
+def replay_command(
+    location: Location = "bokeh",
+    tape: Annotated[str, typer.Option(help="Tape to play on; empty makes a new one. An interrupted one goes on.")] = "",
+    symbols: Symbols = "",
+    speed: Annotated[float, typer.Option(min=0, help="Event time over wall time; 0 is as fast as possible.")] = 0.0,
+    ingest: Annotated[str, typer.Option("--ingest", help="Ingest's host:port; empty takes INGEST_ADDRESS.")] = "",
+) -> None:
+    """Replay an archive or a file through a running mesh, on a tape of its own."""
+    from services.cli.replay import replay
+
+    settings = MeshSettings()
+    address = ingest or settings.ingest_address
+    raise SystemExit(asyncio.run(replay(address, settings, location, tape, _split(symbols), speed, Console())))
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Show what is configured, reachable, missing. Exits with 1 when something must be mended."""
+    from services.cli.doctor import doctor
+
+    raise SystemExit(asyncio.run(doctor(MeshSettings(), Console())))
+
+
+@app.command("settings")
+def settings_command() -> None:
+    """Print every setting of every service as a Markdown table: README's."""
+    from services.cli.settings_table import table
+
+    print(table())
+
+
+def _use_mesh_queue() -> None:
+    """The embedded mesh's queue, unless another one is configured."""
+    os.environ.setdefault("QUEUE_PATH", str(Path(MeshSettings().tapewatch_dir) / "queue.db"))
+
+
+def main() -> None:
+    """Run the command; a wrong setting ends in one sentence per setting."""
+    try:
+        app()
+    except ValidationError as error:
+        for wrong in error.errors():
+            name = ".".join(str(part) for part in wrong["loc"]).upper()
+            print(f"tapewatch: {name}={wrong['input']!r}: {wrong['msg']}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

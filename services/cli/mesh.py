@@ -1,0 +1,203 @@
+"""The mesh on one machine: every service a process of its own, started, watched, restarted and stopped from here."""
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.cli.settings import MeshSettings
+from services.domain.errors import DependencyUnavailableError
+from services.runtime.channels import open_channel
+from services.runtime.server import EXIT_MISCONFIGURED
+from services.runtime.settings import ClientSettings
+
+_log = logging.getLogger(__name__)
+_POLL_SECONDS = 0.1
+_START_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+_LONGEST_RESTART_PAUSE_SECONDS = 5.0
+_HEALTHY_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class Process:
+    """One service's process. `restarts` counts how often it had to be started again."""
+
+    name: str
+    command: Sequence[str]
+    address: str
+    environment: Mapping[str, str]
+    log: Path
+    popen: "subprocess.Popen[bytes] | None" = None
+    restarts: int = 0
+    quick_failures: int = 0
+    started: float = 0.0
+    start_again_at: float = field(default=0.0)
+
+    def start(self) -> None:
+        """Start it in a session of its own: Ctrl-C reaches the command only, which stops the mesh in order."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "services.cli.main", *self.command],
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.started = time.monotonic()
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self.popen is not None and self.popen.poll() is None
+
+    def last_words(self) -> str:
+        """The last line of its log."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return lines[-1] if lines else "nothing in its log"
+
+
+class MeshFailedError(DependencyUnavailableError):
+    """A service cannot run; the message is its own last words."""
+
+    def __init__(self, process: Process, detail: str) -> None:
+        super().__init__(process.name, f"{detail} (log: {process.log})")
+
+
+async def serving(address: str, settings: ClientSettings, timeout_seconds: float = 2.0) -> bool:
+    """Whether the server at `address` says that it is serving."""
+    async with open_channel(address, settings) as channel:
+        try:
+            response = await health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=timeout_seconds, wait_for_ready=True
+            )
+        except grpc.aio.AioRpcError:
+            return False
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _processes(settings: MeshSettings, scorers: int, ingest: Mapping[str, str]) -> list[Process]:
+    folder = settings.tapewatch_dir.resolve()
+    pool = settings.pool(scorers)
+    shared = {
+        "QUEUE_PATH": str(folder / "queue.db"),
+        "STORE_PATH": str(folder / "store.db"),
+        "INGEST_PATH": str(folder / "ingest.db"),
+        "LAKE_URI": str(folder / "lake"),
+        "GATEWAY_ADDRESS": settings.gateway_address,
+        "SCORER_ADDRESSES": ",".join(pool),
+        "EXIT_WITH_PARENT": "true",
+    }
+    shared = {name: os.environ.get(name, value) for name, value in shared.items()}
+
+    def process(name: str, service: str, address: str, extra: Mapping[str, str] | None = None) -> Process:
+        host, _, port = address.rpartition(":")
+        environment = {**shared, "GRPC_HOST": host, "GRPC_PORT": port, **(extra or {})}
+        return Process(name, (service, "serve"), address, environment, folder / "logs" / f"{name}.log")
+
+    many = len(pool) > 1
+    return [
+        process("gateway", "gateway", settings.gateway_address),
+        *(process(f"scorer-{i}" if many else "scorer", "scorer", address) for i, address in enumerate(pool, 1)),
+        process("dispatch", "dispatch", settings.dispatch_address),
+        process("ingest", "ingest", settings.ingest_address, ingest),
+    ]
+
+
+class Mesh:
+    """All processes, in the order in which they are started; they are stopped in the opposite one."""
+
+    def __init__(self, settings: MeshSettings, scorers: int = 1, ingest: Mapping[str, str] | None = None) -> None:
+        self._settings = settings
+        self.processes = _processes(settings, scorers, ingest or {})
+        self._watching: asyncio.Task[None] | None = None
+        self.failure: MeshFailedError | None = None
+
+    async def start(self) -> None:
+        """Start everything and wait until all are serving.
+
+        Raises: MeshFailedError when one cannot run; the others are stopped by then.
+        """
+        for process in self.processes:
+            if await self._occupied(process.address):
+                raise MeshFailedError(
+                    process, f"{process.address} is in use; stop what listens there, or set another address"
+                )
+        for process in self.processes:
+            process.start()
+        self._watching = asyncio.create_task(self._watch())
+        try:
+            await asyncio.wait_for(asyncio.gather(*(self._ready(p) for p in self.processes)), _START_SECONDS)
+        except (TimeoutError, MeshFailedError) as error:
+            await self.stop()
+            if isinstance(error, MeshFailedError):
+                raise
+            late = next(p for p in self.processes)
+            raise MeshFailedError(late, f"the mesh was not serving after {_START_SECONDS:.0f} s") from error
+
+    async def _occupied(self, address: str) -> bool:
+        host, _, port = address.rpartition(":")
+        try:
+            _, writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    async def _ready(self, process: Process) -> None:
+        while not await serving(process.address, self._settings, timeout_seconds=1.0):
+            if self.failure is not None:
+                raise self.failure
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _watch(self) -> None:
+        """Restart what dies, more slowly the faster it dies; give up on what cannot run as it is configured."""
+        while True:
+            for process in self.processes:
+                if process.running:
+                    continue
+                now = time.monotonic()
+                if process.start_again_at == 0.0:
+                    code = process.popen.returncode if process.popen is not None else None
+                    if code == EXIT_MISCONFIGURED:
+                        self.failure = MeshFailedError(process, process.last_words())
+                        return
+                    quick = now - process.started < _HEALTHY_SECONDS
+                    process.quick_failures = process.quick_failures + 1 if quick else 0
+                    pause = min(_LONGEST_RESTART_PAUSE_SECONDS, 0.1 * 2**process.quick_failures)
+                    process.start_again_at = now + pause
+                    _log.warning("%s ended with %s; starting it again", process.name, code)
+                elif now >= process.start_again_at:
+                    process.start_again_at = 0.0
+                    process.restarts += 1
+                    process.start()
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def stop(self) -> None:
+        """Stop everything, sources first, so that each drains into what is still there. Harmless when repeated."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
+        for process in reversed(self.processes):
+            if not process.running:
+                continue
+            assert process.popen is not None
+            process.popen.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.to_thread(process.popen.wait, _STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                _log.warning("%s did not end in %.0f s: killed", process.name, _STOP_SECONDS)
+                process.popen.kill()
+                await asyncio.to_thread(process.popen.wait)

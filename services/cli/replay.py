@@ -1,0 +1,57 @@
+"""`tapewatch replay`: an archive or a file through a running mesh."""
+
+import asyncio
+from collections.abc import Sequence
+
+import grpc
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from services.runtime.channels import open_channel
+from services.runtime.errors import error_from_rpc
+from services.runtime.settings import ClientSettings
+from tapewatch.ingest.v1 import ingest_service_pb2 as pb
+from tapewatch.ingest.v1 import replay_pb2
+from tapewatch.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
+
+_POLL_SECONDS = 0.25
+_ENDED = (
+    replay_pb2.REPLAY_STATE_SUCCEEDED,
+    replay_pb2.REPLAY_STATE_FAILED,
+    replay_pb2.REPLAY_STATE_CANCELLED,
+)
+
+
+async def replay(
+    address: str,
+    settings: ClientSettings,
+    location: str,
+    tape: str,
+    symbols: Sequence[str],
+    speed: float,
+    console: Console,
+) -> int:
+    """Start a replay and show its progress to the end. The exit code."""
+    async with open_channel(address, settings) as channel:
+        stub = IngestServiceStub(channel)
+        request = pb.StartReplayRequest(location=location, tape=tape, symbols=symbols, speed=speed)
+        try:
+            current = (await stub.StartReplay(request)).replay
+            console.print(f"playing {location} on tape {current.tape} (tapewatch watch --tape {current.tape})")
+            columns = (TextColumn("published"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=console) as progress:
+                task = progress.add_task("published", total=current.total_quotes or None)
+                while current.state not in _ENDED:
+                    await asyncio.sleep(_POLL_SECONDS)
+                    current = (await stub.GetReplay(pb.GetReplayRequest(tape=current.tape))).replay
+                    done = current.published_quotes + current.rejected_quotes
+                    progress.update(task, completed=done, total=current.total_quotes or None)
+        except grpc.aio.AioRpcError as error:
+            console.print(f"tapewatch replay: {error_from_rpc(error, f'ingest {address}').message}", style="bold red")
+            return 1
+    state = replay_pb2.ReplayState.Name(current.state).removeprefix("REPLAY_STATE_").lower()
+    rejected = f", {current.rejected_quotes} rejected (dead letters)" if current.rejected_quotes else ""
+    console.print(
+        f"{state}: {current.published_quotes:,} quotes published{rejected}{current.error and ': '}{current.error}"
+    )
+    return 0 if current.state == replay_pb2.REPLAY_STATE_SUCCEEDED else 1

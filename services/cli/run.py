@@ -1,0 +1,331 @@
+"""`tapewatch run` and `tapewatch up`: the mesh on this machine, with its live view."""
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+from rich.console import Console
+from rich.table import Table
+
+from services.archive import bokeh
+from services.archive.bars import quotes as quotes_of
+from services.archive.location import read
+from services.cli.live_view import LiveView, Reading
+from services.cli.mesh import Mesh, MeshFailedError
+from services.cli.settings import MeshSettings
+from services.cli.tally import Tally, take
+from services.cli.watch import changes
+from services.domain.errors import DependencyUnavailableError
+from services.domain.quote import LIVE_TAPE, format_time
+from services.runtime.channels import open_channel
+from services.runtime.errors import error_from_rpc
+from services.wire.time import timestamp_from_proto
+from tapewatch.dispatch.v1 import dispatch_service_pb2
+from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceStub
+from tapewatch.gateway.v1 import alert_service_pb2, detection_service_pb2
+from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
+from tapewatch.ingest.v1 import coverage_pb2, ingest_service_pb2, replay_pb2
+from tapewatch.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+_POLL_SECONDS = 0.25
+_RPC_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class RunState:
+    """The run that a folder holds: which tape, and whether it is finished. Kept so that a stopped run goes on."""
+
+    tape: str
+    location: str
+    symbols: list[str]
+    seconds: float = 0.0
+    finished: bool = False
+
+    @classmethod
+    def load_or_new(cls, path: Path, location: str, symbols: Sequence[str]) -> "tuple[RunState, bool]":
+        """The unfinished run of this source in the file, or a new one; and whether it goes on."""
+        if path.exists():
+            state = cls(**json.loads(path.read_text()))
+            if not state.finished and (state.location, state.symbols) == (location, list(symbols)):
+                return state, True
+        tape = f"run-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"[:-3]
+        return cls(tape, location, list(symbols)), False
+
+    def save(self, path: Path) -> None:
+        """Write the file in one step."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(asdict(self)))
+        scratch.replace(path)
+
+
+@asynccontextmanager
+async def interruptible() -> AsyncIterator[asyncio.Event]:
+    """An event that Ctrl-C or SIGTERM sets."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        yield stopping
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+class _Observer:
+    """Reads what a running mesh says of itself."""
+
+    def __init__(self, settings: MeshSettings, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._channels = [
+            open_channel(address, settings)
+            for address in (settings.ingest_address, settings.dispatch_address, settings.gateway_address)
+        ]
+        ingest, dispatch, gateway = self._channels
+        self.gateway = gateway
+        self._ingest = IngestServiceStub(ingest)
+        self._dispatch = DispatchServiceStub(dispatch)
+        self._detections = DetectionServiceStub(gateway)
+
+    async def start_replay(self, location: str, tape: str, symbols: Sequence[str], speed: float) -> None:
+        """Start, or go on with, a replay. Raises: TapewatchError when ingest refuses it."""
+        request = ingest_service_pb2.StartReplayRequest(location=location, tape=tape, symbols=symbols, speed=speed)
+        try:
+            await self._ingest.StartReplay(request, timeout=60)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, "ingest") from error
+
+    async def replay(self, tape: str) -> replay_pb2.Replay:
+        """How far the replay is."""
+        response = await self._ingest.GetReplay(ingest_service_pb2.GetReplayRequest(tape=tape), timeout=_RPC_SECONDS)
+        return response.replay
+
+    async def coverage(self) -> list[coverage_pb2.Coverage]:
+        """What ingest hears."""
+        response = await self._ingest.GetCoverage(ingest_service_pb2.GetCoverageRequest(), timeout=_RPC_SECONDS)
+        return list(response.coverages)
+
+    async def backlog(self) -> dispatch_service_pb2.Backlog:
+        """What waits in the queue."""
+        response = await self._dispatch.GetCapacity(dispatch_service_pb2.GetCapacityRequest(), timeout=_RPC_SECONDS)
+        return response.backlog
+
+    async def latency_seconds(self, tape: str, symbol: str) -> float | None:
+        """From ingest to store, of the symbol's newest recorded quote."""
+        request = detection_service_pb2.ListQuotesRequest(tape=tape, symbol=symbol, descending=True, page_size=1)
+        response = await self._detections.ListQuotes(request, timeout=_RPC_SECONDS)
+        for recorded in response.quotes:
+            return (
+                timestamp_from_proto(recorded.record_time) - timestamp_from_proto(recorded.quote.ingest_time)
+            ).total_seconds()
+        return None
+
+    def services(self) -> dict[str, str]:
+        """Processes that are down, or had to be started again."""
+        states = {}
+        for process in self._mesh.processes:
+            if not process.running:
+                states[process.name] = "is down; it will be started again"
+            elif process.restarts:
+                states[process.name] = f"was started again {process.restarts} times"
+        return states
+
+    async def close(self) -> None:
+        """Close the channels."""
+        await asyncio.gather(*(channel.close() for channel in self._channels))
+
+
+async def _show_alerts(settings: MeshSettings, tape: str, view: LiveView, from_start: bool) -> None:
+    wanted = alert_service_pb2.AlertFilter(tape=tape)
+    async for response in changes(settings.gateway_address, settings, wanted, from_start=from_start):
+        if response.WhichOneof("event") == "change":
+            view.alert(response.change)
+
+
+async def _replay_reading(observer: _Observer, tape: str) -> tuple[Reading, replay_pb2.Replay]:
+    replay = await observer.replay(tape)
+    backlog = await observer.backlog()
+    reading = Reading(
+        published=replay.published_quotes,
+        total=replay.total_quotes,
+        backlog=backlog.ready_messages + backlog.in_flight_messages,
+        dead_letters=backlog.dead_letters,
+        services=observer.services(),
+    )
+    if replay.HasField("position"):
+        reading.position = format_time(timestamp_from_proto(replay.position)).removesuffix("T00:00:00Z")
+    return reading, replay
+
+
+async def _follow_replay(
+    observer: _Observer, mesh: Mesh, tape: str, symbols: Sequence[str], view: LiveView, stopping: asyncio.Event
+) -> replay_pb2.Replay | None:
+    """Show a replay until every quote left the queue; None when stopped before. Raises: MeshFailedError."""
+    turn = 0
+    while not stopping.is_set():
+        if mesh.failure is not None:
+            raise mesh.failure
+        with suppress(grpc.aio.AioRpcError):  # a service is being started again
+            reading, replay = await _replay_reading(observer, tape)
+            turn += 1
+            reading.latency_seconds = await observer.latency_seconds(tape, symbols[turn % len(symbols)])
+            view.show(reading)
+            if replay.state in (replay_pb2.REPLAY_STATE_FAILED, replay_pb2.REPLAY_STATE_CANCELLED):
+                await observer.start_replay(replay.location, tape, replay.symbols, replay.speed)
+            elif replay.state == replay_pb2.REPLAY_STATE_SUCCEEDED and reading.backlog == 0:
+                return replay
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), _POLL_SECONDS)
+    return None
+
+
+def _print_summary(console: Console, tally: Tally, state: RunState, settings: MeshSettings) -> None:
+    table = Table(title=f"run {state.tape}", title_justify="left", show_header=False)
+    folder = settings.tapewatch_dir
+    for name, value in (
+        ("quotes published", f"{tally.published:,}"),
+        ("quotes scored and stored", f"{tally.stored:,}"),
+        ("lost, duplicated", f"{tally.lost}, {tally.duplicated}"),
+        ("delivered again, same score", f"{tally.redelivered:,}"),
+        ("rejected, in the dead-letter queue", f"{tally.rejected:,}"),
+        ("detections, alerts", f"{tally.detections}, {tally.alerts} ({tally.detections / max(1, tally.stored):.2%})"),
+        ("throughput", f"{tally.stored / max(state.seconds, 1e-9):,.0f} quotes/s, start and stop of the mesh included"),
+        ("lake", str(folder / "lake")),
+        ("logs", str(folder / "logs")),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+
+
+async def run(settings: MeshSettings, location: str, symbols: Sequence[str], scorers: int, console: Console) -> int:
+    """Replay `location` through the mesh to its end, and compare what is stored with the source. The exit code."""
+    started = time.monotonic()
+    history = [bars for bars in await asyncio.to_thread(read, location) if not symbols or bars.symbol in symbols]
+    path = settings.tapewatch_dir / "run.json"
+    state, goes_on = RunState.load_or_new(path, location, symbols)
+    state.save(path)
+    if goes_on:
+        console.print(f"going on with {state.tape}, which was stopped before its end")
+    mesh = Mesh(settings, scorers)
+    observer = None
+    tally = None
+    async with interruptible() as stopping:
+        try:
+            await mesh.start()
+            observer = _Observer(settings, mesh)
+            await observer.start_replay(location, state.tape, symbols, 0.0)
+            with LiveView(console, f"tapewatch · {location} on tape {state.tape}") as view:
+                alerts = asyncio.create_task(_show_alerts(settings, state.tape, view, from_start=True))
+                names = [bars.symbol for bars in history]
+                replay = await _follow_replay(observer, mesh, state.tape, names, view, stopping)
+                if replay is not None:
+                    keys = (q.quote_id for q in quotes_of(history, tape=state.tape, source=replay_source(location)))
+                    tally = await take(
+                        observer.gateway, state.tape, keys, replay.published_quotes, replay.rejected_quotes
+                    )
+                alerts.cancel()
+                await asyncio.gather(alerts, return_exceptions=True)
+        except DependencyUnavailableError as error:
+            console.print(f"tapewatch: {error.message}", style="bold red", soft_wrap=True)
+        finally:
+            if observer is not None:
+                await observer.close()
+            await mesh.stop()
+    state.seconds += time.monotonic() - started
+    state.finished = tally is not None
+    state.save(path)
+    if tally is None:
+        if not stopping.is_set():
+            return EXIT_FAILED
+        console.print(f"stopped; nothing is lost. The same command goes on with {state.tape}.")
+        return EXIT_INTERRUPTED
+    _print_summary(console, tally, state, settings)
+    console.print(tally.last_line(state.seconds), soft_wrap=True, highlight=False)
+    return 0 if tally.lost == tally.duplicated == 0 else EXIT_FAILED
+
+
+def replay_source(location: str) -> str:
+    """The `source` that ingest gives to quotes of a location that does not name one itself."""
+    return bokeh.SOURCE if location == bokeh.LOCATION else "archive"
+
+
+async def up(
+    settings: MeshSettings,
+    source: str,
+    location: str,
+    symbols: Sequence[str],
+    interval_seconds: int,
+    speed: float,
+    scorers: int,
+    console: Console,
+) -> int:
+    """The mesh, staying up until Ctrl-C. The exit code."""
+    ingest = {"SYMBOLS": ",".join(symbols)} if symbols else {}
+    if source != "replay":
+        ingest |= {"SOURCE": source, "POLL_INTERVAL_SECONDS": str(interval_seconds), "CSV_PATH": location}
+    mesh = Mesh(settings, scorers, ingest)
+    tape = f"replay-{datetime.now(UTC):%Y%m%d-%H%M%S}" if source == "replay" else LIVE_TAPE
+    observer = None
+    async with interruptible() as stopping:
+        try:
+            await mesh.start()
+            observer = _Observer(settings, mesh)
+            if source == "replay":
+                await observer.start_replay(location, tape, symbols, speed)
+            with LiveView(console, f"tapewatch · {source} on tape {tape} · Ctrl-C stops") as view:
+                alerts = asyncio.create_task(_show_alerts(settings, tape, view, from_start=source == "replay"))
+                await _follow_live(observer, mesh, tape if source == "replay" else "", view, stopping)
+                alerts.cancel()
+                await asyncio.gather(alerts, return_exceptions=True)
+        except DependencyUnavailableError as error:
+            console.print(f"tapewatch: {error.message}", style="bold red", soft_wrap=True)
+            return EXIT_FAILED
+        finally:
+            if observer is not None:
+                await observer.close()
+            await mesh.stop()
+    console.print("stopped; what was published is kept, and the same command goes on with it.")
+    return 0
+
+
+async def _follow_live(
+    observer: _Observer, mesh: Mesh, replay_tape: str, view: LiveView, stopping: asyncio.Event
+) -> None:
+    """Show the mesh until stopped. Raises: MeshFailedError."""
+    while not stopping.is_set():
+        if mesh.failure is not None:
+            raise mesh.failure
+        with suppress(grpc.aio.AioRpcError):  # a service is being started again
+            if replay_tape:
+                reading, _ = await _replay_reading(observer, replay_tape)
+            else:
+                reading = await _live_reading(observer)
+            view.show(reading)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), _POLL_SECONDS * 2)
+
+
+async def _live_reading(observer: _Observer) -> Reading:
+    coverage = await observer.coverage()
+    backlog = await observer.backlog()
+    silent = (coverage_pb2.FRESHNESS_STALE, coverage_pb2.FRESHNESS_NEVER_SEEN)
+    return Reading(
+        published=sum(c.accepted_quotes for c in coverage),
+        backlog=backlog.ready_messages + backlog.in_flight_messages,
+        dead_letters=backlog.dead_letters,
+        services=observer.services(),
+        stale=[c.series.symbol for c in coverage if c.freshness in silent],
+    )
+
+
+__all__ = ["MeshFailedError", "RunState", "run", "up"]

@@ -1,0 +1,27 @@
+"""Where the command finds the mesh, and where it keeps what the embedded mesh writes."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from services.runtime.settings import ClientSettings
+
+_SCORER_PORT_STEP = 10
+
+
+class MeshSettings(ClientSettings):
+    """Environment of `tapewatch run`, `up`, `watch`, `replay` and `doctor`."""
+
+    tapewatch_dir: Path = Field(Path(".tapewatch"), description="folder of the embedded mesh: queue, store, lake, logs")
+    ingest_address: str = Field("127.0.0.1:50052", description="ingest's host:port")
+    dispatch_address: str = Field("127.0.0.1:50053", description="dispatch's host:port")
+    gateway_address: str = Field("127.0.0.1:50054", description="the gateway's host:port")
+    scorer_addresses: str = Field("127.0.0.1:50051", description="the warm pool: host:port, several with commas")
+
+    def pool(self, scorers: int = 1) -> list[str]:
+        """The scorers' addresses; `scorers` beyond the configured ones follow the last at ports 10 apart."""
+        addresses = [a.strip() for a in self.scorer_addresses.split(",") if a.strip()]
+        while len(addresses) < scorers:
+            host, _, port = addresses[-1].rpartition(":")
+            addresses.append(f"{host}:{int(port) + _SCORER_PORT_STEP}")
+        return addresses

@@ -1,0 +1,110 @@
+"""Watching alerts from any gateway, across disconnects."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+from rich.console import Console
+from rich.text import Text
+
+from services.domain.errors import TapewatchError
+from services.domain.quote import format_time
+from services.runtime.channels import open_channel
+from services.runtime.errors import error_from_rpc, is_transient
+from services.runtime.settings import ClientSettings
+from services.wire.time import timestamp_from_proto
+from tapewatch.gateway.v1 import alert_pb2
+from tapewatch.gateway.v1 import alert_service_pb2 as pb
+from tapewatch.gateway.v1.alert_service_pb2_grpc import AlertServiceStub
+from tapewatch.scorer.v1 import score_pb2
+
+_LONGEST_PAUSE_SECONDS = 5.0
+_STYLES = {
+    alert_pb2.ALERT_CHANGE_KIND_OPENED: "bold red",
+    alert_pb2.ALERT_CHANGE_KIND_DETECTION_ADDED: "yellow",
+    alert_pb2.ALERT_CHANGE_KIND_TRIAGED: "cyan",
+}
+
+
+async def changes(
+    address: str,
+    settings: ClientSettings,
+    alert_filter: pb.AlertFilter,
+    *,
+    from_start: bool = False,
+    resume_token: str = "",
+) -> AsyncIterator[pb.WatchAlertsResponse]:
+    """Every change and heartbeat, resuming with the last token whenever the gateway goes away and comes back.
+
+    Raises: TapewatchError when the gateway refuses the request.
+    """
+    pause = 0.1
+    async with open_channel(address, settings) as channel:
+        stub = AlertServiceStub(channel)
+        while True:
+            request = pb.WatchAlertsRequest(
+                filter=alert_filter, resume_token=resume_token, from_start=from_start and not resume_token
+            )
+            try:
+                async for response in stub.WatchAlerts(request, wait_for_ready=True):
+                    resume_token = response.resume_token
+                    pause = 0.1
+                    yield response
+            except grpc.aio.AioRpcError as error:
+                if not is_transient(error.code()):
+                    raise error_from_rpc(error, f"gateway {address}") from error
+            await asyncio.sleep(pause)
+            pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
+
+
+def typology_words(typology: "score_pb2.Typology.ValueType") -> str:
+    """The typology as an analyst writes it."""
+    return score_pb2.Typology.Name(typology).removeprefix("TYPOLOGY_").lower().replace("_", " ")
+
+
+def line(change: alert_pb2.AlertChange) -> Text:
+    """One change as one line: symbol, time, typology, score, and the reason in words."""
+    alert = change.alert
+    moment = format_time(timestamp_from_proto(alert.last_event_time)).removesuffix("T00:00:00Z")
+    kind = alert_pb2.AlertChangeKind.Name(change.kind).removeprefix("ALERT_CHANGE_KIND_").lower().replace("_", " ")
+    if change.kind == alert_pb2.ALERT_CHANGE_KIND_TRIAGED:
+        kind = alert_pb2.AlertState.Name(alert.state).removeprefix("ALERT_STATE_").lower()
+    count = f" x{alert.detection_count}" if alert.detection_count > 1 else ""
+    reasons = "; ".join(reason.text for reason in alert.reasons)
+    return Text.assemble(
+        (f"{alert.symbol:<6}", "bold"),
+        f" {moment:<20} ",
+        (f"{typology_words(alert.typology)}{count}", _STYLES.get(change.kind, "")),
+        f"  {alert.peak_score:.3f}  ",
+        (reasons, "dim"),
+        (f"  [{kind}]", "dim"),
+    )
+
+
+async def watch(
+    address: str,
+    settings: ClientSettings,
+    symbols: Sequence[str],
+    tape: str,
+    min_score: float,
+    from_start: bool,
+    resume_token: str,
+    as_json: bool,
+) -> None:
+    """Print changes as they come, until interrupted."""
+    console = Console()
+    wanted = pb.AlertFilter(tape=tape, symbols=[s.upper() for s in symbols], min_peak_score=min_score)
+    if not as_json:
+        console.print(f"watching {address} (Ctrl-C ends)", style="dim")
+    try:
+        async for response in changes(address, settings, wanted, from_start=from_start, resume_token=resume_token):
+            if response.WhichOneof("event") != "change":
+                continue
+            if as_json:
+                from google.protobuf.json_format import MessageToJson
+
+                print(MessageToJson(response, indent=None), flush=True)
+            else:
+                console.print(line(response.change), soft_wrap=True)
+    except TapewatchError as error:
+        raise SystemExit(f"tapewatch watch: {error.message}") from error
