@@ -89,7 +89,7 @@ class ScoreStreamRequest(_message.Message):
 
     @_builtins.property
     def cursors(self) -> _containers.RepeatedCompositeFieldContainer[_quote_pb2.Cursor]:
-        """The gateway's cursors of the quotes' series, read after the quotes were received."""
+        """The gateway's cursors of the series that are new to the stream, read after their quotes were received."""
 
     def __init__(
         self,

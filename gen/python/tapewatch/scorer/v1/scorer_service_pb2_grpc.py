@@ -69,7 +69,8 @@ class ScorerServiceServicer:
         outstanding and closes with OK.
 
         State: a request carries the gateway's cursor of each of its series. A series whose state in this scorer does not
-        end at the cursor is rebuilt from the gateway before it is scored. A series without a cursor is always rebuilt.
+        end at the cursor is rebuilt from the gateway before it is scored; so is a series without a cursor. A later request
+        of the same stream continues its series from where the stream brought them and needs no cursors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,8 @@ class ScorerServiceStub:
     outstanding and closes with OK.
 
     State: a request carries the gateway's cursor of each of its series. A series whose state in this scorer does not
-    end at the cursor is rebuilt from the gateway before it is scored. A series without a cursor is always rebuilt.
+    end at the cursor is rebuilt from the gateway before it is scored; so is a series without a cursor. A later request
+    of the same stream continues its series from where the stream brought them and needs no cursors.
     """
 
 @_typing.type_check_only
@@ -69,7 +70,8 @@ class ScorerServiceAsyncStub(ScorerServiceStub):
     outstanding and closes with OK.
 
     State: a request carries the gateway's cursor of each of its series. A series whose state in this scorer does not
-    end at the cursor is rebuilt from the gateway before it is scored. A series without a cursor is always rebuilt.
+    end at the cursor is rebuilt from the gateway before it is scored; so is a series without a cursor. A later request
+    of the same stream continues its series from where the stream brought them and needs no cursors.
     """
 
 class ScorerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -100,7 +102,8 @@ class ScorerServiceServicer(metaclass=_abc_1.ABCMeta):
         outstanding and closes with OK.
 
         State: a request carries the gateway's cursor of each of its series. A series whose state in this scorer does not
-        end at the cursor is rebuilt from the gateway before it is scored. A series without a cursor is always rebuilt.
+        end at the cursor is rebuilt from the gateway before it is scored; so is a series without a cursor. A later request
+        of the same stream continues its series from where the stream brought them and needs no cursors.
         """
 
 def add_ScorerServiceServicer_to_server(servicer: ScorerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

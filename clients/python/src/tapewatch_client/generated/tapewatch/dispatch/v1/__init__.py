@@ -9,7 +9,6 @@ __all__ = (
     "DispatchRequest",
     "DispatchResponse",
     "DispatchResult",
-    "DispatchServiceAsyncStub",
     "DispatchServiceStub",
     "GetCapacityRequest",
     "GetCapacityResponse",
@@ -17,17 +16,11 @@ __all__ = (
 )
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import betterproto2
 import grpc
-from betterproto2 import grpclib as betterproto2_grpclib
 
 from ....message_pool import default_message_pool
-
-if TYPE_CHECKING:
-    from betterproto2.grpclib.grpclib_client import MetadataLike
-    from grpclib.metadata import Deadline
 
 _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
@@ -108,24 +101,18 @@ class DispatchRequest(betterproto2.Message):
     Quotes to score and record.
     """
 
-    quotes: "list[__market__v1__.Quote]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    quotes: "list[__market__v1__.Quote]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     1 to 1,000 quotes; those of one series in the order of their event_time.
     """
 
-    mode: "DispatchMode" = betterproto2.field(
-        2, betterproto2.TYPE_ENUM, default_factory=lambda: DispatchMode(0)
-    )
+    mode: "DispatchMode" = betterproto2.field(2, betterproto2.TYPE_ENUM, default_factory=lambda: DispatchMode(0))
     """
     Where to score them.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.dispatch.v1", "DispatchRequest", DispatchRequest
-)
+default_message_pool.register_message("tapewatch.dispatch.v1", "DispatchRequest", DispatchRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -134,17 +121,13 @@ class DispatchResponse(betterproto2.Message):
     What became of them.
     """
 
-    results: "list[DispatchResult]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    results: "list[DispatchResult]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     One per quote, in the request's order.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.dispatch.v1", "DispatchResponse", DispatchResponse
-)
+default_message_pool.register_message("tapewatch.dispatch.v1", "DispatchResponse", DispatchResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -176,9 +159,7 @@ class DispatchResult(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.dispatch.v1", "DispatchResult", DispatchResult
-)
+default_message_pool.register_message("tapewatch.dispatch.v1", "DispatchResult", DispatchResult)
 
 
 @dataclass(eq=False, repr=False)
@@ -190,9 +171,7 @@ class GetCapacityRequest(betterproto2.Message):
     pass
 
 
-default_message_pool.register_message(
-    "tapewatch.dispatch.v1", "GetCapacityRequest", GetCapacityRequest
-)
+default_message_pool.register_message("tapewatch.dispatch.v1", "GetCapacityRequest", GetCapacityRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -201,16 +180,12 @@ class GetCapacityResponse(betterproto2.Message):
     The scorers, the backlog and the limits.
     """
 
-    scorers: "list[WarmScorer]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    scorers: "list[WarmScorer]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     The warm pool, in the order of its configuration.
     """
 
-    backlog: "Backlog | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    backlog: "Backlog | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
     """
     What waits. Absent when this server has no queue.
     """
@@ -226,9 +201,7 @@ class GetCapacityResponse(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.dispatch.v1", "GetCapacityResponse", GetCapacityResponse
-)
+default_message_pool.register_message("tapewatch.dispatch.v1", "GetCapacityResponse", GetCapacityResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -274,9 +247,7 @@ class DispatchServiceStub:
             DispatchResponse.FromString,
         )(message)
 
-    def get_capacity(
-        self, message: "GetCapacityRequest | None" = None
-    ) -> "GetCapacityResponse":
+    def get_capacity(self, message: "GetCapacityRequest | None" = None) -> "GetCapacityResponse":
         """
         The scorers, the backlog and the limits.
         """
@@ -289,61 +260,6 @@ class DispatchServiceStub:
             GetCapacityRequest.SerializeToString,
             GetCapacityResponse.FromString,
         )(message)
-
-
-class DispatchServiceAsyncStub(betterproto2_grpclib.ServiceStub):
-    """
-    Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge.
-
-    Field numbers and names of task mode (one-shot scorers, their ledger and ListTasks, GetTask and WatchTasks) join
-    with its launchers.
-    """
-
-    async def dispatch(
-        self,
-        message: "DispatchRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "DispatchResponse":
-        """
-        What the Lambda does with a batch, callable by hand: scores the quotes and records the scores. The results come in
-        the request's order; an outcome other than an error means that the score is durable in the gateway.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.dispatch.v1.DispatchService/Dispatch",
-            message,
-            DispatchResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
-    async def get_capacity(
-        self,
-        message: "GetCapacityRequest | None" = None,
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "GetCapacityResponse":
-        """
-        The scorers, the backlog and the limits.
-        """
-
-        if message is None:
-            message = GetCapacityRequest()
-
-        return await self._unary_unary(
-            "/tapewatch.dispatch.v1.DispatchService/GetCapacity",
-            message,
-            GetCapacityResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
 
 
 from ....google import rpc as ___google__rpc__

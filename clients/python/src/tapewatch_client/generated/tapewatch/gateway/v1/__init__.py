@@ -9,11 +9,9 @@ __all__ = (
     "AlertChangeKind",
     "AlertEvent",
     "AlertFilter",
-    "AlertServiceAsyncStub",
     "AlertServiceStub",
     "AlertState",
     "Detection",
-    "DetectionServiceAsyncStub",
     "DetectionServiceStub",
     "Disposition",
     "GetAlertRequest",
@@ -47,19 +45,13 @@ __all__ = (
 )
 
 import datetime
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import betterproto2
 import grpc
-from betterproto2 import grpclib as betterproto2_grpclib
 
 from ....message_pool import default_message_pool
-
-if TYPE_CHECKING:
-    from betterproto2.grpclib.grpclib_client import MetadataLike
-    from grpclib.metadata import Deadline
 
 _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
@@ -279,16 +271,12 @@ class Alert(betterproto2.Message):
     What price and volume are consistent with.
     """
 
-    state: "AlertState" = betterproto2.field(
-        7, betterproto2.TYPE_ENUM, default_factory=lambda: AlertState(0)
-    )
+    state: "AlertState" = betterproto2.field(7, betterproto2.TYPE_ENUM, default_factory=lambda: AlertState(0))
     """
     Where it is in its life.
     """
 
-    disposition: "Disposition" = betterproto2.field(
-        8, betterproto2.TYPE_ENUM, default_factory=lambda: Disposition(0)
-    )
+    disposition: "Disposition" = betterproto2.field(8, betterproto2.TYPE_ENUM, default_factory=lambda: Disposition(0))
     """
     What was decided. Set when CLOSED.
     """
@@ -299,20 +287,14 @@ class Alert(betterproto2.Message):
     """
 
     first_event_time: "datetime.datetime | None" = betterproto2.field(
-        10,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        10, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     event_time of its first detection.
     """
 
     last_event_time: "datetime.datetime | None" = betterproto2.field(
-        11,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        11, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     event_time of its newest detection.
@@ -333,9 +315,7 @@ class Alert(betterproto2.Message):
     Detection with that score.
     """
 
-    reasons: "list[__scorer__v1__.Reason]" = betterproto2.field(
-        15, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    reasons: "list[__scorer__v1__.Reason]" = betterproto2.field(15, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     Reasons of that detection, strongest first.
     """
@@ -351,20 +331,14 @@ class Alert(betterproto2.Message):
     """
 
     create_time: "datetime.datetime | None" = betterproto2.field(
-        18,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        18, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When it was opened.
     """
 
     update_time: "datetime.datetime | None" = betterproto2.field(
-        19,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        19, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When it last changed.
@@ -385,16 +359,12 @@ class AlertChange(betterproto2.Message):
     1, 2, 3, … over all alerts, without gaps.
     """
 
-    kind: "AlertChangeKind" = betterproto2.field(
-        2, betterproto2.TYPE_ENUM, default_factory=lambda: AlertChangeKind(0)
-    )
+    kind: "AlertChangeKind" = betterproto2.field(2, betterproto2.TYPE_ENUM, default_factory=lambda: AlertChangeKind(0))
     """
     How it changed.
     """
 
-    alert: "Alert | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    alert: "Alert | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The alert after the change.
     """
@@ -405,19 +375,14 @@ class AlertChange(betterproto2.Message):
     """
 
     change_time: "datetime.datetime | None" = betterproto2.field(
-        5,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        5, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When it changed.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "AlertChange", AlertChange
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "AlertChange", AlertChange)
 
 
 @dataclass(eq=False, repr=False)
@@ -436,9 +401,7 @@ class AlertEvent(betterproto2.Message):
     The alert.
     """
 
-    kind: "AlertChangeKind" = betterproto2.field(
-        3, betterproto2.TYPE_ENUM, default_factory=lambda: AlertChangeKind(0)
-    )
+    kind: "AlertChangeKind" = betterproto2.field(3, betterproto2.TYPE_ENUM, default_factory=lambda: AlertChangeKind(0))
     """
     What happened.
     """
@@ -448,23 +411,17 @@ class AlertEvent(betterproto2.Message):
     Who did it: "system", or the name that the caller gave.
     """
 
-    from_state: "AlertState" = betterproto2.field(
-        5, betterproto2.TYPE_ENUM, default_factory=lambda: AlertState(0)
-    )
+    from_state: "AlertState" = betterproto2.field(5, betterproto2.TYPE_ENUM, default_factory=lambda: AlertState(0))
     """
     State before. Unspecified for OPENED.
     """
 
-    to_state: "AlertState" = betterproto2.field(
-        6, betterproto2.TYPE_ENUM, default_factory=lambda: AlertState(0)
-    )
+    to_state: "AlertState" = betterproto2.field(6, betterproto2.TYPE_ENUM, default_factory=lambda: AlertState(0))
     """
     State after.
     """
 
-    disposition: "Disposition" = betterproto2.field(
-        7, betterproto2.TYPE_ENUM, default_factory=lambda: Disposition(0)
-    )
+    disposition: "Disposition" = betterproto2.field(7, betterproto2.TYPE_ENUM, default_factory=lambda: Disposition(0))
     """
     Disposition after.
     """
@@ -485,10 +442,7 @@ class AlertEvent(betterproto2.Message):
     """
 
     event_time: "datetime.datetime | None" = betterproto2.field(
-        11,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        11, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When it happened.
@@ -509,23 +463,17 @@ class AlertFilter(betterproto2.Message):
     Only this tape. Empty means all.
     """
 
-    symbols: "list[str]" = betterproto2.field(
-        2, betterproto2.TYPE_STRING, repeated=True
-    )
+    symbols: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
     """
     Only these symbols. Empty means all.
     """
 
-    typologies: "list[__scorer__v1__.Typology]" = betterproto2.field(
-        3, betterproto2.TYPE_ENUM, repeated=True
-    )
+    typologies: "list[__scorer__v1__.Typology]" = betterproto2.field(3, betterproto2.TYPE_ENUM, repeated=True)
     """
     Only these typologies. Empty means all.
     """
 
-    states: "list[AlertState]" = betterproto2.field(
-        4, betterproto2.TYPE_ENUM, repeated=True
-    )
+    states: "list[AlertState]" = betterproto2.field(4, betterproto2.TYPE_ENUM, repeated=True)
     """
     Only these states. Empty means all.
     """
@@ -536,9 +484,7 @@ class AlertFilter(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "AlertFilter", AlertFilter
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "AlertFilter", AlertFilter)
 
 
 @dataclass(eq=False, repr=False)
@@ -557,25 +503,18 @@ class Detection(betterproto2.Message):
     The alert that counts it.
     """
 
-    quote: "__market__v1__.Quote | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    quote: "__market__v1__.Quote | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The quote.
     """
 
-    score: "__scorer__v1__.Score | None" = betterproto2.field(
-        4, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    score: "__scorer__v1__.Score | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
     """
     Its score.
     """
 
     record_time: "datetime.datetime | None" = betterproto2.field(
-        5,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        5, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When it was recorded.
@@ -597,9 +536,7 @@ class GetAlertRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "GetAlertRequest", GetAlertRequest
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "GetAlertRequest", GetAlertRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -608,17 +545,13 @@ class GetAlertResponse(betterproto2.Message):
     The alert.
     """
 
-    alert: "Alert | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    alert: "Alert | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The alert.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "GetAlertResponse", GetAlertResponse
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "GetAlertResponse", GetAlertResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -627,17 +560,13 @@ class GetCursorsRequest(betterproto2.Message):
     Which series.
     """
 
-    series: "list[__market__v1__.Series]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    series: "list[__market__v1__.Series]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     1 to 1,000 series.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "GetCursorsRequest", GetCursorsRequest
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "GetCursorsRequest", GetCursorsRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -646,17 +575,13 @@ class GetCursorsResponse(betterproto2.Message):
     How far they have been recorded.
     """
 
-    cursors: "list[__market__v1__.Cursor]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    cursors: "list[__market__v1__.Cursor]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     One per series, in the request's order.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "GetCursorsResponse", GetCursorsResponse
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "GetCursorsResponse", GetCursorsResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -671,9 +596,7 @@ class GetDetectionRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "GetDetectionRequest", GetDetectionRequest
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "GetDetectionRequest", GetDetectionRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -682,17 +605,13 @@ class GetDetectionResponse(betterproto2.Message):
     The detection.
     """
 
-    detection: "Detection | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    detection: "Detection | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The detection.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "GetDetectionResponse", GetDetectionResponse
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "GetDetectionResponse", GetDetectionResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -712,9 +631,7 @@ class GetEvidenceRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "GetEvidenceRequest", GetEvidenceRequest
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "GetEvidenceRequest", GetEvidenceRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -723,44 +640,32 @@ class GetEvidenceResponse(betterproto2.Message):
     What an analyst files.
     """
 
-    alert: "Alert | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    alert: "Alert | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The alert.
     """
 
-    detections: "list[Detection]" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    detections: "list[Detection]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     Its detections, oldest event first.
     """
 
-    quotes: "list[RecordedQuote]" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    quotes: "list[RecordedQuote]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     The quotes around and between them with their scores, oldest first.
     """
 
-    events: "list[AlertEvent]" = betterproto2.field(
-        4, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    events: "list[AlertEvent]" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     The audit trail, oldest first.
     """
 
-    model_versions: "list[str]" = betterproto2.field(
-        5, betterproto2.TYPE_STRING, repeated=True
-    )
+    model_versions: "list[str]" = betterproto2.field(5, betterproto2.TYPE_STRING, repeated=True)
     """
     Versions of the models that judged.
     """
 
-    trace_ids: "list[str]" = betterproto2.field(
-        6, betterproto2.TYPE_STRING, repeated=True
-    )
+    trace_ids: "list[str]" = betterproto2.field(6, betterproto2.TYPE_STRING, repeated=True)
     """
     Trace ids of the detections' quotes, as 32 hexadecimal digits, in the order of detections.
     """
@@ -773,9 +678,7 @@ class GetEvidenceResponse(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "GetEvidenceResponse", GetEvidenceResponse
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "GetEvidenceResponse", GetEvidenceResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -785,10 +688,7 @@ class Heartbeat(betterproto2.Message):
     """
 
     time: "datetime.datetime | None" = betterproto2.field(
-        1,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        1, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     The server's clock.
@@ -820,9 +720,7 @@ class ListAlertEventsRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "ListAlertEventsRequest", ListAlertEventsRequest
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "ListAlertEventsRequest", ListAlertEventsRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -831,9 +729,7 @@ class ListAlertEventsResponse(betterproto2.Message):
     The trail.
     """
 
-    events: "list[AlertEvent]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    events: "list[AlertEvent]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     Oldest first.
     """
@@ -844,9 +740,7 @@ class ListAlertEventsResponse(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "ListAlertEventsResponse", ListAlertEventsResponse
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "ListAlertEventsResponse", ListAlertEventsResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -855,9 +749,7 @@ class ListAlertsRequest(betterproto2.Message):
     Which alerts.
     """
 
-    filter: "AlertFilter | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    filter: "AlertFilter | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     Which alerts.
     """
@@ -873,9 +765,7 @@ class ListAlertsRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "ListAlertsRequest", ListAlertsRequest
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "ListAlertsRequest", ListAlertsRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -884,9 +774,7 @@ class ListAlertsResponse(betterproto2.Message):
     Alerts.
     """
 
-    alerts: "list[Alert]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    alerts: "list[Alert]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     Newest change first.
     """
@@ -897,9 +785,7 @@ class ListAlertsResponse(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "ListAlertsResponse", ListAlertsResponse
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "ListAlertsResponse", ListAlertsResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -931,20 +817,14 @@ class ListDetectionsRequest(betterproto2.Message):
     """
 
     start_time: "datetime.datetime | None" = betterproto2.field(
-        5,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        5, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     Only detections with event_time >= this.
     """
 
     end_time: "datetime.datetime | None" = betterproto2.field(
-        6,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        6, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     Only detections with event_time < this.
@@ -961,9 +841,7 @@ class ListDetectionsRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "ListDetectionsRequest", ListDetectionsRequest
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "ListDetectionsRequest", ListDetectionsRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -972,9 +850,7 @@ class ListDetectionsResponse(betterproto2.Message):
     Detections.
     """
 
-    detections: "list[Detection]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    detections: "list[Detection]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     Newest event first.
     """
@@ -985,9 +861,7 @@ class ListDetectionsResponse(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "ListDetectionsResponse", ListDetectionsResponse
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "ListDetectionsResponse", ListDetectionsResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -1017,20 +891,14 @@ class ListQuotesRequest(betterproto2.Message):
     """
 
     start_time: "datetime.datetime | None" = betterproto2.field(
-        5,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        5, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     Only quotes with event_time >= this.
     """
 
     end_time: "datetime.datetime | None" = betterproto2.field(
-        6,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        6, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     Only quotes with event_time < this.
@@ -1052,9 +920,7 @@ class ListQuotesRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "ListQuotesRequest", ListQuotesRequest
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "ListQuotesRequest", ListQuotesRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -1063,9 +929,7 @@ class ListQuotesResponse(betterproto2.Message):
     Quotes.
     """
 
-    quotes: "list[RecordedQuote]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    quotes: "list[RecordedQuote]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     In order of event_time (within symbols when no symbol was asked for).
     """
@@ -1076,9 +940,7 @@ class ListQuotesResponse(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "ListQuotesResponse", ListQuotesResponse
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "ListQuotesResponse", ListQuotesResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -1087,9 +949,7 @@ class Recorded(betterproto2.Message):
     An item is durable.
     """
 
-    outcome: "RecordOutcome" = betterproto2.field(
-        1, betterproto2.TYPE_ENUM, default_factory=lambda: RecordOutcome(0)
-    )
+    outcome: "RecordOutcome" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: RecordOutcome(0))
     """
     What recording did.
     """
@@ -1109,25 +969,18 @@ class RecordedQuote(betterproto2.Message):
     A recorded quote.
     """
 
-    quote: "__market__v1__.Quote | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    quote: "__market__v1__.Quote | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The quote.
     """
 
-    score: "__scorer__v1__.Score | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    score: "__scorer__v1__.Score | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
     """
     Its first score.
     """
 
     record_time: "datetime.datetime | None" = betterproto2.field(
-        3,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When it was recorded.
@@ -1144,9 +997,7 @@ class RecordedQuote(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "RecordedQuote", RecordedQuote
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "RecordedQuote", RecordedQuote)
 
 
 @dataclass(eq=False, repr=False)
@@ -1163,9 +1014,7 @@ class RecordResult(betterproto2.Message):
     The quote.
     """
 
-    recorded: "Recorded | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True, group="outcome"
-    )
+    recorded: "Recorded | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="outcome")
     """
     It is durable.
     """
@@ -1178,9 +1027,7 @@ class RecordResult(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "RecordResult", RecordResult
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "RecordResult", RecordResult)
 
 
 @dataclass(eq=False, repr=False)
@@ -1189,17 +1036,13 @@ class RecordScoresRequest(betterproto2.Message):
     What to record.
     """
 
-    items: "list[ScoredQuote]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    items: "list[ScoredQuote]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     1 to 1,000 items; those of one series in the order of their event_time.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "RecordScoresRequest", RecordScoresRequest
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "RecordScoresRequest", RecordScoresRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -1208,17 +1051,13 @@ class RecordScoresResponse(betterproto2.Message):
     What became of the items.
     """
 
-    results: "list[RecordResult]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    results: "list[RecordResult]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     One per item, in the request's order.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "RecordScoresResponse", RecordScoresResponse
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "RecordScoresResponse", RecordScoresResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -1227,24 +1066,18 @@ class ScoredQuote(betterproto2.Message):
     A quote and its score.
     """
 
-    quote: "__market__v1__.Quote | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    quote: "__market__v1__.Quote | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The quote.
     """
 
-    score: "__scorer__v1__.Score | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    score: "__scorer__v1__.Score | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
     """
     Its score, with the same quote_id.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "ScoredQuote", ScoredQuote
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "ScoredQuote", ScoredQuote)
 
 
 @dataclass(eq=False, repr=False)
@@ -1253,9 +1086,7 @@ class UpdateAlertRequest(betterproto2.Message):
     A step of triage.
     """
 
-    alert: "Alert | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    alert: "Alert | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The alert with its alert_id, its etag as last read, and the new values. Required.
     """
@@ -1278,9 +1109,7 @@ class UpdateAlertRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "UpdateAlertRequest", UpdateAlertRequest
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "UpdateAlertRequest", UpdateAlertRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -1289,17 +1118,13 @@ class UpdateAlertResponse(betterproto2.Message):
     The alert after the step.
     """
 
-    alert: "Alert | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    alert: "Alert | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The alert.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "UpdateAlertResponse", UpdateAlertResponse
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "UpdateAlertResponse", UpdateAlertResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -1308,9 +1133,7 @@ class WatchAlertsRequest(betterproto2.Message):
     What to watch, and from where.
     """
 
-    filter: "AlertFilter | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    filter: "AlertFilter | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     Which alerts.
     """
@@ -1326,19 +1149,14 @@ class WatchAlertsRequest(betterproto2.Message):
     """
 
     heartbeat_interval: "datetime.timedelta | None" = betterproto2.field(
-        4,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Duration,
-        optional=True,
+        4, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
     )
     """
     Time between heartbeats: 1 s to 5 min. Empty means 15 s.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "WatchAlertsRequest", WatchAlertsRequest
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "WatchAlertsRequest", WatchAlertsRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -1355,24 +1173,18 @@ class WatchAlertsResponse(betterproto2.Message):
     Where to go on after a disconnect. Opaque.
     """
 
-    change: "AlertChange | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True, group="event"
-    )
+    change: "AlertChange | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="event")
     """
     An alert changed.
     """
 
-    heartbeat: "Heartbeat | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True, group="event"
-    )
+    heartbeat: "Heartbeat | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True, group="event")
     """
     Nothing that matches changed.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.gateway.v1", "WatchAlertsResponse", WatchAlertsResponse
-)
+default_message_pool.register_message("tapewatch.gateway.v1", "WatchAlertsResponse", WatchAlertsResponse)
 
 
 class AlertServiceStub:
@@ -1383,9 +1195,7 @@ class AlertServiceStub:
     def __init__(self, channel: grpc.Channel):
         self._channel = channel
 
-    def watch_alerts(
-        self, message: "WatchAlertsRequest"
-    ) -> "Iterator[WatchAlertsResponse]":
+    def watch_alerts(self, message: "WatchAlertsRequest") -> "Iterator[WatchAlertsResponse]":
         """
         The change log from a place on, then live, for as long as the client likes. Every response carries a resume_token:
         reconnecting with the last one read, on any replica, goes on without gap or repeat. Heartbeats advance the token
@@ -1434,9 +1244,7 @@ class AlertServiceStub:
             UpdateAlertResponse.FromString,
         )(message)
 
-    def list_alert_events(
-        self, message: "ListAlertEventsRequest"
-    ) -> "ListAlertEventsResponse":
+    def list_alert_events(self, message: "ListAlertEventsRequest") -> "ListAlertEventsResponse":
         """
         An alert's audit trail, oldest first.
         """
@@ -1457,144 +1265,6 @@ class AlertServiceStub:
             GetEvidenceRequest.SerializeToString,
             GetEvidenceResponse.FromString,
         )(message)
-
-
-class AlertServiceAsyncStub(betterproto2_grpclib.ServiceStub):
-    """
-    Alerts: watching, triage and evidence.
-    """
-
-    async def watch_alerts(
-        self,
-        message: "WatchAlertsRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "AsyncIterator[WatchAlertsResponse]":
-        """
-        The change log from a place on, then live, for as long as the client likes. Every response carries a resume_token:
-        reconnecting with the last one read, on any replica, goes on without gap or repeat. Heartbeats advance the token
-        while nothing matches. Ends with UNAVAILABLE when the server drains: resume elsewhere. A token of another store is
-        refused with OUT_OF_RANGE.
-        """
-
-        async for response in self._unary_stream(
-            "/tapewatch.gateway.v1.AlertService/WatchAlerts",
-            message,
-            WatchAlertsResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        ):
-            yield response
-
-    async def get_alert(
-        self,
-        message: "GetAlertRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "GetAlertResponse":
-        """
-        One alert.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.gateway.v1.AlertService/GetAlert",
-            message,
-            GetAlertResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
-    async def list_alerts(
-        self,
-        message: "ListAlertsRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "ListAlertsResponse":
-        """
-        Alerts, newest change first.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.gateway.v1.AlertService/ListAlerts",
-            message,
-            ListAlertsResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
-    async def update_alert(
-        self,
-        message: "UpdateAlertRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "UpdateAlertResponse":
-        """
-        Triage: NEW -> ACKNOWLEDGED -> INVESTIGATING -> CLOSED; steps may be left out, going back is refused with
-        FAILED_PRECONDITION. Closing needs a disposition and a comment. An etag that is not current is refused with
-        ABORTED.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.gateway.v1.AlertService/UpdateAlert",
-            message,
-            UpdateAlertResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
-    async def list_alert_events(
-        self,
-        message: "ListAlertEventsRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "ListAlertEventsResponse":
-        """
-        An alert's audit trail, oldest first.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.gateway.v1.AlertService/ListAlertEvents",
-            message,
-            ListAlertEventsResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
-    async def get_evidence(
-        self,
-        message: "GetEvidenceRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "GetEvidenceResponse":
-        """
-        One alert with its detections, the quotes around them, the audit trail and the trace: what an analyst files.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.gateway.v1.AlertService/GetEvidence",
-            message,
-            GetEvidenceResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
 
 
 class DetectionServiceStub:
@@ -1641,9 +1311,7 @@ class DetectionServiceStub:
             GetDetectionResponse.FromString,
         )(message)
 
-    def list_detections(
-        self, message: "ListDetectionsRequest"
-    ) -> "ListDetectionsResponse":
+    def list_detections(self, message: "ListDetectionsRequest") -> "ListDetectionsResponse":
         """
         Detections, newest event first.
         """
@@ -1664,120 +1332,6 @@ class DetectionServiceStub:
             ListQuotesRequest.SerializeToString,
             ListQuotesResponse.FromString,
         )(message)
-
-
-class DetectionServiceAsyncStub(betterproto2_grpclib.ServiceStub):
-    """
-    Keeps every score with its quote, exactly once.
-    """
-
-    async def record_scores(
-        self,
-        message: "RecordScoresRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "RecordScoresResponse":
-        """
-        Records scores with their quotes. Idempotent by quote_id: the first score of a quote stays, a later one changes
-        nothing and is answered with UNCHANGED, or with DIFFERENT when its ensemble is off by more than 1e-6. The results
-        come in the request's order; one that is not an error is durable. After an error, the later items of the same
-        series are not tried (ABORTED).
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.gateway.v1.DetectionService/RecordScores",
-            message,
-            RecordScoresResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
-    async def get_cursors(
-        self,
-        message: "GetCursorsRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "GetCursorsResponse":
-        """
-        How far series have been recorded; strongly consistent.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.gateway.v1.DetectionService/GetCursors",
-            message,
-            GetCursorsResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
-    async def get_detection(
-        self,
-        message: "GetDetectionRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "GetDetectionResponse":
-        """
-        One detection.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.gateway.v1.DetectionService/GetDetection",
-            message,
-            GetDetectionResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
-    async def list_detections(
-        self,
-        message: "ListDetectionsRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "ListDetectionsResponse":
-        """
-        Detections, newest event first.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.gateway.v1.DetectionService/ListDetections",
-            message,
-            ListDetectionsResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
-    async def list_quotes(
-        self,
-        message: "ListQuotesRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "ListQuotesResponse":
-        """
-        Quotes with their scores, for charts and for warm-up; strongly consistent.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.gateway.v1.DetectionService/ListQuotes",
-            message,
-            ListQuotesResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
 
 
 from ....google import protobuf as ___google__protobuf__

@@ -12,7 +12,6 @@ __all__ = (
     "GetCoverageResponse",
     "GetReplayRequest",
     "GetReplayResponse",
-    "IngestServiceAsyncStub",
     "IngestServiceStub",
     "PublishAcknowledgement",
     "PublishQuotesRequest",
@@ -27,19 +26,13 @@ __all__ = (
 )
 
 import datetime
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import betterproto2
 import grpc
-from betterproto2 import grpclib as betterproto2_grpclib
 
 from ....message_pool import default_message_pool
-
-if TYPE_CHECKING:
-    from betterproto2.grpclib.grpclib_client import MetadataLike
-    from grpclib.metadata import Deadline
 
 _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
@@ -152,9 +145,7 @@ class CancelReplayRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "CancelReplayRequest", CancelReplayRequest
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "CancelReplayRequest", CancelReplayRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -163,17 +154,13 @@ class CancelReplayResponse(betterproto2.Message):
     The stopped replay.
     """
 
-    replay: "Replay | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    replay: "Replay | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The replay.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "CancelReplayResponse", CancelReplayResponse
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "CancelReplayResponse", CancelReplayResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -182,45 +169,32 @@ class Coverage(betterproto2.Message):
     What ingest knows of one series.
     """
 
-    series: "__market__v1__.Series | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    series: "__market__v1__.Series | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The series.
     """
 
-    freshness: "Freshness" = betterproto2.field(
-        2, betterproto2.TYPE_ENUM, default_factory=lambda: Freshness(0)
-    )
+    freshness: "Freshness" = betterproto2.field(2, betterproto2.TYPE_ENUM, default_factory=lambda: Freshness(0))
     """
     Whether it is being heard.
     """
 
     last_event_time: "datetime.datetime | None" = betterproto2.field(
-        3,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     event_time of the newest quote. Absent when none came.
     """
 
     last_ingest_time: "datetime.datetime | None" = betterproto2.field(
-        4,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        4, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When the newest quote was accepted.
     """
 
     silence: "datetime.timedelta | None" = betterproto2.field(
-        5,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Duration,
-        optional=True,
+        5, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
     )
     """
     Time since last_ingest_time.
@@ -261,9 +235,7 @@ class GetCoverageRequest(betterproto2.Message):
     Which series.
     """
 
-    symbols: "list[str]" = betterproto2.field(
-        1, betterproto2.TYPE_STRING, repeated=True
-    )
+    symbols: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
     """
     Only these symbols. Empty means all.
     """
@@ -274,9 +246,7 @@ class GetCoverageRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "GetCoverageRequest", GetCoverageRequest
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "GetCoverageRequest", GetCoverageRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -285,17 +255,13 @@ class GetCoverageResponse(betterproto2.Message):
     Coverage by series.
     """
 
-    coverages: "list[Coverage]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    coverages: "list[Coverage]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     Ordered by tape, source, symbol and interval.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "GetCoverageResponse", GetCoverageResponse
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "GetCoverageResponse", GetCoverageResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -310,9 +276,7 @@ class GetReplayRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "GetReplayRequest", GetReplayRequest
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "GetReplayRequest", GetReplayRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -321,17 +285,13 @@ class GetReplayResponse(betterproto2.Message):
     The replay.
     """
 
-    replay: "Replay | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    replay: "Replay | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The replay.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "GetReplayResponse", GetReplayResponse
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "GetReplayResponse", GetReplayResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -341,10 +301,7 @@ class PublishAcknowledgement(betterproto2.Message):
     """
 
     ingest_time: "datetime.datetime | None" = betterproto2.field(
-        1,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        1, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When ingest accepted it.
@@ -356,9 +313,7 @@ class PublishAcknowledgement(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "PublishAcknowledgement", PublishAcknowledgement
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "PublishAcknowledgement", PublishAcknowledgement)
 
 
 @dataclass(eq=False, repr=False)
@@ -367,17 +322,13 @@ class PublishQuotesRequest(betterproto2.Message):
     Quotes to publish.
     """
 
-    quotes: "list[__market__v1__.Quote]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    quotes: "list[__market__v1__.Quote]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     1 to 1,000 quotes; those of one symbol in the order of their event_time.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "PublishQuotesRequest", PublishQuotesRequest
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "PublishQuotesRequest", PublishQuotesRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -386,17 +337,13 @@ class PublishQuotesResponse(betterproto2.Message):
     The results of one request's quotes.
     """
 
-    results: "list[PublishResult]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    results: "list[PublishResult]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     One per quote, in the request's order.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "PublishQuotesResponse", PublishQuotesResponse
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "PublishQuotesResponse", PublishQuotesResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -428,9 +375,7 @@ class PublishResult(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "PublishResult", PublishResult
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "PublishResult", PublishResult)
 
 
 @dataclass(eq=False, repr=False)
@@ -450,9 +395,7 @@ class Replay(betterproto2.Message):
     folder of either, the lake among them.
     """
 
-    symbols: "list[str]" = betterproto2.field(
-        3, betterproto2.TYPE_STRING, repeated=True
-    )
+    symbols: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
     """
     Symbols played. Empty means all.
     """
@@ -462,9 +405,7 @@ class Replay(betterproto2.Message):
     Event time over wall time: 60 plays an hour of tape in a minute. 0 means as fast as the mesh takes it.
     """
 
-    state: "ReplayState" = betterproto2.field(
-        5, betterproto2.TYPE_ENUM, default_factory=lambda: ReplayState(0)
-    )
+    state: "ReplayState" = betterproto2.field(5, betterproto2.TYPE_ENUM, default_factory=lambda: ReplayState(0))
     """
     Where it is.
     """
@@ -485,10 +426,7 @@ class Replay(betterproto2.Message):
     """
 
     position: "datetime.datetime | None" = betterproto2.field(
-        9,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        9, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     event_time of the newest published quote.
@@ -500,20 +438,14 @@ class Replay(betterproto2.Message):
     """
 
     create_time: "datetime.datetime | None" = betterproto2.field(
-        11,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        11, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When it was first started.
     """
 
     update_time: "datetime.datetime | None" = betterproto2.field(
-        12,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        12, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When it last changed.
@@ -539,9 +471,7 @@ class StartReplayRequest(betterproto2.Message):
     The tape to play on. Empty makes a new one; "live" and "canary" are refused.
     """
 
-    symbols: "list[str]" = betterproto2.field(
-        3, betterproto2.TYPE_STRING, repeated=True
-    )
+    symbols: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
     """
     Only these symbols. Empty means all.
     """
@@ -552,9 +482,7 @@ class StartReplayRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "StartReplayRequest", StartReplayRequest
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "StartReplayRequest", StartReplayRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -563,17 +491,13 @@ class StartReplayResponse(betterproto2.Message):
     The started replay.
     """
 
-    replay: "Replay | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    replay: "Replay | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The replay.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "StartReplayResponse", StartReplayResponse
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "StartReplayResponse", StartReplayResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -582,9 +506,7 @@ class StreamQuotesRequest(betterproto2.Message):
     Which quotes to stream.
     """
 
-    symbols: "list[str]" = betterproto2.field(
-        1, betterproto2.TYPE_STRING, repeated=True
-    )
+    symbols: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
     """
     Only these symbols. Empty means all.
     """
@@ -595,9 +517,7 @@ class StreamQuotesRequest(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "StreamQuotesRequest", StreamQuotesRequest
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "StreamQuotesRequest", StreamQuotesRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -606,17 +526,13 @@ class StreamQuotesResponse(betterproto2.Message):
     One accepted quote.
     """
 
-    quote: "__market__v1__.Quote | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    quote: "__market__v1__.Quote | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The quote.
     """
 
 
-default_message_pool.register_message(
-    "tapewatch.ingest.v1", "StreamQuotesResponse", StreamQuotesResponse
-)
+default_message_pool.register_message("tapewatch.ingest.v1", "StreamQuotesResponse", StreamQuotesResponse)
 
 
 class IngestServiceStub:
@@ -627,9 +543,7 @@ class IngestServiceStub:
     def __init__(self, channel: grpc.Channel):
         self._channel = channel
 
-    def publish_quotes(
-        self, messages: "Iterable[PublishQuotesRequest]"
-    ) -> "Iterator[PublishQuotesResponse]":
+    def publish_quotes(self, messages: "Iterable[PublishQuotesRequest]") -> "Iterator[PublishQuotesResponse]":
         """
         Anyone may feed quotes. Each request is answered by one response with one result per quote, in the request's
         order. A result is an acknowledgement once the quote is durable in the queue, or a Status; a bad quote never ends
@@ -644,9 +558,7 @@ class IngestServiceStub:
             PublishQuotesResponse.FromString,
         )(iter(messages))
 
-    def stream_quotes(
-        self, message: "StreamQuotesRequest"
-    ) -> "Iterator[StreamQuotesResponse]":
+    def stream_quotes(self, message: "StreamQuotesRequest") -> "Iterator[StreamQuotesResponse]":
         """
         Quotes as they are being accepted, from now on. Best effort: a subscriber that falls more than 10,000 quotes
         behind is ended with RESOURCE_EXHAUSTED. Ends with UNAVAILABLE when the server drains.
@@ -702,147 +614,6 @@ class IngestServiceStub:
             GetCoverageRequest.SerializeToString,
             GetCoverageResponse.FromString,
         )(message)
-
-
-class IngestServiceAsyncStub(betterproto2_grpclib.ServiceStub):
-    """
-    Takes quotes from any feed and makes them durable in the queue, in order per symbol.
-    """
-
-    async def publish_quotes(
-        self,
-        messages: "AsyncIterable[PublishQuotesRequest] | Iterable[PublishQuotesRequest]",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "AsyncIterator[PublishQuotesResponse]":
-        """
-        Anyone may feed quotes. Each request is answered by one response with one result per quote, in the request's
-        order. A result is an acknowledgement once the quote is durable in the queue, or a Status; a bad quote never ends
-        the stream. The client may send on without waiting (the server bounds what it reads ahead) and must read the
-        responses while it writes. The client half-closes; the server then answers what is outstanding and closes with OK.
-        After a disconnect send again whatever was not acknowledged: equal quotes are removed downstream.
-        """
-
-        async for response in self._stream_stream(
-            "/tapewatch.ingest.v1.IngestService/PublishQuotes",
-            messages,
-            PublishQuotesRequest,
-            PublishQuotesResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        ):
-            yield response
-
-    async def stream_quotes(
-        self,
-        message: "StreamQuotesRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "AsyncIterator[StreamQuotesResponse]":
-        """
-        Quotes as they are being accepted, from now on. Best effort: a subscriber that falls more than 10,000 quotes
-        behind is ended with RESOURCE_EXHAUSTED. Ends with UNAVAILABLE when the server drains.
-        """
-
-        async for response in self._unary_stream(
-            "/tapewatch.ingest.v1.IngestService/StreamQuotes",
-            message,
-            StreamQuotesResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        ):
-            yield response
-
-    async def start_replay(
-        self,
-        message: "StartReplayRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "StartReplayResponse":
-        """
-        Starts to play an archive or a file onto a tape, or goes on where that tape's replay stopped. Answers at once; a
-        tape that is already playing the same source is answered with its replay, unchanged.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.ingest.v1.IngestService/StartReplay",
-            message,
-            StartReplayResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
-    async def get_replay(
-        self,
-        message: "GetReplayRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "GetReplayResponse":
-        """
-        How far a replay is.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.ingest.v1.IngestService/GetReplay",
-            message,
-            GetReplayResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
-    async def cancel_replay(
-        self,
-        message: "CancelReplayRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "CancelReplayResponse":
-        """
-        Stops a replay. What was published stays published. Cancelling an ended replay changes nothing.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.ingest.v1.IngestService/CancelReplay",
-            message,
-            CancelReplayResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
-    async def get_coverage(
-        self,
-        message: "GetCoverageRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "GetCoverageResponse":
-        """
-        Per series: last event, staleness, gaps, errors. A silent feed is the worst failure in surveillance.
-        """
-
-        return await self._unary_unary(
-            "/tapewatch.ingest.v1.IngestService/GetCoverage",
-            message,
-            GetCoverageResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
 
 
 from ....google import protobuf as ___google__protobuf__

@@ -26,18 +26,13 @@ class Cursor(betterproto2.Message):
     How far a series has been recorded by the gateway.
     """
 
-    series: "Series | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    series: "Series | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The series.
     """
 
     last_event_time: "datetime.datetime | None" = betterproto2.field(
-        2,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     event_time of the newest recorded quote. Absent when none is recorded.
@@ -79,20 +74,14 @@ class Quote(betterproto2.Message):
     """
 
     interval: "datetime.timedelta | None" = betterproto2.field(
-        5,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Duration,
-        optional=True,
+        5, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
     )
     """
     Length of the bar. Whole seconds, 1 s to 7 days. Empty means 60 s.
     """
 
     event_time: "datetime.datetime | None" = betterproto2.field(
-        6,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        6, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When the market printed the bar (its start), UTC. Orders and identifies. Required; at most 5 minutes ahead
@@ -130,9 +119,7 @@ class Quote(betterproto2.Message):
     random zeros. A double, exact for whole shares up to 2^53, so that venues trading fractions need no second field.
     """
 
-    previous_close: "float | None" = betterproto2.field(
-        13, betterproto2.TYPE_DOUBLE, optional=True
-    )
+    previous_close: "float | None" = betterproto2.field(13, betterproto2.TYPE_DOUBLE, optional=True)
     """
     Close of the previous session in the instrument's currency, where the source says it.
     """
@@ -142,41 +129,30 @@ class Quote(betterproto2.Message):
     ISO 4217 code, for example "USD". Empty when the source does not say.
     """
 
-    trades: "int | None" = betterproto2.field(
-        15, betterproto2.TYPE_INT64, optional=True
-    )
+    trades: "int | None" = betterproto2.field(15, betterproto2.TYPE_INT64, optional=True)
     """
     Number of trades in the bar, where the feed has it.
     """
 
-    buy_volume: "float | None" = betterproto2.field(
-        16, betterproto2.TYPE_DOUBLE, optional=True
-    )
+    buy_volume: "float | None" = betterproto2.field(16, betterproto2.TYPE_DOUBLE, optional=True)
     """
     Shares bought by takers in the bar, where the feed has it.
     """
 
-    split_ratio: "float | None" = betterproto2.field(
-        17, betterproto2.TYPE_DOUBLE, optional=True
-    )
+    split_ratio: "float | None" = betterproto2.field(17, betterproto2.TYPE_DOUBLE, optional=True)
     """
     New shares per old share that take effect with this bar: 2.0 on the day of a two-for-one split, 1.0 when the
     source knows that nothing happened; a special dividend counts as the ratio it adjusts prices by. Causal. Absent
     when the source cannot say: the score's quality is then UNADJUSTED.
     """
 
-    benchmark_return: "float | None" = betterproto2.field(
-        18, betterproto2.TYPE_DOUBLE, optional=True
-    )
+    benchmark_return: "float | None" = betterproto2.field(18, betterproto2.TYPE_DOUBLE, optional=True)
     """
     Return of the benchmark over the same bar as a fraction (0.01 = 1 %), stamped by ingest where it has one.
     """
 
     ingest_time: "datetime.datetime | None" = betterproto2.field(
-        19,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        19, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When ingest accepted the quote: measures freshness, never orders. Output of ingest.
@@ -218,10 +194,7 @@ class Series(betterproto2.Message):
     """
 
     interval: "datetime.timedelta | None" = betterproto2.field(
-        4,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Duration,
-        optional=True,
+        4, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
     )
     """
     Length of the series' bars.
