@@ -16,6 +16,8 @@ EARLIEST_EVENT = datetime(1900, 1, 1, tzinfo=UTC)
 _TAPE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SOURCE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _SYMBOL = re.compile(r"[A-Z0-9^][A-Z0-9.=^-]{0,31}")
+_CURRENCY = re.compile(r"[A-Za-z0-9]{0,12}")
+_BATCH_ID = re.compile(r"[\x20-\x7e]{0,128}")
 _MAX_PRICE = 1e12
 _MAX_VOLUME = 1e15
 
@@ -95,6 +97,8 @@ def violations(quote: Quote, now: datetime) -> tuple[FieldViolation, ...]:
         ("tape", quote.tape, _TAPE),
         ("source", quote.source, _SOURCE),
         ("symbol", quote.symbol, _SYMBOL),
+        ("currency", quote.currency, _CURRENCY),
+        ("batch_id", quote.batch_id, _BATCH_ID),
     ):
         if not pattern.fullmatch(value):
             refuse(name, f"{value!r} does not match {pattern.pattern}")
@@ -131,8 +135,8 @@ def violations(quote: Quote, now: datetime) -> tuple[FieldViolation, ...]:
         math.isfinite(quote.benchmark_return) and quote.benchmark_return > -1
     ):
         refuse("benchmark_return", f"{quote.benchmark_return} is not a return above -100 %")
-    if quote.trades is not None and quote.trades < 0:
-        refuse("trades", "must be 0 or more")
+    if quote.trades is not None and not 0 <= quote.trades < 2**63:
+        refuse("trades", "must be 0 or more, within 64 bits")
     if quote.buy_volume is not None and not (math.isfinite(quote.buy_volume) and 0 <= quote.buy_volume <= _MAX_VOLUME):
         refuse("buy_volume", f"{quote.buy_volume} is not a finite volume of 0 or more")
     return tuple(found)

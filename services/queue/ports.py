@@ -80,7 +80,7 @@ class Queue(DeadLetters, Protocol):
     """A FIFO queue with groups. Every method raises DependencyUnavailableError when the queue is away or busy."""
 
     def send(self, messages: Sequence[OutgoingMessage]) -> list[SentMessage]:
-        """Make messages durable, in order; all of them, or an error. One that was sent before an error may be sent again.
+        """Make messages durable, in order; all of them, or an error, after which any of them may be sent again.
 
         Returns one result per message, in order.
         """
