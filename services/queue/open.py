@@ -1,0 +1,34 @@
+"""The configured queue."""
+
+from typing import Final
+
+from services.domain.errors import NotConfiguredError
+from services.queue.ports import Queue
+from services.queue.settings import QueueSettings
+from services.queue.sqlite import SqliteQueue
+
+EMBEDDED_NAME: Final = "market_queue.fifo"
+
+
+def open_queue(settings: QueueSettings) -> Queue:
+    """The queue that the settings name.
+
+    Raises: NotConfiguredError or DependencyUnavailableError, in one sentence, when it cannot be used.
+    """
+    if settings.queue_backend == "sqlite":
+        return SqliteQueue(settings.queue_path, synchronous=settings.queue_synchronous)
+    if not settings.sqs_queue_url:
+        raise NotConfiguredError("the SQS queue", "SQS_QUEUE_URL to the queue's URL")
+    from services.queue.sqs import SqsQueue  # boto3 is optional and slow to import
+
+    return SqsQueue.connect(
+        settings.sqs_queue_url,
+        dead_letter_queue_url=settings.sqs_dead_letter_queue_url,
+        region=settings.aws_region,
+        endpoint_url=settings.aws_endpoint_url,
+    )
+
+
+def queue_name(settings: QueueSettings) -> str:
+    """The queue's name in traces (messaging.destination.name)."""
+    return settings.sqs_queue_url.rpartition("/")[2] if settings.queue_backend == "sqs" else EMBEDDED_NAME

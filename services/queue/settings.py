@@ -1,0 +1,26 @@
+"""Which queue, and where."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from services.runtime.settings import Settings
+
+
+class QueueSettings(Settings):
+    """The quote queue between ingest and dispatch; both need the same one."""
+
+    queue_backend: Literal["sqlite", "sqs"] = Field(
+        "sqlite", description="`sqlite` (a file on this machine) or `sqs` (an SQS FIFO queue)"
+    )
+    queue_path: Path = Field(Path("var/queue.db"), description="file of the embedded queue")
+    queue_synchronous: Literal["normal", "full"] = Field(
+        "normal", description="`full` makes the embedded queue survive a power loss, at the price of slower sends"
+    )
+    sqs_queue_url: str = Field("", description="URL of the SQS FIFO queue")
+    sqs_dead_letter_queue_url: str = Field(
+        "", description="URL of the FIFO dead-letter queue; empty takes it from the queue's redrive policy"
+    )
+    aws_region: str = Field("", description="AWS region; empty takes it from the AWS configuration")
+    aws_endpoint_url: str = Field("", description="another endpoint than AWS's, for a local stand-in")

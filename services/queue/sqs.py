@@ -1,0 +1,348 @@
+"""The SQS FIFO queue.
+
+Visibility is in whole seconds there (rounded up), a receive takes at most 10 messages (this adapter asks on until it has
+what the caller wants), and depth is approximate.
+"""
+
+import hashlib
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from services.domain.errors import DependencyUnavailableError, NotConfiguredError
+from services.queue.ports import DeadLetter, OutgoingMessage, QueueDepth, ReceivedMessage, SentMessage
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+
+BATCH_LIMIT: Final = 10
+BATCH_BYTES_LIMIT: Final = 256 * 1024
+REASON_ATTRIBUTE: Final = "DeadLetterReason"
+_ATTEMPTS = 6
+_FIRST_BACKOFF_SECONDS = 0.1
+_LONGEST_BACKOFF_SECONDS = 5.0
+_MAX_VISIBILITY_SECONDS = 43_200
+_MAX_WAIT_SECONDS = 20
+_MAX_REASON_CHARACTERS = 1_000
+_PEEK_SECONDS = 1
+
+_MISSING = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"}
+_FORBIDDEN = {"AccessDenied", "AccessDeniedException", "InvalidClientTokenId", "UnrecognizedClientException",
+              "SignatureDoesNotMatch", "ExpiredToken", "InvalidSecurity", "KmsAccessDenied"}  # fmt: skip
+_THROTTLED = {"ThrottlingException", "Throttling", "RequestThrottled", "OverLimit", "TooManyRequestsException",
+              "KmsThrottled", "RequestLimitExceeded"}  # fmt: skip
+
+
+class SqsQueue:
+    """A `Queue` on SQS FIFO. `client` is a boto3 SQS client, which is safe to share between threads."""
+
+    def __init__(self, client: "SQSClient", queue_url: str, *, dead_letter_queue_url: str = "") -> None:
+        self._client = client
+        self._url = queue_url
+        self._dead_letter_url = dead_letter_queue_url
+
+    @classmethod
+    def connect(
+        cls, queue_url: str, *, dead_letter_queue_url: str = "", region: str = "", endpoint_url: str = ""
+    ) -> "SqsQueue":
+        """The queue at `queue_url`, checked to be there and to be FIFO.
+
+        Raises: NotConfiguredError when boto3, credentials, region, permission or the queue is missing;
+        DependencyUnavailableError when AWS cannot be reached.
+        """
+        try:
+            import boto3
+            from botocore.config import Config
+        except ImportError as error:
+            raise NotConfiguredError(
+                "SQS needs boto3 (pip install 'tapewatch[aws]'); the queue", "QUEUE_BACKEND=sqlite to do without"
+            ) from error
+        if not queue_url.endswith(".fifo"):
+            raise NotConfiguredError(
+                f"{queue_url} is no FIFO queue; the queue", "SQS_QUEUE_URL to one (its name ends in .fifo)"
+            )
+        with _translated(queue_url):
+            client = boto3.client(
+                "sqs",
+                region_name=region or None,
+                endpoint_url=endpoint_url or None,
+                config=Config(
+                    retries={"mode": "standard", "max_attempts": 3},
+                    connect_timeout=5,
+                    read_timeout=_MAX_WAIT_SECONDS + 10,
+                    max_pool_connections=32,
+                ),
+            )
+        queue = cls(client, queue_url, dead_letter_queue_url=dead_letter_queue_url)
+        queue.depth()
+        return queue
+
+    def send(self, messages: Sequence[OutgoingMessage]) -> list[SentMessage]:
+        """Make messages durable, in order, ten at a time; what SQS refuses for the moment is sent again with jitter.
+
+        A group's later messages wait until its refused ones are in. SQS does not say whether a message was a duplicate.
+        """
+        results: list[SentMessage] = []
+        for batch in _batches(messages):
+            entries = [
+                {
+                    "Id": str(i),
+                    "MessageBody": message.body,
+                    "MessageGroupId": message.group_id,
+                    "MessageDeduplicationId": message.deduplication_id,
+                    "MessageAttributes": _to_attributes(message.attributes),
+                }
+                for i, message in enumerate(batch)
+            ]
+            ids = self._send_batch(self._url, entries)
+            results += [SentMessage(ids[str(i)]) for i in range(len(batch))]
+        return results
+
+    def _send_batch(self, url: str, entries: list[dict[str, Any]]) -> dict[str, str]:
+        sent: dict[str, str] = {}
+
+        def call(pending: Sequence[Mapping[str, Any]]) -> Any:
+            response = self._client.send_message_batch(QueueUrl=url, Entries=list(pending))  # type: ignore[arg-type]
+            sent.update((item["Id"], item["MessageId"]) for item in response.get("Successful", []))
+            return response
+
+        _until_done(url, entries, call)
+        return sent
+
+    def receive(self, max_messages: int, visibility_seconds: float, wait_seconds: float = 0) -> list[ReceivedMessage]:
+        """Up to `max_messages`; only the first of the calls behind it waits."""
+        received: list[ReceivedMessage] = []
+        wait = min(math.ceil(wait_seconds), _MAX_WAIT_SECONDS)
+        while len(received) < max_messages:
+            wanted = min(BATCH_LIMIT, max_messages - len(received))
+            try:
+                with _translated(self._url):
+                    response = self._client.receive_message(
+                        QueueUrl=self._url,
+                        MaxNumberOfMessages=wanted,
+                        VisibilityTimeout=_whole_seconds(visibility_seconds),
+                        WaitTimeSeconds=0 if received else wait,
+                        MessageSystemAttributeNames=["All"],
+                        MessageAttributeNames=["All"],
+                    )
+            except DependencyUnavailableError:
+                if received:
+                    return received  # they are ours now: hand over what came
+                raise
+            messages = response.get("Messages", [])
+            received += [_received(message) for message in messages]
+            if len(messages) < wanted:
+                break
+        return received
+
+    def acknowledge(self, receipt_handles: Sequence[str]) -> None:
+        """Delete delivered messages; handles that are not the current ones are ignored."""
+        for start in range(0, len(receipt_handles), BATCH_LIMIT):
+            entries = [
+                {"Id": str(i), "ReceiptHandle": handle}
+                for i, handle in enumerate(receipt_handles[start : start + BATCH_LIMIT])
+            ]
+            _until_done(
+                self._url,
+                entries,
+                lambda pending: self._client.delete_message_batch(QueueUrl=self._url, Entries=list(pending)),  # type: ignore[arg-type]
+                ignore_sender_faults=True,
+            )
+
+    def change_visibility(self, receipt_handles: Sequence[str], visibility_seconds: float) -> None:
+        """Keep delivered messages invisible for that much longer from now; 0 releases them at once."""
+        seconds = _whole_seconds(visibility_seconds)
+        for start in range(0, len(receipt_handles), BATCH_LIMIT):
+            entries = [
+                {"Id": str(i), "ReceiptHandle": handle, "VisibilityTimeout": seconds}
+                for i, handle in enumerate(receipt_handles[start : start + BATCH_LIMIT])
+            ]
+            _until_done(
+                self._url,
+                entries,
+                lambda pending: self._client.change_message_visibility_batch(
+                    QueueUrl=self._url,
+                    Entries=list(pending),  # type: ignore[arg-type]
+                ),
+                ignore_sender_faults=True,
+            )
+
+    def depth(self) -> QueueDepth:
+        """What waits, approximately. `dead_letters` is 0 where no dead-letter queue is configured."""
+        attributes = self._attributes(self._url)
+        dead_letters = 0
+        if url := self._find_dead_letter_url(attributes):
+            dead_letters = int(self._attributes(url).get("ApproximateNumberOfMessages", 0))
+        return QueueDepth(
+            ready=int(attributes.get("ApproximateNumberOfMessages", 0)),
+            in_flight=int(attributes.get("ApproximateNumberOfMessagesNotVisible", 0)),
+            dead_letters=dead_letters,
+        )
+
+    def _attributes(self, url: str) -> Mapping[str, str]:
+        with _translated(url):
+            response = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
+        return {str(name): value for name, value in response.get("Attributes", {}).items()}
+
+    def _find_dead_letter_url(self, attributes: Mapping[str, str] | None = None) -> str:
+        """The dead-letter queue's URL: the setting, else what the redrive policy names, else empty."""
+        if not self._dead_letter_url:
+            policy = (self._attributes(self._url) if attributes is None else attributes).get("RedrivePolicy", "")
+            if policy:
+                arn = json.loads(policy)["deadLetterTargetArn"].split(":")
+                with _translated(arn[5]):
+                    response = self._client.get_queue_url(QueueName=arn[5], QueueOwnerAWSAccountId=arn[4])
+                self._dead_letter_url = response["QueueUrl"]
+        return self._dead_letter_url
+
+    def send_dead_letter(self, letter: DeadLetter) -> None:
+        """Send the letter to the dead-letter queue, its reason and group as attributes."""
+        url = self._find_dead_letter_url()
+        if not url:
+            raise NotConfiguredError(
+                "the dead-letter queue", "SQS_DEAD_LETTER_QUEUE_URL, or a redrive policy on the queue"
+            )
+        digest = hashlib.sha256("\0".join((letter.group_id, letter.reason, letter.body)).encode()).hexdigest()
+        attributes = dict(letter.attributes)
+        attributes[REASON_ATTRIBUTE] = _sendable(letter.reason)[:_MAX_REASON_CHARACTERS]
+        entry = {
+            "Id": "0",
+            "MessageBody": letter.body,
+            "MessageGroupId": letter.group_id or "dead-letters",
+            "MessageDeduplicationId": digest,
+            "MessageAttributes": _to_attributes(dict(list(attributes.items())[-BATCH_LIMIT:])),
+        }
+        self._send_batch(url, [entry])
+
+    def list_dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """Some of the dead letters, hidden for a second while they are read; of each group the first ten at least."""
+        url = self._find_dead_letter_url()
+        if not url:
+            return []
+        found = SqsQueue(self._client, url).receive(limit, _PEEK_SECONDS)
+        SqsQueue(self._client, url).change_visibility([message.receipt_handle for message in found], 0)
+        return [
+            DeadLetter(
+                body=message.body,
+                group_id=message.group_id,
+                reason=message.attributes.get(REASON_ATTRIBUTE, "delivered too often (redrive policy)"),
+                attributes={k: v for k, v in message.attributes.items() if k != REASON_ATTRIBUTE},
+            )
+            for message in found
+        ]
+
+    def close(self) -> None:
+        """Release connections."""
+        self._client.close()
+
+
+def _batches(messages: Sequence[OutgoingMessage]) -> Iterator[list[OutgoingMessage]]:
+    """Runs of at most ten messages within SQS's limit on a batch's bytes."""
+    batch: list[OutgoingMessage] = []
+    size = 0
+    for message in messages:
+        bytes_ = len(message.body.encode()) + sum(len(k) + len(v.encode()) + 6 for k, v in message.attributes.items())
+        if batch and (len(batch) == BATCH_LIMIT or size + bytes_ > BATCH_BYTES_LIMIT):
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += bytes_
+    if batch:
+        yield batch
+
+
+def _until_done(
+    url: str,
+    entries: Sequence[Mapping[str, Any]],
+    call: Callable[[Sequence[Mapping[str, Any]]], Any],
+    *,
+    ignore_sender_faults: bool = False,
+) -> None:
+    """Call with the entries, again with those that failed for the moment, with full jitter.
+
+    Raises: DependencyUnavailableError when some still fail, or when SQS refuses one for good.
+    """
+    pending = list(entries)
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            longest = min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**attempt)
+            time.sleep(random.uniform(0, longest))  # noqa: S311
+        with _translated(url):
+            response = call(pending)
+        failed = {item["Id"]: item for item in response.get("Failed", [])}
+        if refused := [item for item in failed.values() if item.get("SenderFault")]:
+            if not ignore_sender_faults:
+                code, text = refused[0].get("Code", ""), refused[0].get("Message", "")
+                raise DependencyUnavailableError("queue", f"{url} refuses a message: {code} {text}")
+            failed = {i: item for i, item in failed.items() if not item.get("SenderFault")}
+        # After the first failure everything later goes again too, else a group's order would break;
+        # what is already in is removed by its deduplication id.
+        first = next((i for i, entry in enumerate(pending) if entry["Id"] in failed), None)
+        if first is None:
+            return
+        pending = pending[first:]
+    raise DependencyUnavailableError("queue", f"{url} took only a part of the messages after {_ATTEMPTS} attempts")
+
+
+def _received(message: Mapping[str, Any]) -> ReceivedMessage:
+    system = message["Attributes"]
+    given = message.get("MessageAttributes", {})
+    return ReceivedMessage(
+        message_id=message["MessageId"],
+        receipt_handle=message["ReceiptHandle"],
+        body=message["Body"],
+        group_id=system["MessageGroupId"],
+        deduplication_id=system["MessageDeduplicationId"],
+        sequence_number=system["SequenceNumber"],
+        receive_count=int(system["ApproximateReceiveCount"]),
+        sent_time=datetime.fromtimestamp(int(system["SentTimestamp"]) / 1_000, UTC),
+        attributes={name: value["StringValue"] for name, value in given.items() if "StringValue" in value},
+    )
+
+
+def _to_attributes(attributes: Mapping[str, str]) -> dict[str, Any]:
+    return {name: {"DataType": "String", "StringValue": value} for name, value in attributes.items() if value}
+
+
+def _sendable(text: str) -> str:
+    """The text without what SQS refuses: control characters and halves of surrogate pairs."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _whole_seconds(seconds: float) -> int:
+    return min(math.ceil(seconds), _MAX_VISIBILITY_SECONDS)
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """AWS's errors as ours, each a sentence that says what to do."""
+    from botocore import exceptions as aws
+
+    try:
+        yield
+    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
+        raise NotConfiguredError(
+            f"AWS credentials are missing ({error}); the queue {url}",
+            "AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret",
+        ) from error
+    except aws.NoRegionError as error:
+        raise NotConfiguredError(f"the region of {url}", "AWS_REGION") from error
+    except aws.ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in _MISSING:
+            raise NotConfiguredError(f"there is no queue at {url}; it", "SQS_QUEUE_URL to one that exists") from error
+        if code in _FORBIDDEN:
+            raise NotConfiguredError(
+                f"AWS refuses the use of {url} ({code}); it",
+                "credentials with sqs:SendMessage, sqs:ReceiveMessage, sqs:DeleteMessage, sqs:ChangeMessageVisibility "
+                "and sqs:GetQueueAttributes",
+            ) from error
+        delay = 2.0 if code in _THROTTLED else 0.5
+        raise DependencyUnavailableError("queue", f"{url}: {error}", retry_delay_seconds=delay) from error
+    except aws.BotoCoreError as error:
+        raise DependencyUnavailableError("queue", f"{url}: {error}") from error
