@@ -1,13 +1,9 @@
 """The configured queue."""
 
-from typing import Final
-
 from services.domain.errors import NotConfiguredError
 from services.queue.ports import Queue
 from services.queue.settings import QueueSettings
 from services.queue.sqlite import SqliteQueue
-
-EMBEDDED_NAME: Final = "market_queue.fifo"
 
 
 def open_queue(settings: QueueSettings) -> Queue:
@@ -27,8 +23,3 @@ def open_queue(settings: QueueSettings) -> Queue:
         region=settings.aws_region,
         endpoint_url=settings.aws_endpoint_url,
     )
-
-
-def queue_name(settings: QueueSettings) -> str:
-    """The queue's name in traces (messaging.destination.name)."""
-    return settings.sqs_queue_url.rpartition("/")[2] if settings.queue_backend == "sqs" else EMBEDDED_NAME

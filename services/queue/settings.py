@@ -1,11 +1,13 @@
 """Which queue, and where."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
 from services.runtime.settings import Settings
+
+EMBEDDED_NAME: Final = "market_queue.fifo"
 
 
 class QueueSettings(Settings):
@@ -24,3 +26,8 @@ class QueueSettings(Settings):
     )
     aws_region: str = Field("", description="AWS region; empty takes it from the AWS configuration")
     aws_endpoint_url: str = Field("", description="another endpoint than AWS's, for a local stand-in")
+
+    @property
+    def queue_name(self) -> str:
+        """The queue's name in traces (messaging.destination.name)."""
+        return self.sqs_queue_url.rpartition("/")[2] if self.queue_backend == "sqs" else EMBEDDED_NAME

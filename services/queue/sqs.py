@@ -1,7 +1,7 @@
 """The SQS FIFO queue.
 
-Visibility is in whole seconds there (rounded up), a receive takes at most 10 messages (this adapter asks on until it has
-what the caller wants), and depth is approximate.
+Visibility is in whole seconds there (rounded up), a receive takes at most 10 messages (this adapter asks on until it
+has what the caller wants), and depth is approximate.
 """
 
 import hashlib
