@@ -20,14 +20,19 @@ def lay_googleapis() -> None:
         shutil.copyfile(str(files("google.rpc") / name), target / name)
 
 
+def buf_environment() -> dict[str, str]:
+    """The environment in which buf finds itself and its plugins: this interpreter's folder first."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
 def main() -> int:
     """Generate into the working tree, or below --output with the same layout."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT, help="folder to write below (default: the repository)")
     output = parser.parse_args().output
     lay_googleapis()
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(["buf", "generate", "--output", str(output)], cwd=ROOT, env=environment).returncode
+    command = ["buf", "generate", "--output", str(output)]
+    return subprocess.run(command, cwd=ROOT, env=buf_environment()).returncode
 
 
 if __name__ == "__main__":

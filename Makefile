@@ -1,0 +1,74 @@
+# Tapewatch. `make` lists the targets.
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+# The newest of the supported interpreters that is here: CPython 3.11, 3.12 or 3.13.
+PYTHON ?= $(shell for v in 3.13 3.12 3.11; do p=$$(command -v python$$v) && $$p -c '' 2>/dev/null && echo $$p && break; done)
+ifeq ($(PYTHON),)
+PYTHON := $(shell command -v python3)
+endif
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := requirements/constraints.txt
+GOBIN := $(CURDIR)/$(VENV)/go/bin
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Tapewatch needs CPython 3.11, 3.12 or 3.13 on the PATH"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Tapewatch needs CPython 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) --version)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[yahoo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]' -e clients/python
+	@touch $@ $(VENV)/.run
+
+.PHONY: setup
+setup: $(VENV)/.run ## Make the virtual environment that `make run` uses
+
+.PHONY: run
+run: $(VENV)/.run ## Replay thirteen years of real bars through the whole mesh on this machine
+	@$(BIN)/tapewatch run
+
+.PHONY: test
+test: $(VENV)/.dev tools ## Run all tests
+	$(BIN)/python -m pytest
+
+.PHONY: check
+check: $(VENV)/.dev ## Formatting, linting, strict types, import rules, protos
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python proto/check.py
+
+.PHONY: proto
+proto: $(VENV)/.dev ## Regenerate the code that is made from the protos
+	$(BIN)/python proto/generate.py
+
+.PHONY: train
+train: $(VENV)/.dev ## Train a model
+	$(BIN)/python -m services.training.train
+
+.PHONY: tools
+tools: $(GOBIN)/grpcurl ## Install the programs that the tests need and pip does not have
+
+$(GOBIN)/grpcurl:
+	@command -v go >/dev/null || { echo "the tests need Go, to install grpcurl"; exit 1; }
+	GOBIN=$(GOBIN) go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+
+.PHONY: constraints
+constraints: $(VENV)/.dev ## Pin anew what pip installs
+	$(BIN)/pip-compile --quiet --all-extras --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header \
+		--no-annotate --upgrade --output-file $(CONSTRAINTS) pyproject.toml
+
+.PHONY: clean
+clean: ## Remove the virtual environment and what the embedded mesh wrote
+	rm -rf $(VENV) .tapewatch
