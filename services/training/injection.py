@@ -4,16 +4,17 @@ Strength s is how many of its own usual deviations the defining quantity is move
 deviations over the 60 bars before the event, of log returns (sigma) and of log volume (sigma_v, within 0.2 to 1.5). A
 move over L bars has the deviation sigma sqrt(L), so a pump of strength 4 over 4 bars lifts the price by 8 sigma. Log
 volume is raised by at most ln 50. The real bar stays underneath: displacements are added to logarithms of its prices,
-its shadows and its volume's own noise remain, and a missing volume stays missing. Strength 0 adds 0.
+its shadows and its volume's own noise remain, and a missing volume stays missing. Half of the price spikes and a
+quarter of the pumps and trashes move in part before the bar opens. Strength 0 adds 0.
 
 | typology | price | volume | labelled bars |
 |---|---|---|---|
-| pump and dump | up over 1-5 bars, back 50-100 % over 1-4 bars | first 1-4 bars before the price, then with it | rise and fall |
+| pump and dump | up over 1-5 bars, back 50-100 % over 1-4 | 1-4 bars before the price, then with it | rise and fall |
 | trash and cash | down over 1-5 bars, back 40-90 % over 1-4 bars | with it | fall and recovery |
 | ramping | 5-12 even steps in one direction, stays | a little | from the middle of the way on |
 | marking the close | close displaced at the bar's end, next open back | a little | the marked bar |
 | momentum ignition | within 1-2 bars out and back by 70-100 % | with it | these bars |
-| price spike | one bar, stays or half of it returns | up to half of the strength | that bar |
+| price spike | one bar, stays or half of it returns | from none to the full strength | that bar |
 | volume spike | none | 1-2 bars | these bars |
 
 Bars that an event touches but that nobody could judge yet (accumulation, the first half of a ramp, the open after a
@@ -92,7 +93,7 @@ def _marks(length: int, value: int = MANIPULATED) -> NDArray[np.int8]:
 
 
 def _drive_and_return(rng: np.random.Generator, rise: float, lift: float, *, quiet: int, back: float) -> _Plan:
-    """Quiet bars with volume only, a drive of `rise` deviations (times sqrt of its bars), and a return of share `back`."""
+    """Quiet bars with volume only, a drive of `rise` (times the root of its bars), and a return of share `back`."""
     drive, fall = int(rng.integers(1, 6)), int(rng.integers(1, 5))
     total = rise * np.sqrt(drive)
     way = np.cumsum(rng.dirichlet(np.full(drive, 3.0)))
@@ -105,13 +106,22 @@ def _drive_and_return(rng: np.random.Generator, rise: float, lift: float, *, qui
     return _plan(closing, volume, np.concatenate([_marks(quiet, TOUCHED), _marks(drive + fall)]))
 
 
+def _gapped(plan: _Plan, rng: np.random.Generator, chance: float) -> _Plan:
+    """With this chance, a part of each bar's displacement happens before the bar opens: over night, in a halt."""
+    if rng.random() < chance:
+        share = rng.uniform(0.0, 1.0)
+        plan.opening += share * (plan.closing - plan.opening)
+    return plan
+
+
 def _design(rng: np.random.Generator, typology: Typology, price: float, lift: float) -> _Plan:
     """The event's displacements; `price` is strength x sigma, `lift` is strength x sigma_v."""
     side = 1.0 if rng.random() < 0.5 else -1.0
     if typology is Typology.PUMP_AND_DUMP:
-        return _drive_and_return(rng, price, lift, quiet=int(rng.integers(1, 5)), back=rng.uniform(0.5, 1.0))
+        plan = _drive_and_return(rng, price, lift, quiet=int(rng.integers(1, 5)), back=rng.uniform(0.5, 1.0))
+        return _gapped(plan, rng, 0.25)
     if typology is Typology.TRASH_AND_CASH:
-        return _drive_and_return(rng, -price, lift, quiet=0, back=rng.uniform(0.4, 0.9))
+        return _gapped(_drive_and_return(rng, -price, lift, quiet=0, back=rng.uniform(0.4, 0.9)), rng, 0.25)
     if typology is Typology.RAMPING:
         bars = int(rng.integers(5, 13))
         way = np.cumsum(rng.dirichlet(np.full(bars, 20.0)))
@@ -131,10 +141,10 @@ def _design(rng: np.random.Generator, typology: Typology, price: float, lift: fl
         return _plan(np.array([side * price, side * left]), lift * rng.uniform(0.5, 1.0, 2), _marks(2))
     if typology is Typology.PRICE_SPIKE:
         stays = 1.0 if rng.random() < 0.5 else 0.5
-        volume = np.array([lift * rng.uniform(0.0, 0.5), 0.0])
+        volume = np.array([lift * rng.uniform(0.0, 1.0), 0.0])
         plan = _plan(side * price * np.array([1.0, stays]), volume, _marks(2))
         plan.label[1] = TOUCHED
-        return plan
+        return _gapped(plan, rng, 0.5)
     bars = int(rng.integers(1, 3))
     return _plan(np.zeros(bars), np.full(bars, lift), _marks(bars))
 

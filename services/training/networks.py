@@ -1,0 +1,191 @@
+"""The two networks in Keras, and their export to TFLite. TensorFlow is imported on use only."""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.domain.errors import NotConfiguredError
+
+Matrix = NDArray[np.float32]
+Progress = Callable[[int, dict[str, float]], None]
+"""Called after each epoch with its number and its losses."""
+
+_MAX_STANDARD = 8.0
+
+
+def tensorflow() -> Any:
+    """The TensorFlow module, quiet. Raises: NotConfiguredError when it is not installed."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    try:
+        import tensorflow as tf
+    except ImportError:
+        raise NotConfiguredError(
+            "training (TensorFlow is missing)", "up with: pip install 'tapewatch[train]'"
+        ) from None
+    return tf
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """How features enter a network: sign(x) ln(1 + |x|), then (. - mean) x scale, within +-8. Each (F,).
+
+    A feature that never varies in training has scale 0: it says nothing, and a live value of it changes nothing.
+    """
+
+    mean: Matrix
+    scale: Matrix
+
+
+def standardise(normal: Matrix) -> Standard:
+    """The standard of normal rows, float32 (n, F)."""
+    compressed = np.sign(normal) * np.log1p(np.abs(normal))
+    spread = compressed.std(axis=0, dtype=np.float64)
+    scale = np.where(spread > 1e-6, 1.0 / np.maximum(spread, 1e-6), 0.0)
+    return Standard(compressed.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32))
+
+
+def _entry(standard: Standard) -> tuple[Any, Any]:
+    """The raw input and its standardised tensor."""
+    keras = tensorflow().keras
+    ops = keras.ops
+    raw = keras.Input((len(standard.mean),), dtype="float32", name="features")
+    # ops.log1p is no TFLite builtin; log(1 + x) is.
+    compressed = ops.sign(raw) * ops.log(ops.abs(raw) + 1.0)
+    scaled = ops.clip((compressed - standard.mean) * standard.scale, -_MAX_STANDARD, _MAX_STANDARD)
+    return raw, scaled
+
+
+def _watch(progress: Progress) -> Any:
+    keras = tensorflow().keras
+    return keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: progress(epoch, dict(logs or {})))
+
+
+def train_autoencoder(
+    normal: Matrix, standard: Standard, *, seed: int, epochs: int, bottleneck: int, progress: Progress
+) -> Any:
+    """A Keras model from raw features to their mean squared reconstruction error, (n, F) to (n, 1)."""
+    keras = tensorflow().keras
+    ops = keras.ops
+    keras.utils.set_random_seed(seed)
+    raw, scaled = _entry(standard)
+    hidden = keras.layers.Dense(32, activation="relu")(scaled)
+    code = keras.layers.Dense(bottleneck, activation="tanh")(hidden)
+    hidden = keras.layers.Dense(32, activation="relu")(code)
+    restored = keras.layers.Dense(len(standard.mean))(hidden)
+    # What the model leaves unexplained, feature by feature; constant features are 0 on both sides after training.
+    informative = (standard.scale > 0).astype(np.float32)
+    gap = (restored - scaled) * informative
+    error = ops.sum(gap * gap, axis=1, keepdims=True) / float(max(informative.sum(), 1.0))
+    model = keras.Model(raw, error, name="autoencoder")
+    model.compile(
+        optimizer=keras.optimizers.Adam(_decay(2e-3, epochs, len(normal))),
+        # Robust: normal rows hold a few real outliers, which are not to be learnt.
+        loss=lambda _, e: ops.mean(ops.log(1.0 + e)),
+    )
+    model.fit(
+        normal,
+        np.zeros((len(normal), 1), np.float32),
+        batch_size=_BATCH,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[_watch(progress)],
+    )
+    return model
+
+
+_BATCH = 1_024
+
+
+def _decay(rate: float, epochs: int, rows: int) -> Any:
+    keras = tensorflow().keras
+    return keras.optimizers.schedules.CosineDecay(rate, max(1, epochs * -(-rows // _BATCH)))
+
+
+def train_classifier(
+    features: Matrix,
+    manipulated: Matrix,
+    kind: NDArray[np.int64],
+    weight: Matrix,
+    standard: Standard,
+    *,
+    kinds: int,
+    seed: int,
+    epochs: int,
+    progress: Progress,
+) -> Any:
+    """A Keras model from raw features to (n, 1 + kinds): the probability, then each typology's share given one.
+
+    Args:
+        features: float32 (n, F).
+        manipulated: float32 (n,), 0 or 1.
+        kind: int64 (n,), index of the typology, used where manipulated.
+        weight: float32 (n,), how much each row counts.
+        standard: How features enter.
+        kinds: Number of typologies.
+        seed: Of weights and order.
+        epochs: Passes over the rows.
+        progress: Called after each epoch.
+    """
+    keras = tensorflow().keras
+    keras.utils.set_random_seed(seed)
+    raw, scaled = _entry(standard)
+    hidden = scaled
+    for width in (96, 64, 32):
+        hidden = keras.layers.Dense(width, activation="relu")(hidden)
+        hidden = keras.layers.Dropout(0.1)(hidden)
+    probability = keras.layers.Dense(1, activation="sigmoid", name="probability")(hidden)
+    share = keras.layers.Dense(kinds, activation="softmax", name="typology")(hidden)
+    model = keras.Model(raw, [probability, share])
+    model.compile(
+        optimizer=keras.optimizers.AdamW(_decay(2e-3, epochs, len(features)), weight_decay=0.01),
+        loss=["binary_crossentropy", "sparse_categorical_crossentropy"],
+        loss_weights=[1.0, 0.3],
+    )
+    model.fit(
+        features,
+        [manipulated, np.maximum(kind, 0)],
+        sample_weight=[weight, weight * manipulated],
+        batch_size=_BATCH,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[_watch(progress)],
+    )
+    return keras.Model(raw, keras.ops.concatenate(model.outputs, axis=1), name="classifier")
+
+
+def export(model: Any, *, quantised: bool = False) -> bytes:
+    """The model as a TFLite file, float32, or with weights as int8 (dynamic range)."""
+    tf = tensorflow()
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if quantised:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    with contextlib.redirect_stdout(io.StringIO()):  # the converter prints its captures
+        content: bytes = converter.convert()
+    return content
+
+
+def run_tflite(content: bytes, features: Matrix, batch: int = 4_096) -> NDArray[np.float64]:
+    """A TFLite file's outputs, float64 (n, outputs): what is calibrated and measured is the shipped file itself."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    parts = []
+    size = 0
+    for start in range(0, len(features), batch):
+        part = features[start : start + batch]
+        if len(part) != size:
+            size = len(part)
+            interpreter.resize_tensor_input(source, [size, features.shape[1]])
+            interpreter.allocate_tensors()
+        interpreter.set_tensor(source, part)
+        interpreter.invoke()
+        parts.append(np.array(interpreter.get_tensor(target), dtype=np.float64))
+    return np.concatenate(parts)

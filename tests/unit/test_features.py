@@ -1,0 +1,225 @@
+"""Features: one implementation, causal, scale-free, never NaN."""
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from services.domain.feature_definitions import BAR_FIELDS, FEATURE_HASH, FEATURE_NAMES, FEATURES, WINDOW
+from services.domain.features import bars_windows, compute
+from services.domain.quote import Quote
+from services.domain.series_state import SeriesState, bar_row
+
+START = datetime(2026, 3, 2, 14, 30, tzinfo=UTC)
+INTERVALS = (5, 60, 86_400)
+
+
+@st.composite
+def tapes(draw: st.DrawFn, least: int = 1, most: int = 150) -> list[Quote]:
+    """A series as feeds print them: gaps, zero volumes, halts, splits, with and without the optional fields."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    interval = draw(st.sampled_from(INTERVALS))
+    rich, splitting, frozen = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
+    moment, price, quotes = START, float(rng.uniform(0.01, 500.0)), []
+    for _ in range(draw(st.integers(least, most))):
+        moment += timedelta(seconds=interval * int(rng.choice([1, 1, 1, 1, 3, 500])))
+        opened = price
+        price = price if frozen else float(price * math.exp(rng.standard_t(2) * 0.01))
+        volume = float(rng.choice([0.0, 1.0]) if rng.random() < 0.2 else rng.integers(1, 1_000_000))
+        quotes.append(
+            Quote(
+                symbol="X",
+                event_time=moment,
+                open=opened,
+                high=max(opened, price) * float(1 + rng.uniform(0, 0.01)),
+                low=min(opened, price) * float(1 - rng.uniform(0, 0.01)),
+                close=price,
+                volume=volume,
+                interval_seconds=interval,
+                trades=int(rng.integers(0, 100)) if rich else None,
+                buy_volume=volume * float(rng.uniform()) if rich else None,
+                split_ratio=float(rng.choice([1.0, 2.0, 0.1])) if splitting and rng.random() < 0.05 else None,
+                benchmark_return=float(rng.normal(0, 0.01)) if rich else None,
+            )
+        )
+    return quotes
+
+
+def batch(quotes: list[Quote]) -> NDArray[np.float32]:
+    rows = np.array([bar_row(quote) for quote in quotes]).reshape(-1, len(BAR_FIELDS))
+    return np.concatenate([compute(windows) for windows in bars_windows(rows)])
+
+
+@given(tapes(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_stream_batch_and_restored_from_snapshot_agree_bit_for_bit(quotes: list[Quote], data: st.DataObject) -> None:
+    whole = batch(quotes)
+    state, streamed = SeriesState(), []
+    while quotes:
+        n = data.draw(st.integers(1, min(len(quotes), 40)))
+        now, quotes = quotes[:n], quotes[n:]
+        streamed.append(compute(state.windows(now)))
+        state = SeriesState.restore(state.extended(now).snapshot())
+    assert np.concatenate(streamed).tobytes() == whole.tobytes()
+
+
+@given(tapes(least=2), st.data())
+@settings(max_examples=40, deadline=None)
+def test_state_rebuilt_from_the_last_window_only_gives_the_same_features(
+    quotes: list[Quote], data: st.DataObject
+) -> None:
+    at = data.draw(st.integers(1, len(quotes) - 1))
+    rebuilt = SeriesState.from_history(quotes[max(0, at - (WINDOW - 1)) : at])
+    assert compute(rebuilt.windows([quotes[at]])).tobytes() == batch(quotes)[at : at + 1].tobytes()
+
+
+@given(tapes(least=2), st.data())
+@settings(max_examples=40, deadline=None)
+def test_changing_the_future_never_changes_the_past(quotes: list[Quote], data: st.DataObject) -> None:
+    at = data.draw(st.integers(1, len(quotes) - 1))
+    changed = quotes[:at] + [
+        replace(q, open=q.open * 3, high=q.high * 9, low=q.low / 9, close=q.close / 2, volume=q.volume * 7)
+        for q in quotes[at:]
+    ]
+    assert batch(quotes)[:at].tobytes() == batch(changed)[:at].tobytes()
+
+
+@given(tapes())
+@settings(max_examples=40, deadline=None)
+def test_always_finite_and_the_input_is_left_alone(quotes: list[Quote]) -> None:
+    windows = SeriesState().windows(quotes)
+    before = windows.copy()
+    features = compute(windows)
+    assert features.dtype == np.float32
+    assert features.shape == (len(quotes), len(FEATURES))
+    assert np.isfinite(features).all()
+    assert np.array_equal(windows, before, equal_nan=True)
+
+
+@given(tapes(least=20), st.sampled_from([0.001, 0.5, 3.0, 1000.0]), st.sampled_from([0.25, 3.0, 1000.0]))
+@settings(max_examples=40, deadline=None)
+def test_scaling_prices_and_volumes_changes_nothing(quotes: list[Quote], price: float, volume: float) -> None:
+    scaled = [
+        replace(
+            q,
+            open=q.open * price,
+            high=q.high * price,
+            low=q.low * price,
+            close=q.close * price,
+            volume=q.volume * volume,
+            buy_volume=None if q.buy_volume is None else q.buy_volume * volume,
+        )
+        for q in quotes
+    ]
+    # Steps that are exactly zero may come out as one rounding away from it, which sign(r) sees.
+    signs = [
+        FEATURE_NAMES.index(n) for n in ("trend_share_10", "signed_volume_10", "unchanged_share", "close_location")
+    ]
+    kept = np.setdiff1d(np.arange(len(FEATURES)), signs)
+    np.testing.assert_allclose(batch(scaled)[:, kept], batch(quotes)[:, kept], atol=2e-3, rtol=1e-3)
+
+
+@given(tapes(least=WINDOW + 10, most=WINDOW + 40), st.data())
+@settings(max_examples=30, deadline=None)
+def test_a_split_adds_nothing(quotes: list[Quote], data: st.DataObject) -> None:
+    plain = [replace(q, split_ratio=1.0) for q in quotes]
+    at = data.draw(st.integers(1, len(plain) - 1))
+    split = plain[:at] + [
+        replace(
+            q,
+            open=q.open / 2,
+            high=q.high / 2,
+            low=q.low / 2,
+            close=q.close / 2,
+            volume=q.volume * 2,
+            buy_volume=None if q.buy_volume is None else q.buy_volume * 2,
+            split_ratio=2.0 if i == 0 else 1.0,
+        )
+        for i, q in enumerate(plain[at:])
+    ]
+    sizes = [FEATURE_NAMES.index("trade_size_log_ratio"), FEATURE_NAMES.index("trend_share_10")]
+    sizes += [FEATURE_NAMES.index(n) for n in ("signed_volume_10", "unchanged_share", "close_location")]
+    kept = np.setdiff1d(np.arange(len(FEATURES)), sizes)
+    np.testing.assert_allclose(batch(split)[:, kept], batch(plain)[:, kept], atol=2e-3, rtol=1e-3)
+
+
+def test_a_correction_takes_the_newest_bars_place() -> None:
+    first = Quote("X", START, 10, 11, 9, 10, 100)
+    corrected = replace(first, close=10.5, revision=1)
+    later = Quote("X", START + timedelta(minutes=1), 10.5, 11, 10, 10.7, 120)
+    state = SeriesState.from_history([first, corrected, later])
+    assert state == SeriesState.from_history([corrected, later])
+    assert len(state) == 2
+    windows = SeriesState().windows([first, corrected, later])
+    assert np.array_equal(windows[-1], SeriesState().windows([corrected, later])[-1], equal_nan=True)
+
+
+def test_a_quote_before_the_newest_bar_is_refused() -> None:
+    quote = Quote("X", START, 10, 11, 9, 10, 100)
+    with pytest.raises(ValueError, match="lies before the newest bar"):
+        SeriesState.from_history([quote]).append(replace(quote, event_time=START - timedelta(minutes=1)))
+
+
+def test_damaged_snapshot_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a snapshot"):
+        SeriesState.restore(SeriesState.from_history([Quote("X", START, 1, 1, 1, 1, 1)]).snapshot()[:-1])
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+def test_a_pump_stands_out_at_every_interval(interval: int) -> None:
+    rng = np.random.default_rng(5)
+    price, quotes = 20.0, []
+    for i in range(WINDOW + 5):
+        pumped = i == WINDOW + 4
+        opened, price = price, float(price * math.exp(0.15 if pumped else rng.normal(0, 0.002)))
+        quotes.append(
+            Quote(
+                "X",
+                START + timedelta(seconds=i * interval),
+                opened,
+                max(opened, price) * 1.001,
+                min(opened, price) * 0.999,
+                price,
+                30_000 if pumped else float(rng.integers(900, 1_100)),
+                interval_seconds=interval,
+            )
+        )
+    last = dict(zip(FEATURE_NAMES, batch(quotes)[-1].tolist(), strict=True))
+    assert last["return_z"] > 30
+    assert last["runup_3_z"] > 20
+    assert 3.2 < last["volume_log_ratio"] < 3.6
+    assert last["close_location"] > 0.9
+
+
+def test_a_change_of_formulas_needs_a_new_version() -> None:
+    """Golden values: when they change, raise FORMULA_VERSION (a model made for other formulas must be refused)."""
+    rng = np.random.default_rng(11)
+    close = 50 * np.exp(np.cumsum(rng.normal(0, 0.01, WINDOW)))
+    rows = np.full((WINDOW, len(BAR_FIELDS)), np.nan)
+    rows[:, 0], rows[:, 3] = np.concatenate([[50.0], close[:-1]]), close
+    rows[:, 1], rows[:, 2] = np.maximum(rows[:, 0], close) * 1.004, np.minimum(rows[:, 0], close) * 0.997
+    rows[:, 4] = np.round(1e5 * np.exp(rng.normal(0, 0.4, WINDOW)))
+    rows[:, 5], rows[:, 9], rows[:, 10] = 1.0, np.arange(WINDOW) * 60.0, 60.0
+    last = compute(rows[None])[0]
+    digest = np.round(last.astype(np.float64), 3)
+    assert FEATURE_HASH == GOLDEN_HASH
+    np.testing.assert_allclose(digest[:9], GOLDEN_FIRST, atol=2e-3)
+    assert abs(float(digest.sum()) - GOLDEN_SUM) < 0.05
+
+
+GOLDEN_HASH = "cb5d2879dd988f4eee5063cc8ffc5ad1ced663f994ee8f79fd3841b38ff18ba8"
+GOLDEN_FIRST = [-0.252, -0.252, 0.0, -0.252, -0.922, -0.334, 0.402, 0.302, -0.368]
+GOLDEN_SUM = 55.701
+
+
+def test_every_feature_has_words_for_its_value() -> None:
+    for feature in FEATURES:
+        assert feature.unit.words(1.5) in feature.phrase.format(value=feature.unit.words(1.5))
+        assert feature.description
+        assert feature.usual[0] <= feature.usual[1]
+    assert len(set(FEATURE_NAMES)) == len(FEATURES)
