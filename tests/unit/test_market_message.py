@@ -33,6 +33,11 @@ QUOTE = Quote(
     previous_close=268.56,
 )
 
+DATA_FIELDS = (
+    *("symbol", "timestamp", "open", "high", "low", "close", "volume", "previous_close"),
+    *("tape", "interval_seconds", "revision", "currency", "trades", "buy_volume", "split_ratio", "benchmark_return"),
+)
+
 
 @st.composite
 def valid_quotes(draw: st.DrawFn) -> Quote:
