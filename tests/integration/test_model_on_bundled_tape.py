@@ -13,7 +13,6 @@ from services.domain.typology import Typology
 from services.scorer.litert import LiteRTModel
 from services.scorer.registry import ModelRegistry
 
-
 Tape = dict[str, tuple[list[str], NDArray[np.float32], Judgements]]
 
 
