@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from services.domain.quote import Quote
 
 DAY_SECONDS = 86_400
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RATIO_NOISE = 5e-4
 """Adjusted closes are printed rounded; smaller ratios are that rounding, not a corporate action."""
 
@@ -53,13 +54,18 @@ def causal_split_ratio(close: NDArray[np.float64], adj_close: NDArray[np.float64
 
 def quotes(history: Sequence[Bars], *, tape: str, source: str) -> Iterator[Quote]:
     """The bars of all symbols as quotes, in order of event_time, then of symbol."""
-    rows = [(bars.event_time[i].astype("int64"), bars.symbol, bars, i) for bars in history for i in range(len(bars))]
-    rows.sort(key=lambda row: row[:2])
-    for microseconds, symbol, bars, i in rows:
+    history = sorted(history, key=lambda bars: bars.symbol)
+    if not history:
+        return
+    microseconds = np.concatenate([bars.event_time.astype(np.int64) for bars in history])
+    which = np.repeat(np.arange(len(history)), [len(bars) for bars in history])
+    position = np.concatenate([np.arange(len(bars)) for bars in history])
+    for row in np.lexsort((which, microseconds)):
+        bars, i = history[which[row]], position[row]
         ratio = bars.split_ratio[i]
         yield Quote(
-            symbol=symbol,
-            event_time=datetime.fromtimestamp(int(microseconds) / 1e6, UTC),
+            symbol=bars.symbol,
+            event_time=_EPOCH + timedelta(microseconds=int(microseconds[row])),
             open=float(bars.open[i]),
             high=float(bars.high[i]),
             low=float(bars.low[i]),

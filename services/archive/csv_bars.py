@@ -1,0 +1,52 @@
+"""CSV files of bars, in either of two forms.
+
+- Kaggle's "Stock Market Dataset": one file per symbol, named after it, with Date, Open, High, Low, Close, Adj Close and
+  Volume. Yahoo's prices there are adjusted for splits already; Adj Close tells the dividends.
+- Any other: symbol, timestamp (or date), open, high, low, close, volume, and where known adj_close, split_ratio,
+  interval_seconds, currency. Times without an offset are read as UTC.
+"""
+
+import csv
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from services.archive.bars import Bars
+from services.archive.errors import unreadable
+from services.archive.table_bars import NUMBERS, bars_of, column_name
+
+_HEADER_ROWS = 1
+
+
+def read(path: Path, problems: list[str] | None = None) -> list[Bars]:
+    """The file's bars by symbol, ordered by time; `table_bars` has the rules, `problems` what they left out.
+
+    Rows are numbered as in an editor: the header is row 1.
+
+    Raises: InvalidRequestError when the file is not CSV, is empty, or lacks a column; the message names it, and the row
+    where there is one.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header = next(csv.reader(file), None)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise unreadable(path, f"is not a readable CSV file: {error}") from error
+    if not header:
+        raise unreadable(path, "is empty")
+    known = {name: column_name(name) for name in header}
+    types: dict[str, pa.DataType] = {
+        name: pa.float64() if known[name] in NUMBERS else pa.string()
+        for name in header
+        if known[name] in (*NUMBERS, "symbol", "currency")
+    }
+    try:
+        table = pacsv.read_csv(
+            path,
+            read_options=pacsv.ReadOptions(use_threads=False, column_names=header, skip_rows=_HEADER_ROWS),
+            convert_options=pacsv.ConvertOptions(column_types=types, null_values=["", "null", "NaN", "nan", "None"]),
+        )
+    except pa.ArrowException as error:
+        raise unreadable(path, f"is not a readable CSV file: {error}") from error
+    symbol = None if "symbol" in known.values() else path.stem.upper()
+    return bars_of(table, path, [] if problems is None else problems, first_row=1 + _HEADER_ROWS, symbol=symbol)

@@ -1,0 +1,119 @@
+"""Where an archive lies decides how it is read: the one door to every reader of this package."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from services.archive import bars, bokeh, csv_bars, lake, parquet_bars
+from services.archive.bars import Bars
+from services.archive.errors import unreadable
+from services.domain.errors import InvalidRequestError
+from services.domain.quote import Quote
+
+_log = logging.getLogger(__name__)
+SOURCE: Final = "archive"
+"""The source of quotes whose location does not name one."""
+
+_READERS = {".csv": csv_bars.read, ".parquet": parquet_bars.read, ".pq": parquet_bars.read}
+
+
+def read(location: str, problems: list[str] | None = None) -> list[Bars]:
+    """The bars at a location, by symbol: `bokeh`, a CSV file, a Parquet file, a folder of either, or a lake.
+
+    A file in a folder that cannot be used is left out; histories of one symbol in several files are joined, and of bars
+    with one time the last file's counts. What was left out is added to `problems`, or logged when that is None.
+
+    Raises: InvalidRequestError when there is nothing to use, naming the file.
+    """
+    found: list[str] = []
+    history = _read(location, found)
+    if problems is None:
+        for problem in found:
+            _log.warning("%s", problem)
+    else:
+        problems += found
+    return history
+
+
+def _read(location: str, problems: list[str]) -> list[Bars]:
+    if location == bokeh.LOCATION:
+        return bokeh.read()
+    if is_lake(location):
+        return lake.read(location, problems=problems)
+    path = Path(location)
+    if not path.exists():
+        raise unreadable(location, f"does not exist ({bokeh.LOCATION!r} is the bundled tape)")
+    if path.is_file():
+        if path.suffix.lower() not in _READERS:
+            raise unreadable(path, f"is none of {', '.join(sorted(_READERS))}")
+        return _READERS[path.suffix.lower()](path, problems)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS and file.is_file())
+    if not files:
+        raise unreadable(path, "is a folder without CSV or Parquet files")
+    history: list[Bars] = []
+    refused: list[InvalidRequestError] = []
+    for file in files:
+        try:
+            history += _READERS[file.suffix.lower()](file, problems)
+        except InvalidRequestError as error:
+            refused.append(error)
+            problems += [f"{violation.description}; left out" for violation in error.violations]
+    if not history:
+        raise refused[0]
+    return _joined(history)
+
+
+def is_lake(location: str) -> bool:
+    """Whether the location is a lake: its root, its `quotes` folder, or either on an object store."""
+    return "://" in location or (Path(location).is_dir() and lake.is_lake(location))
+
+
+def _joined(history: list[Bars]) -> list[Bars]:
+    series: dict[tuple[str, int], list[Bars]] = defaultdict(list)
+    for part in history:
+        series[part.symbol, part.interval_seconds].append(part)
+    return [_join(parts) for _, parts in sorted(series.items())]
+
+
+def _join(parts: list[Bars]) -> Bars:
+    if len(parts) == 1:
+        return parts[0]
+    times = np.concatenate([part.event_time for part in parts])
+    order = np.argsort(times, kind="stable")
+    order = order[np.append(times[order][1:] != times[order][:-1], True)]
+    names = ("open", "high", "low", "close", "volume", "split_ratio")
+    columns = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names}
+    return replace(parts[-1], event_time=times[order], **columns)
+
+
+def quotes(
+    location: str, *, tape: str, symbols: Collection[str] = (), problems: list[str] | None = None
+) -> tuple[int, Iterator[Quote]]:
+    """How many quotes a location holds, and these on `tape`, in order of event_time, then of symbol.
+
+    A lake's quotes keep their source and all their fields; others have the source `archive`, and the bundled tape its
+    own. Raises: InvalidRequestError as `read`, and when a symbol is not there.
+    """
+    wanted = set(symbols)
+    if is_lake(location):
+        kept = [
+            replace(quote, tape=tape, ingest_time=None, batch_id="", traceparent="")
+            for quote in lake.read_quotes(location)
+            if not wanted or quote.symbol in wanted
+        ]
+        _check_symbols(location, wanted, {quote.symbol for quote in kept})
+        return len(kept), iter(kept)
+    history = [part for part in read(location, problems) if not wanted or part.symbol in wanted]
+    _check_symbols(location, wanted, {part.symbol for part in history})
+    source = bokeh.SOURCE if location == bokeh.LOCATION else SOURCE
+    return sum(len(part) for part in history), bars.quotes(history, tape=tape, source=source)
+
+
+def _check_symbols(location: str, wanted: set[str], found: set[str]) -> None:
+    if missing := sorted(wanted - found):
+        raise unreadable(location, f"does not hold {', '.join(missing)}")
