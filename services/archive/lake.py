@@ -110,13 +110,13 @@ def to_table(recorded: Sequence[RecordedQuote]) -> pa.Table:
     return pa.Table.from_pylist([_row(item) for item in recorded], schema=SCHEMA).sort_by(_ORDER)
 
 
-def part_path(day: str, first: int, last: int) -> str:
+def part_path(day: str, first: int, last: int, folder: str = FOLDER) -> str:
     """Where a part lies under the lake's root.
 
     >>> part_path("2026-11-20", 1, 5000)
     'quotes/dt=2026-11-20/part-000000000001-000000005000.parquet'
     """
-    return f"{FOLDER}/dt={day}/part-{first:012d}-{last:012d}.parquet"
+    return f"{folder}/dt={day}/part-{first:012d}-{last:012d}.parquet"
 
 
 def parts(recorded: Sequence[RecordedQuote]) -> dict[str, pa.Table]:

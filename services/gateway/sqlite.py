@@ -7,10 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tapewatch.gateway.v1 import alert_pb2
-from tapewatch.market.v1 import quote_pb2
-from tapewatch.scorer.v1 import score_pb2
-
 from services.domain.alert import Alert, AlertChange, AlertChangeKind, AlertEvent, AlertState, Disposition
 from services.domain.errors import ConflictError
 from services.domain.quote import Series
@@ -21,6 +17,9 @@ from services.runtime.embedded_database import EmbeddedDatabase
 from services.wire.alert import alert_from_proto, alert_to_proto
 from services.wire.quote import quote_from_proto, quote_to_proto
 from services.wire.score import score_from_proto, score_to_proto
+from tapewatch.gateway.v1 import alert_pb2
+from tapewatch.market.v1 import quote_pb2
+from tapewatch.scorer.v1 import score_pb2
 
 _VERSION = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -1,11 +1,10 @@
 """Alerts, changes and audit events: domain values to protos and back."""
 
-from tapewatch.gateway.v1 import alert_pb2 as pb
-
 from services.domain.alert import Alert, AlertChange, AlertEvent, AlertState, Disposition
 from services.domain.typology import Typology
 from services.wire.score import reason_from_proto, reason_to_proto
 from services.wire.time import timestamp_from_proto, timestamp_to_proto
+from tapewatch.gateway.v1 import alert_pb2 as pb
 
 
 def alert_to_proto(alert: Alert) -> pb.Alert:

@@ -1,0 +1,106 @@
+"""The lake on a file system that pyarrow knows: a local folder, or S3 by URI."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from services.archive import lake as layout
+from services.domain.alert import AlertChange
+from services.domain.errors import DependencyUnavailableError, NotConfiguredError
+from services.domain.score import RecordedQuote
+
+_TIME = pa.timestamp("us", tz="UTC")
+CHANGES_SCHEMA = pa.schema(
+    [
+        ("sequence", pa.int64()),
+        ("kind", pa.string()),
+        ("change_time", _TIME),
+        ("quote_id", pa.string()),
+        ("alert_id", pa.string()),
+        ("tape", pa.string()),
+        ("source", pa.string()),
+        ("symbol", pa.string()),
+        ("interval_seconds", pa.int32()),
+        ("typology", pa.string()),
+        ("state", pa.string()),
+        ("disposition", pa.string()),
+        ("assignee", pa.string()),
+        ("first_event_time", _TIME),
+        ("last_event_time", _TIME),
+        ("detection_count", pa.int32()),
+        ("peak_score", pa.float64()),
+        ("peak_quote_id", pa.string()),
+        ("summary", pa.string()),
+    ]
+)
+"""An alert after each of its changes, as `changes/dt=YYYY-MM-DD/part-<first>-<last>.parquet`."""
+
+
+def _change_row(change: AlertChange) -> dict[str, Any]:
+    alert = change.alert
+    own = {"sequence", "kind", "change_time", "quote_id", "typology", "state", "disposition"}
+    row = {name: getattr(alert, name) for name in CHANGES_SCHEMA.names if name not in own}
+    return row | {
+        "sequence": change.sequence,
+        "kind": change.kind.name,
+        "change_time": change.change_time,
+        "quote_id": change.quote_id,
+        "typology": alert.typology.name,
+        "state": alert.state.name,
+        "disposition": alert.disposition.name,
+    }
+
+
+class FileSystemLake:
+    """A `Lake` below `uri`: a folder's path or a file system URI.
+
+    A part is written under a temporary name and then moved, so that readers see whole parts only.
+
+    Raises: NotConfiguredError when the URI cannot be understood.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        try:
+            if "://" in uri:
+                self._filesystem, root = fs.FileSystem.from_uri(uri)
+            else:
+                self._filesystem, root = fs.LocalFileSystem(), str(Path(uri).absolute())
+        except (pa.ArrowException, ValueError) as error:
+            raise NotConfiguredError(f"the lake {uri!r} ({error})", "LAKE_URI to a folder or a URI") from error
+        self._root = root.rstrip("/")
+
+    def write_quotes(self, quotes: Sequence[RecordedQuote]) -> None:
+        """One part per UTC day of recording."""
+        self._write(layout.parts(quotes))
+
+    def write_changes(self, changes: Sequence[AlertChange]) -> None:
+        """One part per UTC day of change."""
+        by_day: dict[str, list[AlertChange]] = defaultdict(list)
+        for change in changes:
+            by_day[change.change_time.astimezone(UTC).date().isoformat()].append(change)
+        self._write(
+            {
+                layout.part_path(day, rows[0].sequence, rows[-1].sequence, folder="changes"): pa.Table.from_pylist(
+                    [_change_row(row) for row in rows], schema=CHANGES_SCHEMA
+                )
+                for day, rows in by_day.items()
+            }
+        )
+
+    def _write(self, parts: Mapping[str, pa.Table]) -> None:
+        try:
+            for path, table in parts.items():
+                target = f"{self._root}/{path}"
+                scratch = f"{target}.writing"
+                self._filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+                pq.write_table(table, scratch, filesystem=self._filesystem, compression="zstd")
+                self._filesystem.move(scratch, target)
+        except (OSError, pa.ArrowException) as error:
+            raise DependencyUnavailableError("lake", f"{self._uri}: {error}") from error

@@ -1,0 +1,58 @@
+"""The gateway's composition root."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from services.domain.errors import DependencyUnavailableError
+from services.gateway.alert_servicer import AlertServicer
+from services.gateway.archiver import Archiver
+from services.gateway.detection_servicer import DetectionServicer
+from services.gateway.lake import FileSystemLake
+from services.gateway.service import GatewayService
+from services.gateway.settings import GatewaySettings
+from services.gateway.sqlite import SqliteStore
+from services.runtime.server import Lifetime, Mount, run_server
+from tapewatch.gateway.v1 import alert_service_pb2, detection_service_pb2
+from tapewatch.gateway.v1.alert_service_pb2_grpc import add_AlertServiceServicer_to_server
+from tapewatch.gateway.v1.detection_service_pb2_grpc import add_DetectionServiceServicer_to_server
+
+_log = logging.getLogger(__name__)
+
+
+def _write_the_rest(archiver: Archiver) -> None:
+    """Everything recorded goes to the lake before the process ends; what cannot is written by the next one."""
+    try:
+        archiver.write(partial=True)
+    except DependencyUnavailableError as error:
+        _log.warning("the lake waits for the next start: %s", error.message)
+
+
+async def build(lifetime: Lifetime, settings: GatewaySettings) -> Sequence[Mount]:
+    """Wire the store, the lake and the servicers."""
+    store = await asyncio.to_thread(SqliteStore, settings.store_path, synchronous=settings.store_synchronous)
+    lifetime.on_close(store.close)
+    if settings.lake_uri:
+        lake = FileSystemLake(settings.lake_uri)
+        archiver = Archiver(store, lake, settings.lake_flush_rows, settings.lake_flush_seconds)
+        lifetime.on_close(lambda: _write_the_rest(archiver))
+        lifetime.spawn(archiver.run(lifetime.draining), "archiver")
+    service = GatewayService(store)
+    return [
+        Mount(
+            add_DetectionServiceServicer_to_server,
+            DetectionServicer(service),
+            detection_service_pb2.DESCRIPTOR.services_by_name["DetectionService"],
+        ),
+        Mount(
+            add_AlertServiceServicer_to_server,
+            AlertServicer(service, lifetime.draining),
+            alert_service_pb2.DESCRIPTOR.services_by_name["AlertService"],
+        ),
+    ]
+
+
+def main() -> int:
+    """Serve until told to stop; the exit code of the process."""
+    settings = GatewaySettings()
+    return run_server("gateway", settings, lambda lifetime: build(lifetime, settings))
