@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from services.cli.mesh import serving
 from services.cli.settings import MeshSettings
 from services.domain.errors import TapewatchError
+from services.runtime.health import address_serving
 
 _SUPPORTED = ((3, 11), (3, 13))
 _OPTIONAL = (
@@ -49,12 +49,12 @@ def _optional() -> list[Finding]:
 
 
 def _model() -> Finding:
-    from services.scorer.registry import ModelRegistry
+    from services.scorer.registry import PACKAGED_MODELS, ModelRegistry
     from services.scorer.settings import ScorerSettings
 
     settings = ScorerSettings()
     try:
-        model = ModelRegistry(settings.model_dir).load(settings.model_version)
+        model = ModelRegistry(settings.model_dir or PACKAGED_MODELS).load(settings.model_version)
     except TapewatchError as error:
         return Finding("model", "bad", error.message)
     return Finding("model", "ok", f"{model.metadata.version}, threshold {model.metadata.threshold:.3f}")
@@ -84,7 +84,7 @@ def _queue() -> Finding:
 
 
 async def _service(name: str, address: str, settings: MeshSettings) -> Finding:
-    if await serving(address, settings, timeout_seconds=1.0):
+    if await address_serving(address, settings, timeout_seconds=1.0):
         return Finding(name, "ok", f"serving at {address}")
     return Finding(name, "off", f"nobody serves at {address}: tapewatch up starts the mesh")
 

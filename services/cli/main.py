@@ -49,7 +49,9 @@ Symbols = Annotated[
 Scorers = Annotated[int, typer.Option("--scorers", min=1, max=32, help="Scorers in the warm pool.")]
 Location = Annotated[
     str,
-    typer.Option("--from", help="`bokeh` (the bundled tape), a CSV or Parquet file, or a folder, the lake included."),
+    typer.Option(
+        "--from", help="`bokeh` (the bundled tape), a CSV or Parquet file, or a folder of them, e.g. the lake."
+    ),
 ]
 Address = Annotated[str, typer.Option("--gateway", help="The gateway's host:port; empty takes GATEWAY_ADDRESS.")]
 
@@ -163,11 +165,11 @@ def health_command(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 3.0,
 ) -> None:
     """Exit with 0 when the server is serving, with 1 otherwise: a container's health check."""
-    from services.cli.mesh import serving
+    from services.runtime.health import address_serving
 
     if ":" not in address:
         raise typer.BadParameter(f"{address!r} is not HOST:PORT")
-    healthy = asyncio.run(serving(address, MeshSettings(), timeout))
+    healthy = asyncio.run(address_serving(address, MeshSettings(), timeout))
     print(f"{address}: {'serving' if healthy else 'not serving'}")
     raise SystemExit(0 if healthy else EXIT_UNHEALTHY)
 

@@ -11,14 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from services.cli.settings import MeshSettings
 from services.domain.errors import DependencyUnavailableError
-from services.runtime.channels import open_channel
+from services.runtime.health import address_serving
 from services.runtime.server import EXIT_MISCONFIGURED
-from services.runtime.settings import ClientSettings
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
@@ -73,18 +69,6 @@ class MeshFailedError(DependencyUnavailableError):
 
     def __init__(self, process: Process, detail: str) -> None:
         super().__init__(process.name, f"{detail} (log: {process.log})")
-
-
-async def serving(address: str, settings: ClientSettings, timeout_seconds: float = 2.0) -> bool:
-    """Whether the server at `address` says that it is serving."""
-    async with open_channel(address, settings) as channel:
-        try:
-            response = await health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=timeout_seconds, wait_for_ready=True
-            )
-        except grpc.aio.AioRpcError:
-            return False
-    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _processes(settings: MeshSettings, scorers: int, ingest: Mapping[str, str]) -> list[Process]:
@@ -156,7 +140,7 @@ class Mesh:
         return True
 
     async def _ready(self, process: Process) -> None:
-        while not await serving(process.address, self._settings, timeout_seconds=1.0):
+        while not await address_serving(process.address, self._settings, timeout_seconds=1.0):
             if self.failure is not None:
                 raise self.failure
             await asyncio.sleep(_POLL_SECONDS)

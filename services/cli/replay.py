@@ -51,7 +51,6 @@ async def replay(
             return 1
     state = replay_pb2.ReplayState.Name(current.state).removeprefix("REPLAY_STATE_").lower()
     rejected = f", {current.rejected_quotes} rejected (dead letters)" if current.rejected_quotes else ""
-    console.print(
-        f"{state}: {current.published_quotes:,} quotes published{rejected}{current.error and ': '}{current.error}"
-    )
+    why = f": {current.error}" if current.error else ""
+    console.print(f"{state}: {current.published_quotes:,} quotes published{rejected}{why}")
     return 0 if current.state == replay_pb2.REPLAY_STATE_SUCCEEDED else 1

@@ -14,8 +14,8 @@ async def score_then_record(quotes: Sequence[Quote], scorer: Scorer, recorder: R
     """Score quotes and record the scores; quotes of one series come in order of event_time.
 
     The cursors are read first and afresh, because another dispatcher may have recorded since: a scorer whose state is
-    not the gateway's rebuilds it. An equal quote that comes twice is scored once. After a quote that may be tried again,
-    the later ones of its series are not recorded, so that order holds.
+    not the gateway's rebuilds it. An equal quote that comes twice is scored once. After a quote that may be tried
+    again, the later ones of its series are not recorded, so that order holds.
 
     Returns one result per quote, in order: the score, durable by then, or why there is none.
     Raises: DependencyUnavailableError when scorer or recorder cannot be reached; some scores may be durable already.

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.domain.errors import DependencyUnavailableError, TapewatchError
 from services.domain.quote import Quote, Series
@@ -16,6 +15,7 @@ from services.domain.score import Score
 from services.pipeline.ports import Cursors
 from services.runtime.channels import open_channel
 from services.runtime.errors import error_from_rpc, error_from_status
+from services.runtime.health import channel_serving
 from services.runtime.settings import ClientSettings
 from services.wire.quote import cursors_to_proto, quote_to_proto
 from services.wire.score import score_from_proto
@@ -95,12 +95,7 @@ class WarmPool:
 
     async def serving(self, address: str) -> bool:
         """Whether a scorer's health says SERVING."""
-        health = health_pb2_grpc.HealthStub(self._channels[address])
-        try:
-            response = await health.Check(health_pb2.HealthCheckRequest(service=HEALTH_SERVICE), timeout=2)
-        except grpc.aio.AioRpcError:
-            return False
-        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+        return await channel_serving(self._channels[address], HEALTH_SERVICE)
 
     async def close(self) -> None:
         """Close the channels."""

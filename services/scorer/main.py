@@ -11,7 +11,7 @@ from services.queue.open import open_queue
 from services.runtime.channels import open_channel
 from services.runtime.server import Lifetime, Mount, run_server
 from services.scorer.model_servicer import ModelServicer
-from services.scorer.registry import ModelRegistry
+from services.scorer.registry import PACKAGED_MODELS, ModelRegistry
 from services.scorer.scorer_servicer import ScorerServicer
 from services.scorer.service import ScoringService
 from services.scorer.settings import ScorerSettings
@@ -39,7 +39,7 @@ def make_service(settings: ScorerSettings, registry: ModelRegistry, gateway: Gat
 
 async def build(lifetime: Lifetime, settings: ScorerSettings) -> Sequence[Mount]:
     """Wire the scorer; with USE_SQS_DATA_SOURCE also the queue that it consumes itself."""
-    registry = ModelRegistry(settings.model_dir)
+    registry = ModelRegistry(settings.model_dir or PACKAGED_MODELS)
     gateway = open_gateway(settings, lifetime)
     service = await asyncio.to_thread(make_service, settings, registry, gateway)
     lifetime.on_close(service.close)

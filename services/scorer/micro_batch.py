@@ -22,7 +22,7 @@ class _Waiting(Generic[Result]):
 class MicroBatcher(Generic[Result]):
     """Runs `work` on windows in one thread of its own (an interpreter belongs to one thread).
 
-    `work` takes float64 (n, WINDOW, fields) and gives n results; while it runs, further windows gather for the next run.
+    `work` takes float64 (n, WINDOW, fields) and gives n results; further windows gather while it runs.
     """
 
     def __init__(self, work: Callable[[NDArray[np.float64]], list[Result]]) -> None:

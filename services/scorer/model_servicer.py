@@ -33,7 +33,7 @@ class ModelServicer(ModelServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """The registry's models, newest first."""
-        models = await asyncio.to_thread(self._registry.list_models)
+        models = await asyncio.to_thread(self._registry.versions)
         return pb.ListModelsResponse(models=[self._proto(metadata) for metadata in models])
 
     async def ReloadModel(self, request: pb.ReloadModelRequest, context: Any) -> pb.ReloadModelResponse:

@@ -25,7 +25,7 @@ from services.runtime.channels import open_channel
 from services.runtime.server import EXIT_MISCONFIGURED
 from services.runtime.telemetry import Telemetry, context_of
 from services.scorer.main import make_service
-from services.scorer.registry import ModelRegistry
+from services.scorer.registry import PACKAGED_MODELS, ModelRegistry
 from services.scorer.settings import RunOnceSettings
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,9 @@ async def run(settings: RunOnceSettings) -> Mapping[str, Any]:
     quotes = [each for each in decoded if isinstance(each, Quote)]
     async with open_channel(settings.gateway_address, settings, health_service=HEALTH_SERVICE) as channel:
         gateway = GatewayClient(channel)
-        service = await asyncio.to_thread(make_service, settings, ModelRegistry(settings.model_dir), gateway)
+        service = await asyncio.to_thread(
+            make_service, settings, ModelRegistry(settings.model_dir or PACKAGED_MODELS), gateway
+        )
         try:
             results = await score_then_record(quotes, service, gateway)
         finally:
@@ -84,7 +86,7 @@ async def run(settings: RunOnceSettings) -> Mapping[str, Any]:
 
 
 def main() -> int:
-    """Exit code 0 when every message is recorded, 1 when some are not (the summary says which), 2 when misconfigured."""
+    """Exit code: 0 when every message is recorded, 1 when some are not (see the summary), 2 when misconfigured."""
     settings = RunOnceSettings()
     telemetry = Telemetry("tapewatch-scorer", settings)
     parent = context_of({"traceparent": settings.traceparent, "tracestate": settings.tracestate})
