@@ -40,14 +40,19 @@ def read(location: str, problems: list[str] | None = None) -> list[Bars]:
     return history
 
 
+def check(location: str) -> None:
+    """A quick look without reading. Raises: InvalidRequestError when there is nothing at the location."""
+    if not (location == bokeh.LOCATION or "://" in location or Path(location).exists()):
+        raise unreadable(location, f"does not exist ({bokeh.LOCATION!r} is the bundled tape)")
+
+
 def _read(location: str, problems: list[str]) -> list[Bars]:
     if location == bokeh.LOCATION:
         return bokeh.read()
     if is_lake(location):
         return lake.read(location, problems=problems)
+    check(location)
     path = Path(location)
-    if not path.exists():
-        raise unreadable(location, f"does not exist ({bokeh.LOCATION!r} is the bundled tape)")
     if path.is_file():
         if path.suffix.lower() not in _READERS:
             raise unreadable(path, f"is none of {', '.join(sorted(_READERS))}")

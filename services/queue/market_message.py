@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from services.domain.errors import FieldViolation, InvalidQuoteError
 from services.domain.quote import LIVE_TAPE, Quote, format_time, violations
-from services.queue.ports import OutgoingMessage
+from services.queue.ports import DeadLetter, OutgoingMessage
 
 MESSAGE_TYPE: Final = "MARKET_DATA"
 TRACEPARENT: Final = "traceparent"
@@ -52,7 +52,26 @@ def encode(quote: Quote, *, tracestate: str = "") -> OutgoingMessage:
     again adds nothing, whenever and by whomever it was ingested, and a changed one is not swallowed.
     """
     data = _data(quote)
-    body = {
+    attributes = {}
+    if _TRACEPARENT.fullmatch(quote.traceparent):
+        attributes[TRACEPARENT] = quote.traceparent
+        if tracestate:
+            attributes[TRACESTATE] = tracestate
+    return OutgoingMessage(
+        body=json.dumps(_body(quote, data), separators=(",", ":"), allow_nan=False),
+        group_id=group_id(quote),
+        deduplication_id=_deduplication_id(quote, data),
+        attributes=attributes,
+    )
+
+
+def rejected(quote: Quote, reason: str) -> DeadLetter:
+    """A quote that can never be scored, as the dead letter that keeps it; NaN and the like as Python writes them."""
+    return DeadLetter(json.dumps(_body(quote, _data(quote))), group_id(quote), reason)
+
+
+def _body(quote: Quote, data: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "message_type": MESSAGE_TYPE,
         "symbol": quote.symbol,
         "data": data,
@@ -60,17 +79,6 @@ def encode(quote: Quote, *, tracestate: str = "") -> OutgoingMessage:
         "ingestion_timestamp": None if quote.ingest_time is None else format_time(quote.ingest_time),
         "batch_id": quote.batch_id,
     }
-    attributes = {}
-    if _TRACEPARENT.fullmatch(quote.traceparent):
-        attributes[TRACEPARENT] = quote.traceparent
-        if tracestate:
-            attributes[TRACESTATE] = tracestate
-    return OutgoingMessage(
-        body=json.dumps(body, separators=(",", ":"), allow_nan=False),
-        group_id=group_id(quote),
-        deduplication_id=_deduplication_id(quote, data),
-        attributes=attributes,
-    )
 
 
 def _data(quote: Quote) -> dict[str, Any]:

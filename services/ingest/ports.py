@@ -1,0 +1,111 @@
+"""What ingest needs of the outside: sources, a trace of each publication, and a memory of how far it got."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import IntEnum
+from typing import Protocol
+
+from services.domain.quote import Quote, Series
+
+
+@dataclass(frozen=True, slots=True)
+class SourceBatch:
+    """What one look at a source gave: quotes in order per series, and the series that could not be read, with why."""
+
+    quotes: Sequence[Quote]
+    failures: Mapping[Series, str] = field(default_factory=dict)
+
+
+class QuoteSource(Protocol):
+    """Something that prints quotes: Yahoo Finance, a CSV file that grows, an archive that is replayed."""
+
+    @property
+    def expected(self) -> Sequence[Series]:
+        """The series that the source should give; empty when it cannot know."""
+        ...
+
+    def batches(self) -> AsyncIterator[SourceBatch]:
+        """Batches as they come. A source that fails for a while says so in `failures` and goes on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """W3C trace context of one quote's publication."""
+
+    traceparent: str = ""
+    tracestate: str = ""
+
+
+class Tracing(Protocol):
+    """Makes a publication visible in traces."""
+
+    def publishing(self, quotes: Sequence[Quote]) -> AbstractContextManager[list[TraceContext]]:
+        """One producer span per quote, open until the block ends; their contexts in order."""
+        ...
+
+
+class ReplayState(IntEnum):
+    """Where a replay is; the numbers are the proto's."""
+
+    RUNNING = 1
+    SUCCEEDED = 2
+    FAILED = 3
+    CANCELLED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """One playing of an archive onto a tape. See proto/tapewatch/ingest/v1/replay.proto."""
+
+    tape: str
+    location: str
+    symbols: tuple[str, ...]
+    speed: float
+    state: ReplayState
+    create_time: datetime
+    update_time: datetime
+    published_quotes: int = 0
+    rejected_quotes: int = 0
+    total_quotes: int = 0
+    position: datetime | None = None
+    error: str = ""
+
+    @property
+    def next_row(self) -> int:
+        """How many quotes of the source are done."""
+        return self.published_quotes + self.rejected_quotes
+
+    def plays_same(self, location: str, symbols: Sequence[str]) -> bool:
+        """Whether it plays the same quotes."""
+        return (self.location, self.symbols) == (location, tuple(symbols))
+
+    def changed(self, now: datetime, **changes: object) -> "Replay":
+        """The replay after a change."""
+        return replace(self, update_time=now, **changes)  # type: ignore[arg-type]
+
+
+class Progress(Protocol):
+    """Remembers, durably, how far replays and sources got. Every method raises DependencyUnavailableError."""
+
+    def save(self, replay: Replay) -> None:
+        """Keep the replay as it is now."""
+        ...
+
+    def find(self, tape: str) -> Replay | None:
+        """The tape's replay, or None."""
+        ...
+
+    def running(self) -> list[Replay]:
+        """Replays that were running when last saved."""
+        ...
+
+    def advance(self, event_times: Mapping[Series, datetime]) -> None:
+        """Keep the newest published event_time of each series of a polled source."""
+        ...
+
+    def advanced(self) -> dict[Series, datetime]:
+        """The newest published event_time of each series."""
+        ...

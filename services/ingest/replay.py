@@ -1,0 +1,233 @@
+"""Replays: an archive played onto a tape of its own, with a checkpoint after each batch.
+
+A replay that was killed goes on at the next start, one that was cancelled or failed when it is started again. The batch
+in flight at that moment is sent again, and the queue removes it by its deduplication ids.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from services.archive import location as archive
+from services.domain.errors import (
+    DependencyUnavailableError,
+    FieldViolation,
+    InvalidRequestError,
+    NotFoundError,
+    TapewatchError,
+)
+from services.domain.quote import CANARY_TAPE, LIVE_TAPE, Quote
+from services.ingest.ports import Progress, Replay, ReplayState
+from services.ingest.service import IngestService, stopped_within
+from services.queue.event_source import backoff_seconds
+from services.queue.ports import Queue
+
+_log = logging.getLogger(__name__)
+_TAPE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SYMBOL = re.compile(r"[A-Z0-9^][A-Z0-9.=^-]{0,31}")
+_BACKPRESSURE_SECONDS = 0.02
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], None]
+
+
+@dataclass(slots=True)
+class _Running:
+    """A replay that is playing: as it was last saved, and the switch that stops it."""
+
+    replay: Replay
+    stop: asyncio.Event
+    ended: asyncio.Event
+
+
+class Replays:
+    """Starts, watches and stops replays. Belongs to one event loop.
+
+    `spawn` runs a coroutine in the background for the server's life; `draining` stops all replays.
+    """
+
+    def __init__(
+        self,
+        service: IngestService,
+        queue: Queue,
+        progress: Progress,
+        clock: Callable[[], datetime],
+        spawn: Spawn,
+        *,
+        batch_quotes: int = 250,
+        max_ready: int = 5_000,
+    ) -> None:
+        self._service = service
+        self._queue = queue
+        self._progress = progress
+        self._clock = clock
+        self._spawn = spawn
+        self._batch_quotes = batch_quotes
+        self._max_ready = max_ready
+        self._running: dict[str, _Running] = {}
+        self._starting = asyncio.Lock()
+
+    async def resume(self) -> None:
+        """Go on with the replays that were running when the server was killed."""
+        for replay in await asyncio.to_thread(self._progress.running):
+            _log.info("going on with the replay on tape %s at quote %d", replay.tape, replay.next_row)
+            self._play(replay)
+
+    async def start(self, location: str, tape: str, symbols: Sequence[str], speed: float) -> Replay:
+        """Start a replay, or go on with the tape's; one that plays the same already, or has played it, stays as it is.
+
+        Raises: InvalidRequestError naming each wrong field.
+        """
+        now = self._clock()
+        symbols = tuple(sorted(set(symbols)))
+        _check(location, tape, symbols, speed)
+        tape = tape or f"replay-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        async with self._starting:
+            known = await self._find(tape)
+            if known is not None:
+                if not known.plays_same(location, symbols):
+                    text = f"{tape} plays {known.location} {' '.join(known.symbols)}: name another tape"
+                    raise InvalidRequestError([FieldViolation("tape", text)])
+                if known.state in (ReplayState.RUNNING, ReplayState.SUCCEEDED):
+                    return known
+                replay = known.changed(now, state=ReplayState.RUNNING, speed=speed, error="")
+            else:
+                await asyncio.to_thread(archive.check, location)
+                replay = Replay(tape, location, symbols, speed, ReplayState.RUNNING, now, now)
+            await asyncio.to_thread(self._progress.save, replay)
+            self._play(replay)
+        return replay
+
+    async def get(self, tape: str) -> Replay:
+        """How far the tape's replay is. Raises: NotFoundError."""
+        replay = await self._find(tape)
+        if replay is None:
+            raise NotFoundError("replay", tape)
+        return replay
+
+    async def cancel(self, tape: str) -> Replay:
+        """Stop the tape's replay and wait until it has; an ended one stays as it is. Raises: NotFoundError."""
+        if (running := self._running.get(tape)) is not None:
+            running.stop.set()
+            await running.ended.wait()
+        return await self.get(tape)
+
+    def stop_all(self) -> None:
+        """Tell all replays to stop."""
+        for running in self._running.values():
+            running.stop.set()
+
+    async def _find(self, tape: str) -> Replay | None:
+        if (running := self._running.get(tape)) is not None:
+            return running.replay
+        return await asyncio.to_thread(self._progress.find, tape)
+
+    def _play(self, replay: Replay) -> None:
+        running = _Running(replay, asyncio.Event(), asyncio.Event())
+        self._running[replay.tape] = running
+        self._spawn(self._run(running), f"replay {replay.tape}")
+
+    async def _run(self, running: _Running) -> None:
+        try:
+            finished = await self._publish(running)
+            end = {"state": ReplayState.SUCCEEDED if finished else ReplayState.CANCELLED}
+        except TapewatchError as error:
+            _log.warning("the replay on tape %s failed: %s", running.replay.tape, error.message)
+            end = {"state": ReplayState.FAILED, "error": error.message}
+        except Exception:
+            _log.exception("the replay on tape %s failed", running.replay.tape)
+            end = {"state": ReplayState.FAILED, "error": "a fault of the server; its log has it"}
+        try:
+            await self._save(running, **end)
+        except DependencyUnavailableError as error:
+            # It stays RUNNING in the file, so that the next start of the server goes on with it.
+            _log.warning("cannot note the end of the replay on tape %s: %s", running.replay.tape, error.message)
+        finally:
+            del self._running[running.replay.tape]
+            running.ended.set()
+
+    async def _save(self, running: _Running, **changes: object) -> None:
+        running.replay = running.replay.changed(self._clock(), **changes)
+        await asyncio.to_thread(self._progress.save, running.replay)
+
+    async def _publish(self, running: _Running) -> bool:
+        """Publish from the checkpoint on. Whether the end was reached."""
+        replay = running.replay
+        total, quotes = await asyncio.to_thread(
+            archive.quotes, replay.location, tape=replay.tape, symbols=replay.symbols
+        )
+        if replay.total_quotes not in (0, total):
+            text = f"{replay.location} holds {total:,} quotes now and held {replay.total_quotes:,}: use another tape"
+            raise InvalidRequestError([FieldViolation("location", text)])
+        await self._save(running, total_quotes=total)
+        rest = itertools.islice(quotes, replay.next_row, None)
+        async for batch in self._paced(rest, replay.speed, running.stop):
+            if not await self._queue_has_room(running.stop):
+                return False
+            counts = await self._service.publish_all(batch, running.stop)
+            if counts is None:
+                return False
+            await self._save(
+                running,
+                published_quotes=running.replay.published_quotes + counts[0],
+                rejected_quotes=running.replay.rejected_quotes + counts[1],
+                position=batch[-1].event_time,
+            )
+        return running.replay.next_row >= total
+
+    async def _paced(self, quotes: Iterator[Quote], speed: float, stop: asyncio.Event) -> AsyncIterator[list[Quote]]:
+        """Batches of quotes, each when its first one is due, until `stop` is set."""
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        first: datetime | None = None
+        batch: list[Quote] = []
+        for quote in quotes:
+            first = quote.event_time if first is None else first
+            due = started + (quote.event_time - first).total_seconds() / speed if speed > 0 else 0.0
+            if batch and (len(batch) >= self._batch_quotes or due > clock()):
+                yield batch
+                batch = []
+            if stop.is_set() or await stopped_within(due - clock(), stop):
+                return
+            batch.append(quote)
+        if batch:
+            yield batch
+
+    async def _queue_has_room(self, stop: asyncio.Event) -> bool:
+        """Wait until the mesh has taken enough of the queue. False when `stop` was set before."""
+        attempt = 0
+        while not stop.is_set():
+            try:
+                depth = await asyncio.to_thread(self._queue.depth)
+            except DependencyUnavailableError as error:
+                attempt += 1
+                _log.warning("a replay waits: %s", error.message)
+                await stopped_within(backoff_seconds(attempt), stop)
+                continue
+            if depth.ready < self._max_ready:
+                return True
+            await stopped_within(_BACKPRESSURE_SECONDS, stop)
+        return False
+
+
+def _check(location: str, tape: str, symbols: Sequence[str], speed: float) -> None:
+    wrong = []
+    if not location:
+        wrong.append(FieldViolation("location", "is required"))
+    if tape in (LIVE_TAPE, CANARY_TAPE):
+        wrong.append(FieldViolation("tape", f"{tape} is not for replays"))
+    elif tape and not _TAPE.fullmatch(tape):
+        wrong.append(FieldViolation("tape", f"{tape!r} does not match {_TAPE.pattern}"))
+    for i, symbol in enumerate(symbols):
+        if not _SYMBOL.fullmatch(symbol):
+            wrong.append(FieldViolation(f"symbols[{i}]", f"{symbol!r} does not match {_SYMBOL.pattern}"))
+    if not (math.isfinite(speed) and speed >= 0):
+        wrong.append(FieldViolation("speed", f"{speed} is not a finite factor of 0 or more"))
+    if wrong:
+        raise InvalidRequestError(wrong)
