@@ -5,12 +5,11 @@ in flight at that moment is sent again, and the queue removes it by its deduplic
 """
 
 import asyncio
-import itertools
 import logging
 import math
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -23,7 +22,8 @@ from services.domain.errors import (
     NotFoundError,
     TapewatchError,
 )
-from services.domain.quote import CANARY_TAPE, LIVE_TAPE, Quote
+from services.domain.quote import CANARY_TAPE, LIVE_TAPE
+from services.ingest.archive_source import ArchiveSource
 from services.ingest.ports import Progress, Replay, ReplayState
 from services.ingest.service import IngestService, stopped_within
 from services.queue.event_source import backoff_seconds
@@ -136,7 +136,7 @@ class Replays:
     async def _run(self, running: _Running) -> None:
         try:
             finished = await self._publish(running)
-            end = {"state": ReplayState.SUCCEEDED if finished else ReplayState.CANCELLED}
+            end: dict[str, object] = {"state": ReplayState.SUCCEEDED if finished else ReplayState.CANCELLED}
         except TapewatchError as error:
             _log.warning("the replay on tape %s failed: %s", running.replay.tape, error.message)
             end = {"state": ReplayState.FAILED, "error": error.message}
@@ -159,45 +159,33 @@ class Replays:
     async def _publish(self, running: _Running) -> bool:
         """Publish from the checkpoint on. Whether the end was reached."""
         replay = running.replay
-        total, quotes = await asyncio.to_thread(
-            archive.quotes, replay.location, tape=replay.tape, symbols=replay.symbols
+        source = await asyncio.to_thread(
+            ArchiveSource,
+            replay.location,
+            tape=replay.tape,
+            stop=running.stop,
+            symbols=replay.symbols,
+            first_row=replay.next_row,
+            speed=replay.speed,
+            batch_quotes=self._batch_quotes,
         )
-        if replay.total_quotes not in (0, total):
-            text = f"{replay.location} holds {total:,} quotes now and held {replay.total_quotes:,}: use another tape"
+        if replay.total_quotes not in (0, source.total):
+            text = f"{replay.location} has {source.total:,} quotes and had {replay.total_quotes:,}: use another tape"
             raise InvalidRequestError([FieldViolation("location", text)])
-        await self._save(running, total_quotes=total)
-        rest = itertools.islice(quotes, replay.next_row, None)
-        async for batch in self._paced(rest, replay.speed, running.stop):
+        await self._save(running, total_quotes=source.total)
+        async for batch in source.batches():
             if not await self._queue_has_room(running.stop):
                 return False
-            counts = await self._service.publish_all(batch, running.stop)
+            counts = await self._service.publish_all(batch.quotes, running.stop)
             if counts is None:
                 return False
             await self._save(
                 running,
                 published_quotes=running.replay.published_quotes + counts[0],
                 rejected_quotes=running.replay.rejected_quotes + counts[1],
-                position=batch[-1].event_time,
+                position=batch.quotes[-1].event_time,
             )
-        return running.replay.next_row >= total
-
-    async def _paced(self, quotes: Iterator[Quote], speed: float, stop: asyncio.Event) -> AsyncIterator[list[Quote]]:
-        """Batches of quotes, each when its first one is due, until `stop` is set."""
-        clock = asyncio.get_running_loop().time
-        started = clock()
-        first: datetime | None = None
-        batch: list[Quote] = []
-        for quote in quotes:
-            first = quote.event_time if first is None else first
-            due = started + (quote.event_time - first).total_seconds() / speed if speed > 0 else 0.0
-            if batch and (len(batch) >= self._batch_quotes or due > clock()):
-                yield batch
-                batch = []
-            if stop.is_set() or await stopped_within(due - clock(), stop):
-                return
-            batch.append(quote)
-        if batch:
-            yield batch
+        return running.replay.next_row >= source.total
 
     async def _queue_has_room(self, stop: asyncio.Event) -> bool:
         """Wait until the mesh has taken enough of the queue. False when `stop` was set before."""

@@ -1,0 +1,58 @@
+"""An archive as a source: its quotes once, from a row on, at a multiple of the speed at which they were printed."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+
+from services.archive import location as archive
+from services.domain.quote import Quote, Series
+from services.ingest.ports import SourceBatch
+from services.ingest.service import stopped_within
+
+
+class ArchiveSource:
+    """A `QuoteSource` over a location of `services.archive`. `speed` 0 means as fast as the reader takes it.
+
+    Raises: InvalidRequestError when there is nothing usable at the location. Reading it blocks: make it in a thread.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        *,
+        tape: str,
+        stop: asyncio.Event,
+        symbols: Sequence[str] = (),
+        first_row: int = 0,
+        speed: float = 0.0,
+        batch_quotes: int = 250,
+    ) -> None:
+        self.total, quotes = archive.quotes(location, tape=tape, symbols=symbols)
+        self._rest = itertools.islice(quotes, first_row, None)
+        self._stop = stop
+        self._speed = speed
+        self._batch_quotes = batch_quotes
+
+    @property
+    def expected(self) -> Sequence[Series]:
+        """None: a replay ends, and is not missed."""
+        return ()
+
+    async def batches(self) -> AsyncIterator[SourceBatch]:
+        """Quotes in batches, each when its quotes are due, until the end or until `stop` is set."""
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        first = None
+        batch: list[Quote] = []
+        for quote in self._rest:
+            first = quote.event_time if first is None else first
+            elapsed = (quote.event_time - first).total_seconds()
+            due = started + elapsed / self._speed if self._speed > 0 else 0.0
+            if batch and (len(batch) >= self._batch_quotes or due > clock()):
+                yield SourceBatch(batch)
+                batch = []
+            if await stopped_within(due - clock(), self._stop):
+                return
+            batch.append(quote)
+        if batch:
+            yield SourceBatch(batch)

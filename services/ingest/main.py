@@ -1,0 +1,104 @@
+"""Ingest's composition root."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from services.domain.errors import NotConfiguredError, TapewatchError
+from services.ingest.coverage import CoverageBook
+from services.ingest.csv_file import CsvSource
+from services.ingest.ports import Progress, QuoteSource
+from services.ingest.progress_sqlite import SqliteProgress
+from services.ingest.replay import Replays
+from services.ingest.service import IngestService, stopped_within
+from services.ingest.servicer import IngestServicer
+from services.ingest.settings import IngestSettings
+from services.ingest.subscribers import Subscribers
+from services.ingest.tracing import ProducerSpans
+from services.ingest.yahoo import YahooSource, yfinance_download
+from services.queue.open import open_queue
+from services.queue.ports import Queue
+from services.runtime.server import Lifetime, Mount, run_server
+from tapewatch.ingest.v1 import ingest_service_pb2
+from tapewatch.ingest.v1.ingest_service_pb2_grpc import add_IngestServiceServicer_to_server
+
+_log = logging.getLogger(__name__)
+_QUEUE_CHECK_SECONDS = 5.0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def make_source(settings: IngestSettings, progress: Progress) -> QuoteSource | None:
+    """The configured source, or None. Raises: NotConfiguredError when it cannot be used."""
+    if settings.source == "yahoo":
+        return YahooSource(
+            settings.polled_symbols,
+            yfinance_download(),
+            interval_seconds=settings.poll_interval_seconds,
+            requests_per_second=settings.yahoo_requests_per_second,
+            seen=progress.advanced(),
+            clock=_now,
+        )
+    if settings.source == "csv":
+        if settings.csv_path is None:
+            raise NotConfiguredError("the CSV source", "CSV_PATH to a CSV file or folder")
+        symbols = () if settings.symbols == "default" else settings.polled_symbols
+        return CsvSource(settings.csv_path, settings.poll_interval_seconds, progress.advanced(), symbols)
+    return None
+
+
+async def watch_queue(queue: Queue, lifetime: Lifetime, check_seconds: float = _QUEUE_CHECK_SECONDS) -> None:
+    """Say NOT_SERVING while the queue cannot be used, until the drain."""
+    serving = True
+    while not await stopped_within(check_seconds, lifetime.draining):
+        try:
+            await asyncio.to_thread(queue.depth)
+            usable = True
+        except TapewatchError as error:
+            _log.warning("not serving: %s", error.message)
+            usable = False
+        if usable != serving and not lifetime.draining.is_set():
+            serving = usable
+            await lifetime.set_serving(serving)
+
+
+async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]:
+    """Wire queue, progress and source, and go on with replays that were interrupted."""
+    queue = await asyncio.to_thread(open_queue, settings)
+    lifetime.on_close(queue.close)
+    progress = await asyncio.to_thread(SqliteProgress, settings.ingest_path)
+    lifetime.on_close(progress.close)
+    source = await asyncio.to_thread(make_source, settings, progress)
+    tracing = ProducerSpans(settings.queue_name, settings.queue_backend)
+    service = IngestService(queue, CoverageBook(_now), Subscribers(), tracing, _now)
+    replays = Replays(
+        service,
+        queue,
+        progress,
+        _now,
+        lifetime.spawn,
+        batch_quotes=settings.replay_batch_quotes,
+        max_ready=settings.replay_max_ready,
+    )
+
+    async def stop_replays() -> None:
+        await lifetime.draining.wait()
+        replays.stop_all()
+
+    lifetime.spawn(stop_replays(), "stop replays")
+    lifetime.spawn(watch_queue(queue, lifetime), "queue watch")
+    if source is not None:
+        lifetime.spawn(service.follow(source, progress, lifetime.draining), f"source {settings.source}")
+    await replays.resume()
+    servicer = IngestServicer(service, replays, lifetime.draining)
+    descriptor = ingest_service_pb2.DESCRIPTOR.services_by_name["IngestService"]
+    return [Mount(add_IngestServiceServicer_to_server, servicer, descriptor)]
+
+
+def main() -> int:
+    """Serve until told to stop; the exit code of the process."""
+    settings = IngestSettings()
+    return run_server("ingest", settings, lambda lifetime: build(lifetime, settings))

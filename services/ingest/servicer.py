@@ -1,0 +1,158 @@
+"""IngestService on the wire."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import grpc
+
+from services.domain.errors import (
+    DependencyUnavailableError,
+    FieldViolation,
+    InvalidRequestError,
+    TapewatchError,
+)
+from services.domain.quote import Quote
+from services.ingest.convert import coverage_to_proto, replay_to_proto
+from services.ingest.replay import Replays
+from services.ingest.service import IngestService, Outcome, Published
+from services.ingest.subscribers import MAX_BEHIND, Subscription
+from services.runtime.errors import status_of
+from services.wire.quote import quote_from_proto, quote_to_proto
+from services.wire.time import timestamp_to_proto
+from tapewatch.ingest.v1 import ingest_service_pb2 as pb
+from tapewatch.ingest.v1.ingest_service_pb2_grpc import IngestServiceServicer
+from tapewatch.market.v1 import quote_pb2
+
+MAX_QUOTES_A_REQUEST: Final = 1_000
+READ_AHEAD_REQUESTS: Final = 4
+
+
+class IngestServicer(IngestServiceServicer):
+    """Converts, calls, converts. Streams end with UNAVAILABLE once `draining` is set."""
+
+    def __init__(self, service: IngestService, replays: Replays, draining: asyncio.Event) -> None:
+        self._service = service
+        self._replays = replays
+        self._draining = draining
+
+    async def PublishQuotes(
+        self, request_iterator: AsyncIterator[pb.PublishQuotesRequest], context: Any
+    ) -> AsyncIterator[pb.PublishQuotesResponse]:
+        """Answer each request once its quotes are durable, reading a few requests ahead."""
+        ahead: asyncio.Queue[pb.PublishQuotesRequest | None] = asyncio.Queue(READ_AHEAD_REQUESTS)
+
+        async def read() -> None:
+            async for request in request_iterator:
+                await ahead.put(request)
+            await ahead.put(None)
+
+        reader = asyncio.create_task(read())
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            while True:
+                following = asyncio.create_task(ahead.get())
+                await asyncio.wait({following, draining}, return_when=asyncio.FIRST_COMPLETED)
+                if not following.done():
+                    following.cancel()
+                    raise _draining_error()
+                request = following.result()
+                if request is None:
+                    return
+                yield await self._publish(request)
+        finally:
+            reader.cancel()
+            draining.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _publish(self, request: pb.PublishQuotesRequest) -> pb.PublishQuotesResponse:
+        if not 1 <= len(request.quotes) <= MAX_QUOTES_A_REQUEST:
+            text = f"must be 1 to {MAX_QUOTES_A_REQUEST:,}, not {len(request.quotes):,}"
+            raise InvalidRequestError([FieldViolation("quotes", text)])
+        results: dict[int, pb.PublishResult] = {}
+        quotes: dict[int, Quote] = {}
+        for i, message in enumerate(request.quotes):
+            try:
+                quotes[i] = _formed(message)
+            except TapewatchError as error:
+                results[i] = pb.PublishResult(quote_id=message.quote_id, error=status_of(error))
+        outcomes = await self._service.publish(list(quotes.values()))
+        for (i, quote), outcome in zip(quotes.items(), outcomes, strict=True):
+            results[i] = _result(quote.quote_id, outcome)
+        return pb.PublishQuotesResponse(results=[results[i] for i in range(len(request.quotes))])
+
+    async def StreamQuotes(
+        self, request: pb.StreamQuotesRequest, context: Any
+    ) -> AsyncIterator[pb.StreamQuotesResponse]:
+        """Quotes as they are accepted, until the listener is too slow or the server drains."""
+        with self._service.subscribers.subscribe(request.symbols, request.tape) as subscription:
+            await context.send_initial_metadata(())  # tells the caller that it is listening now
+            while await self._arrived(subscription):
+                while (quote := subscription.take()) is not None:
+                    yield pb.StreamQuotesResponse(quote=quote_to_proto(quote))
+                if subscription.overrun:
+                    await context.abort(
+                        grpc.StatusCode.RESOURCE_EXHAUSTED,
+                        f"fell more than {MAX_BEHIND:,} quotes behind: read faster, or ask for fewer symbols",
+                    )
+        raise _draining_error()
+
+    async def _arrived(self, subscription: Subscription) -> bool:
+        """Wait for quotes. False when the server drains."""
+        arrival = asyncio.create_task(subscription.wait())
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            await asyncio.wait({arrival, draining}, return_when=asyncio.FIRST_COMPLETED)
+            return not draining.done()
+        finally:
+            arrival.cancel()
+            draining.cancel()
+
+    async def StartReplay(self, request: pb.StartReplayRequest, context: Any) -> pb.StartReplayResponse:
+        """Start a replay, or go on with one."""
+        if self._draining.is_set():
+            raise _draining_error()
+        replay = await self._replays.start(request.location, request.tape, list(request.symbols), request.speed)
+        return pb.StartReplayResponse(replay=replay_to_proto(replay))
+
+    async def GetReplay(self, request: pb.GetReplayRequest, context: Any) -> pb.GetReplayResponse:
+        """How far a replay is."""
+        replay = await self._replays.get(_required(request.tape, "tape"))
+        return pb.GetReplayResponse(replay=replay_to_proto(replay))
+
+    async def CancelReplay(self, request: pb.CancelReplayRequest, context: Any) -> pb.CancelReplayResponse:
+        """Stop a replay."""
+        replay = await self._replays.cancel(_required(request.tape, "tape"))
+        return pb.CancelReplayResponse(replay=replay_to_proto(replay))
+
+    async def GetCoverage(self, request: pb.GetCoverageRequest, context: Any) -> pb.GetCoverageResponse:
+        """What ingest hears."""
+        coverages = self._service.coverage.list(set(request.symbols), request.tape)
+        return pb.GetCoverageResponse(coverages=[coverage_to_proto(coverage) for coverage in coverages])
+
+
+def _formed(message: quote_pb2.Quote) -> Quote:
+    """The quote without what only ingest may set."""
+    message.ClearField("ingest_time")
+    message.ClearField("traceparent")
+    return quote_from_proto(message)
+
+
+def _result(quote_id: str, outcome: Outcome) -> pb.PublishResult:
+    if isinstance(outcome, Published):
+        moment = outcome.quote.ingest_time
+        acknowledgement = pb.PublishAcknowledgement(
+            ingest_time=None if moment is None else timestamp_to_proto(moment), deduplicated=outcome.deduplicated
+        )
+        return pb.PublishResult(quote_id=quote_id, acknowledgement=acknowledgement)
+    return pb.PublishResult(quote_id=quote_id, error=status_of(outcome))
+
+
+def _required(value: str, field: str) -> str:
+    if not value:
+        raise InvalidRequestError([FieldViolation(field, "is required")])
+    return value
+
+
+def _draining_error() -> DependencyUnavailableError:
+    return DependencyUnavailableError("ingest", "is shutting down; call again")

@@ -1,0 +1,219 @@
+"""Yahoo Finance as a live source: each symbol's closed one-minute bars, polled politely.
+
+One symbol a request, through a token bucket. A symbol that fails is tried again with exponential backoff and full
+jitter, then reported and left for the next round; it never stops the others. Too many requests (429) end the round and
+lengthen the pause before the next one. No news, as when the market is closed, is no error. A volume of 0 is passed on
+as it is: Yahoo prints random zeros, and the features treat 0 as missing.
+"""
+
+import asyncio
+import math
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from services.domain.errors import NotConfiguredError
+from services.domain.quote import LIVE_TAPE, Quote, Series
+from services.ingest.ports import SourceBatch
+
+SOURCE: Final = "yahoo_finance"
+BAR_SECONDS: Final = 60
+_ATTEMPTS = 3
+_FIRST_BACKOFF_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 900.0
+_REQUEST_SECONDS = 20.0
+_BUCKET_REQUESTS = 5.0
+
+
+class TooManyRequestsError(Exception):
+    """Yahoo answered 429."""
+
+
+@dataclass(frozen=True, slots=True)
+class YahooBar:
+    """One row of Yahoo's history; missing values are NaN. `split_ratio` is 0 where nothing happened."""
+
+    event_time: datetime
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    split_ratio: float = 0.0
+    currency: str = ""
+    previous_close: float | None = None
+
+
+Download = Callable[[str], Sequence[YahooBar]]
+"""The last session's one-minute bars of a symbol; blocks. Raises TooManyRequestsError, or anything else."""
+
+
+def yfinance_download() -> Download:
+    """The download through yfinance. Raises: NotConfiguredError when it is not installed."""
+    try:
+        import yfinance
+        from yfinance.exceptions import YFRateLimitError
+    except ImportError as error:
+        raise NotConfiguredError(
+            "yfinance is not installed (pip install 'tapewatch[yahoo]'); the source", "SOURCE to another one"
+        ) from error
+    yfinance.config.debug.hide_exceptions = False  # else failures are logged and look like silence
+
+    def download(symbol: str) -> list[YahooBar]:
+        ticker = yfinance.Ticker(symbol)
+        try:
+            frame = ticker.history(
+                period="1d", interval="1m", auto_adjust=False, actions=True, timeout=_REQUEST_SECONDS
+            )
+        except YFRateLimitError as error:
+            raise TooManyRequestsError(str(error)) from error
+        metadata = ticker.history_metadata or {}
+        return rows_of(frame, metadata)
+
+    return download
+
+
+def rows_of(frame: Any, metadata: Mapping[str, Any]) -> list[YahooBar]:
+    """A pandas frame of yfinance's `history` as bars."""
+    previous = metadata.get("previousClose")
+    return [
+        YahooBar(
+            event_time=moment.to_pydatetime().astimezone(UTC),
+            open=float(row["Open"]),
+            high=float(row["High"]),
+            low=float(row["Low"]),
+            close=float(row["Close"]),
+            volume=float(row["Volume"]),
+            split_ratio=float(row.get("Stock Splits", 0.0)),
+            currency=str(metadata.get("currency") or ""),
+            previous_close=float(previous) if previous else None,
+        )
+        for moment, row in frame.iterrows()
+    ]
+
+
+class TokenBucket:
+    """Lets through `per_second` on average and a few at once."""
+
+    def __init__(self, per_second: float, capacity: float = _BUCKET_REQUESTS) -> None:
+        self._per_second = per_second
+        self._capacity = capacity
+        self._tokens = capacity
+        self._updated: float | None = None
+
+    def delay(self, now: float) -> float:
+        """Take a token; seconds until it may be used."""
+        if self._updated is not None:
+            self._tokens = min(self._capacity, self._tokens + (now - self._updated) * self._per_second)
+        self._updated = now
+        self._tokens -= 1
+        return max(0.0, -self._tokens / self._per_second)
+
+
+class YahooSource:
+    """A `QuoteSource` of the symbols' closed one-minute bars.
+
+    `seen` is the newest event_time of each series that was published before; `sleep` and `jitter` (0 to 1) are given by
+    tests.
+    """
+
+    def __init__(
+        self,
+        symbols: Sequence[str],
+        download: Download,
+        *,
+        interval_seconds: float,
+        requests_per_second: float,
+        seen: Mapping[Series, datetime],
+        clock: Callable[[], datetime],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._download = download
+        self._interval = interval_seconds
+        self._bucket = TokenBucket(requests_per_second)
+        self._clock = clock
+        self._sleep = sleep
+        self._jitter = jitter
+        self._series = {symbol: Series(LIVE_TAPE, SOURCE, symbol, BAR_SECONDS) for symbol in symbols}
+        self._seen = dict(seen)
+        self._refusals = 0
+
+    @property
+    def expected(self) -> Sequence[Series]:
+        """One series per symbol."""
+        return tuple(self._series.values())
+
+    async def batches(self) -> AsyncIterator[SourceBatch]:
+        """One batch per symbol and round, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            async for batch in self._round():
+                yield batch
+            if self._refusals:
+                longest = min(_LONGEST_PAUSE_SECONDS, self._interval * 2.0**self._refusals)
+                await self._sleep(self._interval + longest * self._jitter())
+            else:
+                await self._sleep(max(0.0, self._interval - (loop.time() - started)))
+
+    async def _round(self) -> AsyncIterator[SourceBatch]:
+        asked = list(self._series.values())
+        for i, series in enumerate(asked):
+            try:
+                bars = await self._fetch(series.symbol)
+            except TooManyRequestsError as error:
+                self._refusals += 1
+                yield SourceBatch((), dict.fromkeys(asked[i:], f"Yahoo Finance asks to slow down: {error}"))
+                return
+            except Exception as error:  # yfinance raises whatever its transport raises
+                yield SourceBatch((), {series: f"{type(error).__name__}: {error}"})
+                continue
+            quotes = self._news(series, bars)
+            yield SourceBatch(quotes)
+            if quotes:
+                self._seen[series] = quotes[-1].event_time
+        self._refusals = 0
+
+    async def _fetch(self, symbol: str) -> Sequence[YahooBar]:
+        attempt = 0
+        while True:
+            await self._sleep(self._bucket.delay(asyncio.get_running_loop().time()))
+            try:
+                return await asyncio.to_thread(self._download, symbol)
+            except TooManyRequestsError:
+                raise
+            except Exception:
+                attempt += 1
+                if attempt >= _ATTEMPTS:
+                    raise
+                await self._sleep(_FIRST_BACKOFF_SECONDS * 2.0**attempt * self._jitter())
+
+    def _news(self, series: Series, bars: Sequence[YahooBar]) -> list[Quote]:
+        """The bars that are closed, complete and not given yet, oldest first."""
+        closed = self._clock() - timedelta(seconds=series.interval_seconds)
+        seen = self._seen.get(series)
+        quotes = [
+            Quote(
+                symbol=series.symbol,
+                event_time=bar.event_time,
+                open=bar.open,
+                high=bar.high,
+                low=bar.low,
+                close=bar.close,
+                volume=bar.volume if math.isfinite(bar.volume) else 0.0,
+                interval_seconds=series.interval_seconds,
+                tape=series.tape,
+                source=series.source,
+                currency=bar.currency,
+                previous_close=bar.previous_close,
+                split_ratio=bar.split_ratio if bar.split_ratio > 0 else 1.0,
+            )
+            for bar in bars
+            if bar.event_time <= closed
+            and (seen is None or bar.event_time > seen)
+            and all(math.isfinite(price) for price in (bar.open, bar.high, bar.low, bar.close))
+        ]
+        return sorted(quotes, key=lambda quote: quote.event_time)
