@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry import trace
 
@@ -35,9 +34,8 @@ def _trace_id(recorded: RecordedQuote) -> str:
 class AlertServicer(AlertServiceServicer):
     """Watching, triage and evidence."""
 
-    def __init__(self, service: GatewayService, draining: asyncio.Event) -> None:
+    def __init__(self, service: GatewayService) -> None:
         self._service = service
-        self._draining = draining
 
     async def WatchAlerts(self, request: pb.WatchAlertsRequest, context: Any) -> AsyncIterator[pb.WatchAlertsResponse]:
         """The change log from a place on, then live."""
@@ -53,7 +51,7 @@ class AlertServicer(AlertServiceServicer):
         after = 0 if request.from_start else last
         if request.resume_token:
             after = requests.resume_sequence(request.resume_token, store.store_id, last)
-        async for sequence, change in self._service.watch(query, after, heartbeat, self._draining):
+        async for sequence, change in self._service.feed.watch(query, after, heartbeat):
             response = pb.WatchAlertsResponse(resume_token=requests.resume_token(store.store_id, sequence))
             if change is not None:
                 response.change.CopyFrom(change_to_proto(change))
@@ -62,7 +60,6 @@ class AlertServicer(AlertServiceServicer):
                 now.GetCurrentTime()
                 response.heartbeat.time.CopyFrom(now)
             yield response
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "this server is going away: resume elsewhere")
 
     async def GetAlert(self, request: pb.GetAlertRequest, context: Any) -> pb.GetAlertResponse:
         """One alert."""

@@ -1,52 +1,65 @@
-"""The lake's only writer: what the store recorded, in order, in few large parts."""
+"""The lake's writer: what the store recorded, in order, in few large parts."""
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from services.domain.errors import DependencyUnavailableError
+from services.domain.errors import ConflictError, DependencyUnavailableError
 from services.gateway.ports import Lake, Store
 
-_log = logging.getLogger(__name__)
+QUOTES = "quotes"
+CHANGES = "changes"
 _LOOK_SECONDS = 1.0
+_READ_ROWS = 1_000
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """One of the store's streams: its last sequence, its next rows after a sequence, and its way into the lake."""
+
+    name: str
+    last: Callable[[], int]
+    read: Callable[[int, int], Sequence[Any]]
+    write: Callable[[Sequence[Any]], None]
 
 
 class Archiver:
     """Writes quotes and alert changes to the lake.
 
-    The end of a part is noted in the store before the part is written, and again after: a writer killed in between
-    writes the same part again, under the same name, with the same rows. Nothing is lost and nothing counted twice.
+    The end of a part is noted in the store before the part is written, and again after: a writer killed in between, or
+    another gateway's archiver at the same time, writes the same part under the same name with the same rows. Nothing is
+    lost and nothing is there twice.
 
     Args:
         store: Where the streams come from, and where their progress is kept.
         lake: Where the parts go.
-        flush_rows: Most rows in one part.
-        flush_seconds: Longest time that a row waits.
+        flush_rows: Rows in a full part.
+        flush_seconds: Longest time that a row waits for its part to fill.
     """
 
     def __init__(self, store: Store, lake: Lake, flush_rows: int, flush_seconds: float) -> None:
+        self._store = store
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
-        self._store = store
-        self._streams: dict[
-            str, tuple[Callable[[int, int], Sequence[Any]], Callable[[Any], int], Callable[[Sequence[Any]], None]]
-        ] = {
-            "quotes": (store.quotes_after, lambda recorded: recorded.sequence, lake.write_quotes),
-            "changes": (store.changes_after, lambda change: change.sequence, lake.write_changes),
-        }
+        self._streams = (
+            _Stream(QUOTES, store.last_quote, store.quotes_after, lake.write_quotes),
+            _Stream(CHANGES, store.last_change, store.changes_after, lake.write_changes),
+        )
 
     async def run(self, draining: asyncio.Event) -> None:
-        """Write full parts as they fill, and what waits after `flush_seconds` and at the drain."""
+        """Write parts as they fill, and every `flush_seconds` what waits, until `draining` is set."""
         loop = asyncio.get_running_loop()
         flushed = loop.time()
         while not draining.is_set():
-            due = loop.time() - flushed >= self._flush_seconds
-            if due:
-                flushed = loop.time()
+            partial = loop.time() - flushed >= self._flush_seconds
             try:
-                await asyncio.to_thread(self.write, due)
+                await asyncio.to_thread(self.write, partial)
+                if partial:
+                    flushed = loop.time()
             except DependencyUnavailableError as error:
                 _log.warning("the lake waits: %s", error.message)
             with suppress(TimeoutError):
@@ -57,21 +70,29 @@ class Archiver:
 
         Raises: DependencyUnavailableError; what was written stays written.
         """
-        return sum(self._write_stream(name, partial) for name in self._streams)
+        return sum(self._write_stream(stream, partial) for stream in self._streams)
 
-    def _write_stream(self, name: str, partial: bool) -> int:
-        read, sequence, write = self._streams[name]
-        total = 0
+    def _write_stream(self, stream: _Stream, partial: bool) -> int:
+        written = 0
         while True:
-            done, writing = self._store.archived(name)
-            rows = read(done, self._flush_rows)
-            if writing is not None:
-                rows = [row for row in rows if sequence(row) <= writing]
-            elif not rows or (len(rows) < self._flush_rows and not partial):
-                return total
-            else:
-                self._store.begin_part(name, sequence(rows[-1]))
-            if rows:
-                write(rows)
-                total += len(rows)
-            self._store.end_part(name, sequence(rows[-1]) if rows else done)
+            progress = self._store.archived(stream.name)
+            end = progress.pending
+            if end is None:
+                waiting = stream.last() - progress.last
+                if waiting == 0 or (waiting < self._flush_rows and not partial):
+                    return written
+                end = progress.last + min(waiting, self._flush_rows)
+                try:
+                    self._store.begin_part(stream.name, progress.last, end)
+                except ConflictError:
+                    continue  # another gateway began one: write that one
+            rows = self._read(stream, progress.last, end)
+            stream.write(rows)
+            self._store.end_part(stream.name, end)
+            written += len(rows)
+
+    def _read(self, stream: _Stream, after: int, last: int) -> list[Any]:
+        rows: list[Any] = []
+        while len(rows) < last - after:
+            rows += stream.read(after + len(rows), min(_READ_ROWS, last - after - len(rows)))
+        return rows

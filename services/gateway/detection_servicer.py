@@ -65,7 +65,7 @@ class DetectionServicer(DetectionServiceServicer):
         requests.check_count("series", request.series)
         series = [series_from_proto(message, f"series[{i}]") for i, message in enumerate(request.series)]
         cursors = await self._service.cursors(series)
-        messages = {s: m for s, m in zip(cursors, cursors_to_proto(cursors), strict=True)}
+        messages = dict(zip(cursors, cursors_to_proto(cursors), strict=True))
         return pb.GetCursorsResponse(cursors=[messages[each] for each in series])
 
     async def GetDetection(self, request: pb.GetDetectionRequest, context: Any) -> pb.GetDetectionResponse:

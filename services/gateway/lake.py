@@ -1,5 +1,7 @@
 """The lake on a file system that pyarrow knows: a local folder, or S3 by URI."""
 
+import os
+import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC
@@ -16,29 +18,28 @@ from services.domain.errors import DependencyUnavailableError, NotConfiguredErro
 from services.domain.score import RecordedQuote
 
 _TIME = pa.timestamp("us", tz="UTC")
-CHANGES_SCHEMA = pa.schema(
-    [
-        ("sequence", pa.int64()),
-        ("kind", pa.string()),
-        ("change_time", _TIME),
-        ("quote_id", pa.string()),
-        ("alert_id", pa.string()),
-        ("tape", pa.string()),
-        ("source", pa.string()),
-        ("symbol", pa.string()),
-        ("interval_seconds", pa.int32()),
-        ("typology", pa.string()),
-        ("state", pa.string()),
-        ("disposition", pa.string()),
-        ("assignee", pa.string()),
-        ("first_event_time", _TIME),
-        ("last_event_time", _TIME),
-        ("detection_count", pa.int32()),
-        ("peak_score", pa.float64()),
-        ("peak_quote_id", pa.string()),
-        ("summary", pa.string()),
-    ]
-)
+_CHANGE_FIELDS: "list[tuple[str, pa.DataType]]" = [
+    ("sequence", pa.int64()),
+    ("kind", pa.string()),
+    ("change_time", _TIME),
+    ("quote_id", pa.string()),
+    ("alert_id", pa.string()),
+    ("tape", pa.string()),
+    ("source", pa.string()),
+    ("symbol", pa.string()),
+    ("interval_seconds", pa.int32()),
+    ("typology", pa.string()),
+    ("state", pa.string()),
+    ("disposition", pa.string()),
+    ("assignee", pa.string()),
+    ("first_event_time", _TIME),
+    ("last_event_time", _TIME),
+    ("detection_count", pa.int32()),
+    ("peak_score", pa.float64()),
+    ("peak_quote_id", pa.string()),
+    ("summary", pa.string()),
+]
+CHANGES_SCHEMA = pa.schema(_CHANGE_FIELDS)
 """An alert after each of its changes, as `changes/dt=YYYY-MM-DD/part-<first>-<last>.parquet`."""
 
 
@@ -60,7 +61,7 @@ def _change_row(change: AlertChange) -> dict[str, Any]:
 class FileSystemLake:
     """A `Lake` below `uri`: a folder's path or a file system URI.
 
-    A part is written under a temporary name and then moved, so that readers see whole parts only.
+    Readers see whole parts only.
 
     Raises: NotConfiguredError when the URI cannot be understood.
     """
@@ -97,10 +98,30 @@ class FileSystemLake:
     def _write(self, parts: Mapping[str, pa.Table]) -> None:
         try:
             for path, table in parts.items():
-                target = f"{self._root}/{path}"
-                scratch = f"{target}.writing"
-                self._filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-                pq.write_table(table, scratch, filesystem=self._filesystem, compression="zstd")
-                self._filesystem.move(scratch, target)
+                self._filesystem.create_dir(f"{self._root}/{path}".rpartition("/")[0], recursive=True)
+                if isinstance(self._filesystem, fs.LocalFileSystem):
+                    _replace(Path(self._root) / path, table)
+                else:  # an object appears whole, when it is closed
+                    pq.write_table(table, f"{self._root}/{path}", filesystem=self._filesystem, compression="zstd")
         except (OSError, pa.ArrowException) as error:
-            raise DependencyUnavailableError("lake", f"{self._uri}: {error}") from error
+            raise DependencyUnavailableError("lake", f"{self._uri}: {error}", retry_delay_seconds=2.0) from error
+
+
+def _replace(target: Path, table: pa.Table) -> None:
+    """Write the file so that readers see all of it or nothing, and that it is on disk before progress is noted.
+
+    What a killed writer of this very part left behind is removed.
+    """
+    scratch = target.with_name(f"{target.name}.{uuid.uuid4().hex}.writing")
+    with scratch.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    for left_behind in target.parent.glob(f"{target.name}.*.writing"):
+        left_behind.unlink(missing_ok=True)

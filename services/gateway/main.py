@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from services.domain.errors import DependencyUnavailableError
 from services.gateway.alert_servicer import AlertServicer
 from services.gateway.archiver import Archiver
+from services.gateway.change_feed import ChangeFeed
 from services.gateway.detection_servicer import DetectionServicer
 from services.gateway.lake import FileSystemLake
 from services.gateway.service import GatewayService
@@ -32,12 +33,18 @@ async def build(lifetime: Lifetime, settings: GatewaySettings) -> Sequence[Mount
     """Wire the store, the lake and the servicers."""
     store = await asyncio.to_thread(SqliteStore, settings.store_path, synchronous=settings.store_synchronous)
     lifetime.on_close(store.close)
-    if settings.lake_uri:
-        lake = FileSystemLake(settings.lake_uri)
+    if settings.lake:
+        lake = FileSystemLake(settings.lake)
         archiver = Archiver(store, lake, settings.lake_flush_rows, settings.lake_flush_seconds)
         lifetime.on_close(lambda: _write_the_rest(archiver))
         lifetime.spawn(archiver.run(lifetime.draining), "archiver")
-    service = GatewayService(store)
+    feed = ChangeFeed(store)
+
+    def say_whether_serving(serving: bool) -> None:
+        lifetime.spawn(lifetime.set_serving(serving), "health")
+
+    lifetime.spawn(feed.follow(lifetime.draining, say_whether_serving), "change feed")
+    service = GatewayService(store, feed)
     return [
         Mount(
             add_DetectionServiceServicer_to_server,
@@ -46,7 +53,7 @@ async def build(lifetime: Lifetime, settings: GatewaySettings) -> Sequence[Mount
         ),
         Mount(
             add_AlertServiceServicer_to_server,
-            AlertServicer(service, lifetime.draining),
+            AlertServicer(service),
             alert_service_pb2.DESCRIPTOR.services_by_name["AlertService"],
         ),
     ]

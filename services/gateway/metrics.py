@@ -5,28 +5,39 @@ from collections.abc import Sequence
 from opentelemetry import metrics
 
 from services.domain.errors import TapewatchError
+from services.domain.quote import CANARY_TAPE, LIVE_TAPE
 from services.domain.score import ScoredQuote
 from services.gateway.service import Recorded
 from services.runtime import telemetry_names as names
 
+REPLAY = "replay"
+
+
+def _tape(tape: str) -> str:
+    """The tape as an attribute: every replay has a tape of its own, which would make ever more time series."""
+    return tape if tape in (LIVE_TAPE, CANARY_TAPE) else REPLAY
+
 
 class GatewayMetrics:
-    """Counters of recorded scores, detections and mismatches, by tape."""
+    """Counters of recorded scores, detections, opened alerts and mismatches, by kind of tape."""
 
     def __init__(self) -> None:
         meter = metrics.get_meter("tapewatch")
         self._recorded = meter.create_counter(names.SCORES_RECORDED, unit="{score}")
         self._detections = meter.create_counter(names.DETECTIONS_RECORDED, unit="{detection}")
+        self._alerts = meter.create_counter(names.ALERTS_OPENED, unit="{alert}")
         self._mismatches = meter.create_counter(names.SCORES_MISMATCHED, unit="{score}")
 
     def count(self, items: Sequence[ScoredQuote], results: Sequence[Recorded | TapewatchError]) -> None:
         """Count one batch."""
         for item, result in zip(items, results, strict=True):
-            attributes = {names.ATTRIBUTE_TAPE: item.quote.tape}
             if isinstance(result, TapewatchError):
                 continue
-            self._recorded.add(1, {**attributes, "created": result.created})
-            if result.created and result.alert_id:
-                self._detections.add(1, {**attributes, "typology": item.score.typology.name})
+            tape = {names.ATTRIBUTE_TAPE: _tape(item.quote.tape)}
+            self._recorded.add(1, {**tape, "created": result.created})
             if not result.same:
-                self._mismatches.add(1, attributes)
+                self._mismatches.add(1, tape)
+            if result.created and result.alert_id:
+                by_typology = {**tape, "typology": item.score.typology.name}
+                self._detections.add(1, by_typology)
+                self._alerts.add(result.opened, by_typology)

@@ -1,9 +1,9 @@
 """The gateway's stores and its lake, as the service needs them.
 
 The store's port fits a key-value store with conditional writes (DynamoDB) as well as SQL: every read goes by a key or
-by the order of one index, and the one transaction holds a handful of items. Adapters block and are safe to call from
-several threads; several gateways may share one store. Every method raises DependencyUnavailableError when the store is
-away or busy.
+by the order of one index, and a transaction holds a handful of items. Adapters block, are safe to call from several
+threads, and several gateways may share one store. Every method raises DependencyUnavailableError when the store is away
+or busy.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from services.domain.typology import Typology
 
 Item = TypeVar("Item")
 Position = tuple[int | str, ...]
-"""Where a page ended, in the order of its list; opaque to callers."""
+"""Where a page ended, in the order of its list; opaque to everyone but the store that gave it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,11 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class QuoteQuery:
-    """Which recorded quotes; times are a half-open range. Without a symbol: the whole tape, by symbol, then time."""
+    """Which recorded quotes. Times are a half-open range; empty fields match everything.
+
+    Ordered by event_time, then source, interval and revision. Without a symbol it is the whole tape, by symbol first,
+    and must neither be descending nor name times.
+    """
 
     tape: str
     symbol: str = ""
@@ -44,7 +48,7 @@ class QuoteQuery:
 
 @dataclass(frozen=True, slots=True)
 class DetectionQuery:
-    """Which detections, newest event first."""
+    """Which detections, newest event first. Times are a half-open range; empty fields match everything."""
 
     tape: str = ""
     symbol: str = ""
@@ -56,7 +60,7 @@ class DetectionQuery:
 
 @dataclass(frozen=True, slots=True)
 class AlertQuery:
-    """Which alerts; empty means all."""
+    """Which alerts; empty fields match everything."""
 
     tape: str = ""
     symbols: tuple[str, ...] = ()
@@ -77,15 +81,23 @@ class AlertQuery:
 
 @dataclass(frozen=True, slots=True)
 class AlertWrite:
-    """An alert's next version with the audit event that explains it.
+    """An alert's next version, and the audit event that explains it.
 
-    `expected_version` is the version that must be stored now; None when the alert must be absent. The event's sequence
-    is the store's to fill in.
+    `expected` is the alert that the writer read and built upon: the write counts only while it is still stored in that
+    version. `event.sequence` is the store's to fill in.
     """
 
     alert: Alert
-    expected_version: int | None
+    expected: Alert | None
     event: AlertEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """How far a stream is in the lake: up to sequence `last`; `pending` ends the part that is being written."""
+
+    last: int
+    pending: int | None
 
 
 class Store(Protocol):
@@ -97,33 +109,36 @@ class Store(Protocol):
         ...
 
     def put_scores(self, items: Sequence[ScoredQuote], now: datetime) -> list[RecordedQuote | None]:
-        """Keep each item whose quote_id is absent, in order.
+        """Keep each item whose quote_id is absent, in order, numbering them without gaps.
 
-        Returns per item None when it was kept, or what is kept already, after counting the repetition (and the
-        mismatch, when the score differs).
+        The quote_ids are distinct, and none is a detection of this call's. Returns per item None when it was kept, or
+        what is kept already, after counting the repetition (and the mismatch, when the score differs). When it raises,
+        the first items may have been kept.
         """
         ...
 
-    def commit_detection(self, item: ScoredQuote, write: AlertWrite, now: datetime) -> None:
-        """In one transaction: the item if absent, the alert at its expected version, the next change, its audit event.
+    def commit_detection(self, item: ScoredQuote, write: AlertWrite, now: datetime) -> RecordedQuote | None:
+        """In one transaction: the quote with its detection, the alert, the next change, its audit event.
 
-        Raises: ConflictError when the item is there already or the alert has another version; nothing is written then.
+        Returns None then; or, when the quote is there already, what is kept, after counting the repetition, with
+        nothing else written. Raises: ConflictError, with nothing written, unless `write.expected` is still the latest
+        alert of the series and typology in that version.
         """
         ...
 
     def commit_triage(self, write: AlertWrite, now: datetime) -> None:
-        """In one transaction: the alert at its expected version, the next change, its audit event.
+        """In one transaction: the alert, the next change, its audit event.
 
-        Raises: ConflictError when the alert has another version; nothing is written then.
+        Raises: ConflictError, with nothing written, unless the alert still has the version of `write.expected`.
         """
         ...
 
     def get_quote(self, quote_id: str) -> RecordedQuote | None:
-        """What is kept of a quote, strongly consistent."""
+        """What is kept of a quote, strongly consistent; None when nothing is."""
         ...
 
-    def cursor(self, series: Series) -> datetime | None:
-        """event_time of the series' newest quote, strongly consistent."""
+    def cursors(self, series: Sequence[Series]) -> list[datetime | None]:
+        """event_time of each series' newest quote, strongly consistent; None when it has none."""
         ...
 
     def list_quotes(self, query: QuoteQuery, limit: int, after: Position | None) -> Page[RecordedQuote]:
@@ -135,23 +150,26 @@ class Store(Protocol):
         ...
 
     def get_alert(self, alert_id: str) -> Alert | None:
-        """An alert, strongly consistent."""
+        """An alert, strongly consistent; None when there is none."""
         ...
 
     def latest_alert(self, series: Series, typology: Typology) -> Alert | None:
-        """The alert of the series and typology with the newest detection, strongly consistent."""
+        """The series' alert of that typology with the newest detection, strongly consistent; None when it has none.
+
+        Of several with one newest event_time, the one opened last.
+        """
         ...
 
     def list_alerts(self, query: AlertQuery, limit: int, after: Position | None) -> Page[Alert]:
-        """A page of alerts, newest change first."""
+        """A page of alerts, newest change first. An alert that changes between two pages moves to the front."""
         ...
 
     def list_alert_events(self, alert_id: str, limit: int, after: Position | None) -> Page[AlertEvent]:
-        """A page of an alert's audit trail, oldest first."""
+        """A page of an alert's audit trail, oldest first; empty for an unknown alert."""
         ...
 
     def changes_after(self, sequence: int, limit: int) -> list[AlertChange]:
-        """The change log's next entries."""
+        """The change log's next entries. An entry is never visible before those with a lower sequence."""
         ...
 
     def last_change(self) -> int:
@@ -159,19 +177,27 @@ class Store(Protocol):
         ...
 
     def quotes_after(self, sequence: int, limit: int) -> list[RecordedQuote]:
-        """The next quotes in the order of recording."""
+        """The next quotes in the order of recording; none is visible before those with a lower sequence."""
         ...
 
-    def archived(self, stream: str) -> tuple[int, int | None]:
-        """Up to which sequence a stream is in the lake, and the end of the part being written, if one is."""
+    def last_quote(self) -> int:
+        """The last recorded quote's sequence; 0 when there is none."""
         ...
 
-    def begin_part(self, stream: str, last: int) -> None:
-        """Note that the part up to `last` is being written: a killed writer's part is written again, equal."""
+    def archived(self, stream: str) -> Archived:
+        """How far a stream is in the lake."""
+        ...
+
+    def begin_part(self, stream: str, after: int, last: int) -> None:
+        """Note that the part from `after` + 1 to `last` is being written.
+
+        A writer that takes over from a killed one so writes the very same part again. Raises: ConflictError unless the
+        stream is archived up to `after` with no part pending.
+        """
         ...
 
     def end_part(self, stream: str, last: int) -> None:
-        """Note that everything up to `last` is in the lake."""
+        """Note that everything up to `last` is in the lake; nothing changes when it is noted already."""
         ...
 
     def close(self) -> None:

@@ -3,14 +3,13 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from services.domain.alert import (
     SYSTEM_ACTOR,
     Alert,
-    AlertChange,
     AlertChangeKind,
     AlertEvent,
     AlertState,
@@ -30,31 +29,36 @@ from services.domain.errors import (
 )
 from services.domain.quote import Series
 from services.domain.score import RecordedQuote, ScoredQuote
-from services.gateway.ports import AlertQuery, AlertWrite, DetectionQuery, QuoteQuery, Store
+from services.gateway.change_feed import ChangeFeed
+from services.gateway.ports import AlertWrite, DetectionQuery, QuoteQuery, Store
 
-_ATTEMPTS = 8
-_CHANGES_PAGE = 500
-_OTHER_REPLICA_POLL_SECONDS = 0.2
+_ATTEMPTS = 10
+_PAUSE_SECONDS = 0.005
 _EVIDENCE_LIMIT = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """An item is durable: now (`created`), or before; `same` when the first score is the same as this one."""
+    """An item is durable: now (`created`), or before; `same` when the first score is the same as this one.
+
+    `opened`: it was the first detection of its alert.
+    """
 
     created: bool
     same: bool
     alert_id: str
+    opened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One alert with what an analyst files."""
+    """One alert with what an analyst files, each list oldest first; `truncated` when more belongs to it than fits."""
 
     alert: Alert
     detections: list[RecordedQuote]
     quotes: list[RecordedQuote]
     events: list[AlertEvent]
+    truncated: bool
 
 
 def _utc_now() -> datetime:
@@ -62,12 +66,12 @@ def _utc_now() -> datetime:
 
 
 class GatewayService:
-    """Records, groups, triages and watches on one store. Blocking store calls run in threads."""
+    """Records, groups and triages on one store, and tells its feed. Blocking store calls run in threads."""
 
-    def __init__(self, store: Store, clock: Callable[[], datetime] = _utc_now) -> None:
+    def __init__(self, store: Store, feed: ChangeFeed, clock: Callable[[], datetime] = _utc_now) -> None:
         self.store = store
+        self.feed = feed
         self._clock = clock
-        self._committed = asyncio.Event()
 
     async def record(self, items: Sequence[ScoredQuote]) -> list[Recorded | TapewatchError]:
         """Keep scores with their quotes. One result per item, in order; a result that is no error is durable.
@@ -76,75 +80,69 @@ class GatewayService:
         """
         results = await asyncio.to_thread(self._record, items)
         if any(isinstance(result, Recorded) and result.alert_id and result.created for result in results):
-            self._wake()
+            self.feed.wake()
         return results
 
     def _record(self, items: Sequence[ScoredQuote]) -> list[Recorded | TapewatchError]:
         results: dict[int, Recorded | TapewatchError] = {}
         blocked: dict[Series, str] = {}
-        run: list[int] = []
+        run: dict[str, int] = {}
 
-        def fail(indices: Sequence[int], error: TapewatchError) -> None:
-            for i in indices:
-                series = items[i].quote.series
-                results[i] = PredecessorFailedError(blocked[series]) if series in blocked else error
-                blocked.setdefault(series, items[i].quote.quote_id)
+        def fail(i: int, error: TapewatchError) -> None:
+            quote = items[i].quote
+            results[i] = PredecessorFailedError(blocked[quote.series]) if quote.series in blocked else error
+            blocked.setdefault(quote.series, quote.quote_id)
 
         def flush() -> None:
+            if not run:
+                return
             try:
-                kept = self.store.put_scores([items[i] for i in run], self._clock()) if run else []
+                kept = self.store.put_scores([items[i] for i in run.values()], self._clock())
             except DependencyUnavailableError as error:
-                fail(run, error)
+                for i in run.values():
+                    fail(i, error)
             else:
-                for i, existing in zip(run, kept, strict=True):
+                for i, existing in zip(run.values(), kept, strict=True):
                     results[i] = _recorded(items[i], existing)
             run.clear()
 
         for i, item in enumerate(items):
+            if item.score.detection or item.quote.quote_id in run:
+                flush()
             if item.quote.series in blocked:
                 results[i] = PredecessorFailedError(blocked[item.quote.series])
             elif not item.score.detection:
-                run.append(i)
+                run[item.quote.quote_id] = i
             else:
-                flush()
                 try:
-                    if item.quote.series not in blocked:
-                        results[i] = self._record_detection(item)
-                    else:
-                        results[i] = PredecessorFailedError(blocked[item.quote.series])
+                    results[i] = self._record_detection(item)
                 except DependencyUnavailableError as error:
-                    fail([i], error)
+                    fail(i, error)
         flush()
         return [results[i] for i in range(len(items))]
 
     def _record_detection(self, item: ScoredQuote) -> Recorded:
         for attempt in range(_ATTEMPTS):
-            if self.store.get_quote(item.quote.quote_id) is not None:
-                (existing,) = self.store.put_scores([item], self._clock())
-                return _recorded(item, existing)
             now = self._clock()
-            current = self.store.latest_alert(item.quote.series, item.score.typology)
-            if current is not None and takes(current, item):
-                alert, expected, kind = (
-                    add_detection(current, item, now),
-                    current.version,
-                    AlertChangeKind.DETECTION_ADDED,
-                )
+            latest = self.store.latest_alert(item.quote.series, item.score.typology)
+            if latest is not None and takes(latest, item):
+                before, alert, kind = latest, add_detection(latest, item, now), AlertChangeKind.DETECTION_ADDED
             else:
-                current, expected, kind = None, None, AlertChangeKind.OPENED
-                alert = open_alert(item, now)
-            event = _event(alert, current, kind, now, actor=SYSTEM_ACTOR, quote_id=item.quote.quote_id)
+                before, alert, kind = None, open_alert(item, now), AlertChangeKind.OPENED
+            event = _event(alert, before, kind, now, actor=SYSTEM_ACTOR, quote_id=item.quote.quote_id)
             try:
-                self.store.commit_detection(item, AlertWrite(alert, expected, event), now)
+                existing = self.store.commit_detection(item, AlertWrite(alert, latest, event), now)
             except ConflictError:
                 _pause(attempt)
                 continue
-            return Recorded(created=True, same=True, alert_id=alert.alert_id)
-        raise DependencyUnavailableError("store", f"{item.quote.quote_id}: its alert keeps changing; try again")
+            if existing is not None:
+                return _recorded(item, existing)
+            return Recorded(created=True, same=True, alert_id=alert.alert_id, opened=before is None)
+        raise DependencyUnavailableError("store", f"the alert that {item.quote.quote_id} belongs to keeps changing")
 
     async def cursors(self, series: Sequence[Series]) -> dict[Series, datetime | None]:
         """How far the series have been recorded."""
-        return await asyncio.to_thread(lambda: {each: self.store.cursor(each) for each in series})
+        return dict(zip(series, await asyncio.to_thread(self.store.cursors, series), strict=True))
 
     async def get_alert(self, alert_id: str) -> Alert:
         """An alert. Raises: NotFoundError."""
@@ -182,10 +180,10 @@ class GatewayService:
         alert = triage(current, now, comment=comment, state=state, disposition=disposition, assignee=assignee)
         event = _event(alert, current, AlertChangeKind.TRIAGED, now, actor=actor, comment=comment)
         try:
-            await asyncio.to_thread(self.store.commit_triage, AlertWrite(alert, current.version, event), now)
+            await asyncio.to_thread(self.store.commit_triage, AlertWrite(alert, current, event), now)
         except ConflictError as error:
             raise EtagMismatchError(alert_id) from error
-        self._wake()
+        self.feed.wake()
         return alert
 
     async def evidence(self, alert_id: str, context_quotes: int) -> Evidence:
@@ -205,51 +203,23 @@ class GatewayService:
             return self.store.list_quotes(QuoteQuery(**series, **query), limit, None).items  # type: ignore[arg-type]
 
         before = quotes(context_quotes, end_time=alert.first_event_time, descending=True)
-        since = quotes(_EVIDENCE_LIMIT, start_time=alert.first_event_time)
+        since = quotes(_EVIDENCE_LIMIT + context_quotes, start_time=alert.first_event_time)
         inside = [r for r in since if r.scored.quote.event_time <= alert.last_event_time]
         after = since[len(inside) : len(inside) + context_quotes]
-        detections = self.store.list_detections(DetectionQuery(alert_id=alert.alert_id), _EVIDENCE_LIMIT, None).items
-        events = self.store.list_alert_events(alert.alert_id, _EVIDENCE_LIMIT, None).items
-        return Evidence(alert, detections[::-1], [*before[::-1], *inside, *after], events)
-
-    async def watch(
-        self, query: AlertQuery, after: int, heartbeat_seconds: float, draining: asyncio.Event
-    ) -> AsyncIterator[tuple[int, AlertChange | None]]:
-        """The change log after a sequence, then live, until `draining` is set.
-
-        Yields (sequence, change) for what matches, and (sequence, None) as a heartbeat: everything up to `sequence` is
-        told then. Other replicas' commits are seen by asking the store, this one's at once.
-        """
-        loop = asyncio.get_running_loop()
-        told = after
-        last_sign = loop.time()
-        while not draining.is_set():
-            woken = self._committed
-            changes = await asyncio.to_thread(self.store.changes_after, after, _CHANGES_PAGE)
-            for change in changes:
-                after = change.sequence
-                if query.matches(change.alert):
-                    told, last_sign = after, loop.time()
-                    yield after, change
-            if changes:
-                continue
-            if loop.time() - last_sign >= heartbeat_seconds or told < after - _CHANGES_PAGE:
-                told, last_sign = after, loop.time()
-                yield after, None
-            try:
-                await asyncio.wait_for(woken.wait(), _OTHER_REPLICA_POLL_SECONDS)
-            except TimeoutError:
-                continue
-
-    def _wake(self) -> None:
-        """Wake every watcher of this process once."""
-        self._committed.set()
-        self._committed = asyncio.Event()
+        detections = self.store.list_detections(DetectionQuery(alert_id=alert.alert_id), _EVIDENCE_LIMIT, None)
+        events = self.store.list_alert_events(alert.alert_id, _EVIDENCE_LIMIT, None)
+        return Evidence(
+            alert,
+            detections.items[::-1],
+            [*before[::-1], *inside, *after],
+            events.items,
+            truncated=len(inside) > _EVIDENCE_LIMIT or bool(detections.next or events.next),
+        )
 
 
 def _pause(attempt: int) -> None:
     """Wait a little, more with each attempt, and not in step with whoever won."""
-    time.sleep(random.uniform(0, 0.005 * 2**attempt))  # noqa: S311
+    time.sleep(random.uniform(0, _PAUSE_SECONDS * min(2**attempt, 32)))  # noqa: S311
 
 
 def _recorded(item: ScoredQuote, existing: RecordedQuote | None) -> Recorded:

@@ -12,10 +12,16 @@ class GatewaySettings(ServerSettings):
     """Environment of `tapewatch gateway serve`."""
 
     grpc_port: int = Field(50054, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    store_backend: Literal["sqlite"] = Field("sqlite", description="where to keep everything: `sqlite` (a file)")
     store_path: Path = Field(Path(".tapewatch/store.db"), description="file of the embedded store")
     store_synchronous: Literal["normal", "full"] = Field(
         "normal", description="`full` makes the embedded store survive a power loss, at the price of slower writes"
     )
-    lake_uri: str = Field(".tapewatch/lake", description="folder or file system URI of the lake; empty writes none")
+    lake_uri: str = Field(".tapewatch/lake", description="folder or file system URI of the lake; `none` writes none")
     lake_flush_rows: int = Field(10_000, ge=1, description="most rows in one part of the lake")
     lake_flush_seconds: float = Field(60.0, gt=0, description="longest time that a row waits for the lake, seconds")
+
+    @property
+    def lake(self) -> str:
+        """Where the lake is; empty when none is to be written."""
+        return "" if self.lake_uri == "none" else self.lake_uri

@@ -1,20 +1,21 @@
-"""The embedded store: one SQLite file, shared by as many gateways as there are on the machine."""
+"""The embedded store: everything the gateway keeps, in one SQLite file that several gateways may share."""
 
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from services.domain.alert import Alert, AlertChange, AlertChangeKind, AlertEvent, AlertState, Disposition
+from services.domain.alert import Alert, AlertChange, AlertChangeKind, AlertEvent
 from services.domain.errors import ConflictError
 from services.domain.quote import Series
 from services.domain.score import RecordedQuote, ScoredQuote
 from services.domain.typology import Typology
-from services.gateway.ports import AlertQuery, AlertWrite, DetectionQuery, Item, Page, Position, QuoteQuery
+from services.gateway.ports import AlertQuery, AlertWrite, Archived, DetectionQuery, Page, Position, QuoteQuery
 from services.runtime.embedded_database import EmbeddedDatabase
-from services.wire.alert import alert_from_proto, alert_to_proto
+from services.wire.alert import alert_from_proto, alert_to_proto, event_from_proto, event_to_proto
 from services.wire.quote import quote_from_proto, quote_to_proto
 from services.wire.score import score_from_proto, score_to_proto
 from tapewatch.gateway.v1 import alert_pb2
@@ -22,70 +23,67 @@ from tapewatch.market.v1 import quote_pb2
 from tapewatch.scorer.v1 import score_pb2
 
 _VERSION = 1
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_IN_CHUNK = 500
-
 _SCHEMA = """
 CREATE TABLE quotes (
     sequence INTEGER PRIMARY KEY,
-    quote_id TEXT NOT NULL UNIQUE,
     tape TEXT NOT NULL,
     symbol TEXT NOT NULL,
+    event_time INTEGER NOT NULL,
     source TEXT NOT NULL,
     interval_seconds INTEGER NOT NULL,
-    event_time INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    quote BLOB NOT NULL,
+    score BLOB NOT NULL,
     record_time INTEGER NOT NULL,
     record_count INTEGER NOT NULL DEFAULT 1,
     mismatch_count INTEGER NOT NULL DEFAULT 0,
     typology INTEGER NOT NULL,
-    alert_id TEXT NOT NULL,
-    quote BLOB NOT NULL,
-    score BLOB NOT NULL
+    alert_id TEXT NOT NULL
 );
-CREATE INDEX quotes_by_time ON quotes (tape, symbol, event_time, sequence);
-CREATE INDEX quotes_by_series ON quotes (tape, symbol, source, interval_seconds, event_time);
-CREATE INDEX detections_by_time ON quotes (event_time, sequence) WHERE alert_id != '';
-CREATE INDEX detections_by_alert ON quotes (alert_id, event_time, sequence) WHERE alert_id != '';
+CREATE UNIQUE INDEX quotes_by_identity ON quotes (tape, symbol, event_time, source, interval_seconds, revision);
+CREATE INDEX detections_by_time ON quotes (event_time) WHERE alert_id <> '';
+CREATE INDEX detections_by_alert ON quotes (alert_id, event_time) WHERE alert_id <> '';
+
+CREATE TABLE cursors (series TEXT PRIMARY KEY, event_time INTEGER NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE alerts (
-    alert_id TEXT PRIMARY KEY,
+    number INTEGER PRIMARY KEY,
+    alert_id TEXT NOT NULL UNIQUE,
     tape TEXT NOT NULL,
     symbol TEXT NOT NULL,
     source TEXT NOT NULL,
     interval_seconds INTEGER NOT NULL,
     typology INTEGER NOT NULL,
     state INTEGER NOT NULL,
-    peak_score REAL NOT NULL,
     last_event_time INTEGER NOT NULL,
+    peak_score REAL NOT NULL,
     version INTEGER NOT NULL,
-    last_change INTEGER NOT NULL UNIQUE,
+    last_change INTEGER NOT NULL,
     alert BLOB NOT NULL
-) WITHOUT ROWID;
+);
 CREATE INDEX alerts_by_series ON alerts (tape, symbol, source, interval_seconds, typology, last_event_time);
+CREATE INDEX alerts_by_change ON alerts (last_change);
 
--- The change log, each entry with the audit event that explains it.
 CREATE TABLE changes (
     sequence INTEGER PRIMARY KEY,
     alert_id TEXT NOT NULL,
     kind INTEGER NOT NULL,
-    change_time INTEGER NOT NULL,
     quote_id TEXT NOT NULL,
+    change_time INTEGER NOT NULL,
     alert BLOB NOT NULL,
-    actor TEXT NOT NULL,
-    from_state INTEGER,
-    to_state INTEGER NOT NULL,
-    disposition INTEGER NOT NULL,
-    assignee TEXT NOT NULL,
-    comment TEXT NOT NULL
+    event BLOB NOT NULL
 );
 CREATE INDEX changes_by_alert ON changes (alert_id, sequence);
 
-CREATE TABLE archived (stream TEXT PRIMARY KEY, last INTEGER NOT NULL, writing INTEGER) WITHOUT ROWID;
+CREATE TABLE archived (stream TEXT PRIMARY KEY, last INTEGER NOT NULL, pending INTEGER) WITHOUT ROWID;
 CREATE TABLE identity (store_id TEXT NOT NULL)
 """
+_QUOTE_COLUMNS = "sequence, quote, score, record_time, record_count, mismatch_count, alert_id"
+_IDENTITY = "tape = ? AND symbol = ? AND event_time = ? AND source = ? AND interval_seconds = ? AND revision = ?"
 
-_QUOTE_COLUMNS = "sequence, record_time, record_count, mismatch_count, alert_id, quote, score"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_Identity = tuple[str, str, int, str, int, int]
 
 
 def _microseconds(moment: datetime) -> int:
@@ -93,11 +91,32 @@ def _microseconds(moment: datetime) -> int:
 
 
 def _moment(microseconds: int) -> datetime:
-    return _EPOCH + microseconds * _MICROSECOND
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _identity(item: ScoredQuote) -> _Identity:
+    quote = item.quote
+    time = _microseconds(quote.event_time)
+    return quote.tape, quote.symbol, time, quote.source, quote.interval_seconds, quote.revision
+
+
+def _parse_quote_id(quote_id: str) -> _Identity | None:
+    """The parts of a quote_id; None when it is none."""
+    parts = quote_id.split("/")
+    if len(parts) != 6 or not parts[3].endswith("s"):
+        return None
+    try:
+        event_time = datetime.fromisoformat(parts[4])
+        if event_time.tzinfo is None:
+            return None
+        identity = parts[0], parts[2], _microseconds(event_time), parts[1], int(parts[3][:-1]), int(parts[5])
+    except ValueError:
+        return None
+    return identity if max(identity[4:]) < 2**63 else None
 
 
 def _recorded(row: Sequence[Any]) -> RecordedQuote:
-    sequence, record_time, record_count, mismatch_count, alert_id, quote, score = row
+    sequence, quote, score, record_time, record_count, mismatch_count, alert_id = row
     return RecordedQuote(
         scored=ScoredQuote(
             quote_from_proto(quote_pb2.Quote.FromString(quote)), score_from_proto(score_pb2.Score.FromString(score))
@@ -114,36 +133,26 @@ def _alert(blob: bytes) -> Alert:
     return alert_from_proto(alert_pb2.Alert.FromString(blob))
 
 
-class _Where:
-    """Conditions with their values, joined by AND."""
-
-    def __init__(self) -> None:
-        self._conditions = ["1"]
-        self.values: list[Any] = []
-
-    def add(self, condition: str, *values: Any) -> None:
-        self._conditions.append(condition)
-        self.values += values
-
-    def add_any(self, column: str, values: Sequence[Any]) -> None:
-        if values:
-            self.add(f"{column} IN ({', '.join('?' * len(values))})", *values)
-
-    def __str__(self) -> str:
-        return " AND ".join(self._conditions)
-
-
-def _page(rows: list[Any], limit: int, make: Callable[[Any], Item], position: Callable[[Any], Position]) -> Page[Item]:
-    """A page of `limit` rows; `rows` has one more when there is a next page."""
-    more = len(rows) > limit
-    rows = rows[:limit]
-    return Page([make(row) for row in rows], position(rows[-1]) if more else None)
+def _page(rows: Sequence[Any], limit: int, key_columns: int) -> tuple[Sequence[Any], Position | None]:
+    """The rows of a page of which `limit` + 1 were asked for, and its position: the last row's leading columns."""
+    if len(rows) <= limit:
+        return rows, None
+    return rows[:limit], tuple(rows[limit - 1][:key_columns])
 
 
 class SqliteStore:
-    """A `Store` in the file at `path`."""
+    """A `Store` in the file at `path`, made when missing.
 
-    def __init__(self, path: Path, *, synchronous: str = "normal", busy_seconds: float = 5.0) -> None:
+    Raises:
+        NotConfiguredError: The file cannot be made, written or understood.
+        DependencyUnavailableError: Another process has it locked.
+    """
+
+    store_id: str
+
+    def __init__(
+        self, path: Path, *, synchronous: Literal["normal", "full"] = "normal", busy_seconds: float = 5.0
+    ) -> None:
         self._database = EmbeddedDatabase(
             path,
             _SCHEMA,
@@ -154,307 +163,341 @@ class SqliteStore:
             busy_seconds=busy_seconds,
         )
         with self._database.transaction() as connection:
-            row = connection.execute("SELECT store_id FROM identity").fetchone()
-            if row is None:
-                row = (uuid.uuid4().hex,)
-                connection.execute("INSERT INTO identity VALUES (?)", row)
-        self.store_id: str = row[0]
+            connection.execute(
+                "INSERT INTO identity SELECT ? WHERE NOT EXISTS (SELECT 1 FROM identity)", (uuid.uuid4().hex,)
+            )
+            (self.store_id,) = connection.execute("SELECT store_id FROM identity").fetchone()
 
     def put_scores(self, items: Sequence[ScoredQuote], now: datetime) -> list[RecordedQuote | None]:
-        """Keep what is absent, count what is repeated."""
+        """Keep the absent items in one transaction."""
+        prepared = [_Row(item, "") for item in items]  # before the transaction, so that it is short
         with self._database.transaction() as connection:
-            known = _known(connection, [item.quote.quote_id for item in items])
+            sequence = _last(connection, "quotes")
             results: list[RecordedQuote | None] = []
-            fresh: list[ScoredQuote] = []
-            for item in items:
-                existing = known.get(item.quote.quote_id)
+            for row in prepared:
+                existing = None if row.insert(connection, sequence + 1, now) else _repeat(connection, row.item)
+                sequence += existing is None
                 results.append(existing)
-                if existing is None:
-                    fresh.append(item)
-                    continue
-                differs = not existing.scored.score.same_as(item.score)
-                connection.execute(
-                    "UPDATE quotes SET record_count = record_count + 1, mismatch_count = mismatch_count + ?"
-                    " WHERE sequence = ?",
-                    (differs, existing.sequence),
-                )
-            _insert_quotes(connection, fresh, now, alert_id="")
+            kept = [item for item, existing in zip(items, results, strict=True) if existing is None]
+            _advance_cursors(connection, kept)
         return results
 
-    def commit_detection(self, item: ScoredQuote, write: AlertWrite, now: datetime) -> None:
-        """One transaction for the detection, its alert and the change."""
+    def commit_detection(self, item: ScoredQuote, write: AlertWrite, now: datetime) -> RecordedQuote | None:
+        """Keep a detection with its alert in one transaction."""
+        row = _Row(item, write.alert.alert_id)
         with self._database.transaction() as connection:
-            if _known(connection, [item.quote.quote_id]):
-                raise ConflictError(f"{item.quote.quote_id} is recorded already")
-            _insert_quotes(connection, [item], now, alert_id=write.alert.alert_id)
+            if not row.insert(connection, _last(connection, "quotes") + 1, now):
+                return _repeat(connection, item)
+            latest = _latest_alert(connection, item.quote.series, item.score.typology)
+            if _version(latest) != _version(write.expected):
+                raise ConflictError(f"the latest alert of {item.quote.series.key} is another one by now")
+            _advance_cursors(connection, [item])
             _write_alert(connection, write, now)
+        return None
 
     def commit_triage(self, write: AlertWrite, now: datetime) -> None:
-        """One transaction for the alert and the change."""
+        """Keep an alert's next version in one transaction."""
         with self._database.transaction() as connection:
+            if _version(_get_alert(connection, write.alert.alert_id)) != _version(write.expected):
+                raise ConflictError(f"alert {write.alert.alert_id} has another version by now")
             _write_alert(connection, write, now)
 
     def get_quote(self, quote_id: str) -> RecordedQuote | None:
-        """What is kept of a quote."""
+        """By the parts of its id."""
+        identity = _parse_quote_id(quote_id)
+        if identity is None:
+            return None
         with self._database.reading() as connection:
-            return _known(connection, [quote_id]).get(quote_id)
+            found = _find(connection, identity)
+        return found if found is not None and found.scored.quote.quote_id == quote_id else None
 
-    def cursor(self, series: Series) -> datetime | None:
-        """event_time of the series' newest quote."""
+    def cursors(self, series: Sequence[Series]) -> list[datetime | None]:
+        """By the series' key."""
         with self._database.reading() as connection:
-            (newest,) = connection.execute(
-                "SELECT max(event_time) FROM quotes"
-                " WHERE tape = ? AND symbol = ? AND source = ? AND interval_seconds = ?",
-                (series.tape, series.symbol, series.source, series.interval_seconds),
-            ).fetchone()
-        return None if newest is None else _moment(newest)
+            rows = [
+                connection.execute("SELECT event_time FROM cursors WHERE series = ?", (each.key,)).fetchone()
+                for each in series
+            ]
+        return [None if row is None else _moment(row[0]) for row in rows]
 
     def list_quotes(self, query: QuoteQuery, limit: int, after: Position | None) -> Page[RecordedQuote]:
-        """A page by symbol and time."""
+        """In the order of quotes_by_identity."""
         where = _Where()
         where.add("tape = ?", query.tape)
-        if query.symbol:
-            where.add("symbol = ?", query.symbol)
-        if query.source:
-            where.add("source = ?", query.source)
-        if query.interval_seconds:
-            where.add("interval_seconds = ?", query.interval_seconds)
-        if query.start_time is not None:
-            where.add("event_time >= ?", _microseconds(query.start_time))
-        if query.end_time is not None:
-            where.add("event_time < ?", _microseconds(query.end_time))
-        order, beyond = ("DESC", "<") if query.descending else ("ASC", ">")
+        where.add_if("symbol = ?", query.symbol)
+        where.add_if("source = ?", query.source)
+        where.add_if("interval_seconds = ?", query.interval_seconds)
+        where.add_times(query.start_time, query.end_time)
+        keys = ("symbol", "event_time", "source", "interval_seconds", "revision")
         if after is not None:
-            where.add(f"(symbol, event_time, sequence) {beyond} (?, ?, ?)", *after)
-        rows = self._select(
-            f"SELECT {_QUOTE_COLUMNS}, symbol, event_time FROM quotes WHERE {where}"  # noqa: S608
-            f" ORDER BY symbol {order}, event_time {order}, sequence {order} LIMIT ?",
-            (*where.values, limit + 1),
-        )
-        return _page(rows, limit, lambda row: _recorded(row[:-2]), lambda row: (row[-2], row[-1], row[0]))
+            sign = "<" if query.descending else ">"
+            where.add(f"({', '.join(keys)}) {sign} (?, ?, ?, ?, ?)", *after)
+        direction = "DESC" if query.descending else "ASC"
+        order = ", ".join(f"{key} {direction}" for key in keys)
+        sql = f"SELECT {', '.join(keys)}, {_QUOTE_COLUMNS} FROM quotes {where} ORDER BY {order} LIMIT ?"  # noqa: S608
+        with self._database.reading() as connection:
+            found = connection.execute(sql, (*where.values, limit + 1)).fetchall()
+        rows, following = _page(found, limit, len(keys))
+        return Page([_recorded(row[len(keys) :]) for row in rows], following)
 
     def list_detections(self, query: DetectionQuery, limit: int, after: Position | None) -> Page[RecordedQuote]:
-        """A page, newest event first."""
+        """In the order of detections_by_time or detections_by_alert."""
         where = _Where()
-        where.add("alert_id != ''")
-        for column, value in (("tape", query.tape), ("symbol", query.symbol), ("alert_id", query.alert_id)):
-            if value:
-                where.add(f"{column} = ?", value)
-        if query.typology is not Typology.UNSPECIFIED:
-            where.add("typology = ?", query.typology.value)
-        if query.start_time is not None:
-            where.add("event_time >= ?", _microseconds(query.start_time))
-        if query.end_time is not None:
-            where.add("event_time < ?", _microseconds(query.end_time))
+        where.add("alert_id <> ''")
+        where.add_if("alert_id = ?", query.alert_id)
+        where.add_if("tape = ?", query.tape)
+        where.add_if("symbol = ?", query.symbol)
+        where.add_if("typology = ?", query.typology.value)
+        where.add_times(query.start_time, query.end_time)
         if after is not None:
             where.add("(event_time, sequence) < (?, ?)", *after)
-        rows = self._select(
-            f"SELECT {_QUOTE_COLUMNS}, event_time FROM quotes WHERE {where}"  # noqa: S608
-            " ORDER BY event_time DESC, sequence DESC LIMIT ?",
-            (*where.values, limit + 1),
+        index = "detections_by_alert" if query.alert_id else "detections_by_time"
+        sql = (
+            f"SELECT event_time, sequence, {_QUOTE_COLUMNS} FROM quotes INDEXED BY {index} {where}"  # noqa: S608
+            " ORDER BY event_time DESC, sequence DESC LIMIT ?"
         )
-        return _page(rows, limit, lambda row: _recorded(row[:-1]), lambda row: (row[-1], row[0]))
+        with self._database.reading() as connection:
+            found = connection.execute(sql, (*where.values, limit + 1)).fetchall()
+        rows, following = _page(found, limit, 2)
+        return Page([_recorded(row[2:]) for row in rows], following)
 
     def get_alert(self, alert_id: str) -> Alert | None:
-        """An alert."""
-        rows = self._select("SELECT alert FROM alerts WHERE alert_id = ?", (alert_id,))
-        return _alert(rows[0][0]) if rows else None
+        """By its id."""
+        with self._database.reading() as connection:
+            return _get_alert(connection, alert_id)
 
     def latest_alert(self, series: Series, typology: Typology) -> Alert | None:
-        """The series' alert of that typology with the newest detection."""
-        rows = self._select(
-            "SELECT alert FROM alerts WHERE tape = ? AND symbol = ? AND source = ? AND interval_seconds = ?"
-            " AND typology = ? ORDER BY last_event_time DESC LIMIT 1",
-            (series.tape, series.symbol, series.source, series.interval_seconds, typology.value),
-        )
-        return _alert(rows[0][0]) if rows else None
+        """In the order of alerts_by_series."""
+        with self._database.reading() as connection:
+            return _latest_alert(connection, series, typology)
 
     def list_alerts(self, query: AlertQuery, limit: int, after: Position | None) -> Page[Alert]:
-        """A page, newest change first."""
+        """In the order of alerts_by_change."""
         where = _Where()
         where.add("peak_score >= ?", query.min_peak_score)
-        if query.tape:
-            where.add("tape = ?", query.tape)
+        where.add_if("tape = ?", query.tape)
         where.add_any("symbol", query.symbols)
         where.add_any("typology", [typology.value for typology in query.typologies])
         where.add_any("state", [state.value for state in query.states])
         if after is not None:
             where.add("last_change < ?", *after)
-        rows = self._select(
-            f"SELECT alert, last_change FROM alerts WHERE {where} ORDER BY last_change DESC LIMIT ?",  # noqa: S608
-            (*where.values, limit + 1),
-        )
-        return _page(rows, limit, lambda row: _alert(row[0]), lambda row: (row[1],))
+        sql = f"SELECT last_change, alert FROM alerts {where} ORDER BY last_change DESC LIMIT ?"  # noqa: S608
+        with self._database.reading() as connection:
+            found = connection.execute(sql, (*where.values, limit + 1)).fetchall()
+        rows, following = _page(found, limit, 1)
+        return Page([_alert(blob) for _, blob in rows], following)
 
     def list_alert_events(self, alert_id: str, limit: int, after: Position | None) -> Page[AlertEvent]:
-        """A page, oldest first."""
-        rows = self._select(
-            "SELECT sequence, alert_id, kind, actor, from_state, to_state, disposition, assignee, comment, quote_id,"
-            " change_time FROM changes WHERE alert_id = ? AND sequence > ? ORDER BY sequence LIMIT ?",
-            (alert_id, after[0] if after else 0, limit + 1),
-        )
-        return _page(rows, limit, _event, lambda row: (row[0],))
+        """In the order of changes_by_alert."""
+        with self._database.reading() as connection:
+            found = connection.execute(
+                "SELECT sequence, event FROM changes WHERE alert_id = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+                (alert_id, after[0] if after else 0, limit + 1),
+            ).fetchall()
+        rows, following = _page(found, limit, 1)
+        return Page([event_from_proto(alert_pb2.AlertEvent.FromString(blob)) for _, blob in rows], following)
 
     def changes_after(self, sequence: int, limit: int) -> list[AlertChange]:
-        """The change log's next entries."""
-        rows = self._select(
-            "SELECT sequence, kind, alert, change_time, quote_id FROM changes WHERE sequence > ?"
-            " ORDER BY sequence LIMIT ?",
-            (sequence, limit),
-        )
+        """In the order of their sequence."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT sequence, kind, alert, change_time, quote_id FROM changes WHERE sequence > ?"
+                " ORDER BY sequence LIMIT ?",
+                (sequence, limit),
+            ).fetchall()
         return [
             AlertChange(number, AlertChangeKind(kind), _alert(alert), _moment(change_time), quote_id)
             for number, kind, alert, change_time, quote_id in rows
         ]
 
     def last_change(self) -> int:
-        """The change log's last sequence."""
-        return int(self._select("SELECT coalesce(max(sequence), 0) FROM changes", ())[0][0])
+        """The changes are never deleted."""
+        with self._database.reading() as connection:
+            return _last(connection, "changes")
 
     def quotes_after(self, sequence: int, limit: int) -> list[RecordedQuote]:
-        """The next quotes in the order of recording."""
-        rows = self._select(
-            f"SELECT {_QUOTE_COLUMNS} FROM quotes WHERE sequence > ? ORDER BY sequence LIMIT ?",  # noqa: S608
-            (sequence, limit),
-        )
+        """In the order of their sequence."""
+        sql = f"SELECT {_QUOTE_COLUMNS} FROM quotes WHERE sequence > ? ORDER BY sequence LIMIT ?"  # noqa: S608
+        with self._database.reading() as connection:
+            rows = connection.execute(sql, (sequence, limit)).fetchall()
         return [_recorded(row) for row in rows]
 
-    def archived(self, stream: str) -> tuple[int, int | None]:
-        """How far a stream is in the lake."""
-        rows = self._select("SELECT last, writing FROM archived WHERE stream = ?", (stream,))
-        return (rows[0][0], rows[0][1]) if rows else (0, None)
+    def last_quote(self) -> int:
+        """The quotes are never deleted."""
+        with self._database.reading() as connection:
+            return _last(connection, "quotes")
 
-    def begin_part(self, stream: str, last: int) -> None:
-        """Note the part being written."""
+    def archived(self, stream: str) -> Archived:
+        """Nothing, for a stream that no part was begun of."""
+        with self._database.reading() as connection:
+            return _archived(connection, stream)
+
+    def begin_part(self, stream: str, after: int, last: int) -> None:
+        """Compare and set."""
         with self._database.transaction() as connection:
-            connection.execute(
-                "INSERT INTO archived VALUES (?, 0, ?) ON CONFLICT (stream) DO UPDATE SET writing = excluded.writing",
-                (stream, last),
-            )
+            if _archived(connection, stream) != Archived(after, None):
+                raise ConflictError(f"another writer archives {stream}")
+            connection.execute("INSERT OR REPLACE INTO archived VALUES (?, ?, ?)", (stream, after, last))
 
     def end_part(self, stream: str, last: int) -> None:
-        """Note the part written."""
+        """Compare and set."""
         with self._database.transaction() as connection:
-            connection.execute("UPDATE archived SET last = ?, writing = NULL WHERE stream = ?", (last, stream))
+            connection.execute(
+                "UPDATE archived SET last = ?, pending = NULL WHERE stream = ? AND pending = ?", (last, stream, last)
+            )
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
 
-    def _select(self, statement: str, values: Sequence[Any]) -> list[Any]:
-        with self._database.reading() as connection:
-            return connection.execute(statement, values).fetchall()
 
+class _Row:
+    """A scored quote as its row, serialised."""
 
-def _event(row: Sequence[Any]) -> AlertEvent:
-    sequence, alert_id, kind, actor, from_state, to_state, disposition, assignee, comment, quote_id, moment = row
-    return AlertEvent(
-        sequence=sequence,
-        alert_id=alert_id,
-        kind=AlertChangeKind(kind),
-        actor=actor,
-        from_state=None if from_state is None else AlertState(from_state),
-        to_state=AlertState(to_state),
-        disposition=Disposition(disposition),
-        assignee=assignee,
-        comment=comment,
-        quote_id=quote_id,
-        event_time=_moment(moment),
-    )
+    def __init__(self, item: ScoredQuote, alert_id: str) -> None:
+        self.item = item
+        self._identity = _identity(item)
+        self._quote = quote_to_proto(item.quote).SerializeToString()
+        self._score = score_to_proto(item.score).SerializeToString()
+        self._alert_id = alert_id
 
-
-def _known(connection: sqlite3.Connection, quote_ids: Sequence[str]) -> dict[str, RecordedQuote]:
-    found = {}
-    for start in range(0, len(quote_ids), _IN_CHUNK):
-        chunk = quote_ids[start : start + _IN_CHUNK]
-        marks = ", ".join("?" * len(chunk))
-        statement = f"SELECT {_QUOTE_COLUMNS} FROM quotes WHERE quote_id IN ({marks})"  # noqa: S608
-        for row in connection.execute(statement, chunk):
-            recorded = _recorded(row)
-            found[recorded.scored.quote.quote_id] = recorded
-    return found
-
-
-def _insert_quotes(connection: sqlite3.Connection, items: Iterable[ScoredQuote], now: datetime, alert_id: str) -> None:
-    (last,) = connection.execute("SELECT coalesce(max(sequence), 0) FROM quotes").fetchone()
-    connection.executemany(
-        "INSERT INTO quotes (sequence, quote_id, tape, symbol, source, interval_seconds, event_time, record_time,"
-        " typology, alert_id, quote, score) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
+    def insert(self, connection: sqlite3.Connection, sequence: int, now: datetime) -> bool:
+        """Insert it unless its quote is there; whether it was inserted."""
+        added = connection.execute(
+            "INSERT INTO quotes (sequence, tape, symbol, event_time, source, interval_seconds, revision, quote, score,"
+            " record_time, typology, alert_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (tape, symbol, event_time, source, interval_seconds, revision) DO NOTHING",
             (
                 sequence,
-                item.quote.quote_id,
-                item.quote.tape,
-                item.quote.symbol,
-                item.quote.source,
-                item.quote.interval_seconds,
-                _microseconds(item.quote.event_time),
+                *self._identity,
+                self._quote,
+                self._score,
                 _microseconds(now),
-                item.score.typology.value,
-                alert_id,
-                quote_to_proto(item.quote).SerializeToString(),
-                score_to_proto(item.score).SerializeToString(),
-            )
-            for sequence, item in enumerate(items, last + 1)
-        ),
+                self.item.score.typology.value,
+                self._alert_id,
+            ),
+        )
+        return added.rowcount == 1
+
+
+class _Where:
+    """Conditions and their values."""
+
+    def __init__(self) -> None:
+        self._conditions: list[str] = []
+        self.values: list[object] = []
+
+    def add(self, condition: str, *values: object) -> None:
+        self._conditions.append(condition)
+        self.values += values
+
+    def add_if(self, condition: str, value: str | int) -> None:
+        if value:
+            self.add(condition, value)
+
+    def add_any(self, column: str, values: Sequence[object]) -> None:
+        if values:
+            self.add(f"{column} IN ({', '.join('?' * len(values))})", *values)
+
+    def add_times(self, start_time: datetime | None, end_time: datetime | None) -> None:
+        if start_time is not None:
+            self.add("event_time >= ?", _microseconds(start_time))
+        if end_time is not None:
+            self.add("event_time < ?", _microseconds(end_time))
+
+    def __str__(self) -> str:
+        return f"WHERE {' AND '.join(self._conditions)}"
+
+
+def _last(connection: sqlite3.Connection, table: Literal["quotes", "changes"]) -> int:
+    (last,) = connection.execute(f"SELECT coalesce(max(sequence), 0) FROM {table}").fetchone()  # noqa: S608
+    return int(last)
+
+
+def _find(connection: sqlite3.Connection, identity: _Identity) -> RecordedQuote | None:
+    sql = f"SELECT {_QUOTE_COLUMNS} FROM quotes WHERE {_IDENTITY}"  # noqa: S608
+    row = connection.execute(sql, identity).fetchone()
+    return None if row is None else _recorded(row)
+
+
+def _repeat(connection: sqlite3.Connection, item: ScoredQuote) -> RecordedQuote:
+    """Count a score that came again; what is kept of its quote."""
+    found = _find(connection, _identity(item))
+    if found is None:  # its insertion just met it
+        raise AssertionError(item.quote.quote_id)
+    differs = not found.scored.score.same_as(item.score)
+    connection.execute(
+        "UPDATE quotes SET record_count = record_count + 1, mismatch_count = mismatch_count + ? WHERE sequence = ?",
+        (differs, found.sequence),
     )
+    return replace(
+        found, record_count=found.record_count + 1, mismatch_count=found.mismatch_count + (1 if differs else 0)
+    )
+
+
+def _advance_cursors(connection: sqlite3.Connection, items: Iterable[ScoredQuote]) -> None:
+    newest: dict[str, int] = {}
+    for item in items:
+        time = _microseconds(item.quote.event_time)
+        newest[item.quote.series.key] = max(time, newest.get(item.quote.series.key, time))
+    connection.executemany(
+        "INSERT INTO cursors VALUES (?, ?)"
+        " ON CONFLICT (series) DO UPDATE SET event_time = max(event_time, excluded.event_time)",
+        newest.items(),
+    )
+
+
+def _version(alert: Alert | None) -> tuple[str, int] | None:
+    return None if alert is None else (alert.alert_id, alert.version)
+
+
+def _get_alert(connection: sqlite3.Connection, alert_id: str) -> Alert | None:
+    row = connection.execute("SELECT alert FROM alerts WHERE alert_id = ?", (alert_id,)).fetchone()
+    return None if row is None else _alert(row[0])
+
+
+def _latest_alert(connection: sqlite3.Connection, series: Series, typology: Typology) -> Alert | None:
+    row = connection.execute(
+        "SELECT alert FROM alerts"
+        " WHERE tape = ? AND symbol = ? AND source = ? AND interval_seconds = ? AND typology = ?"
+        " ORDER BY last_event_time DESC, number DESC LIMIT 1",
+        (series.tape, series.symbol, series.source, series.interval_seconds, typology.value),
+    ).fetchone()
+    return None if row is None else _alert(row[0])
 
 
 def _write_alert(connection: sqlite3.Connection, write: AlertWrite, now: datetime) -> None:
-    alert, event = write.alert, write.event
-    (last,) = connection.execute("SELECT coalesce(max(sequence), 0) FROM changes").fetchone()
-    sequence = last + 1
+    alert = write.alert
     blob = alert_to_proto(alert).SerializeToString()
-    last_event_time = _microseconds(alert.last_event_time)
-    if write.expected_version is None:
-        done = connection.execute(
-            "INSERT INTO alerts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (
-                alert.alert_id,
-                alert.tape,
-                alert.symbol,
-                alert.source,
-                alert.interval_seconds,
-                alert.typology.value,
-                alert.state.value,
-                alert.peak_score,
-                last_event_time,
-                alert.version,
-                sequence,
-                blob,
-            ),
-        )
-    else:
-        done = connection.execute(
-            "UPDATE alerts SET state = ?, peak_score = ?, last_event_time = ?, version = ?, last_change = ?, alert = ?"
-            " WHERE alert_id = ? AND version = ?",
-            (
-                alert.state.value,
-                alert.peak_score,
-                last_event_time,
-                alert.version,
-                sequence,
-                blob,
-                alert.alert_id,
-                write.expected_version,
-            ),
-        )
-    if done.rowcount != 1:
-        raise ConflictError(f"{alert.alert_id} changed meanwhile")
+    sequence = _last(connection, "changes") + 1
+    event = event_to_proto(replace(write.event, sequence=sequence)).SerializeToString()
     connection.execute(
-        "INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (sequence, alert.alert_id, write.event.kind.value, write.event.quote_id, _microseconds(now), blob, event),
+    )
+    connection.execute(
+        "INSERT INTO alerts (alert_id, tape, symbol, source, interval_seconds, typology, state, last_event_time,"
+        " peak_score, version, last_change, alert) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (alert_id) DO UPDATE SET state = excluded.state, last_event_time = excluded.last_event_time,"
+        " peak_score = excluded.peak_score, version = excluded.version, last_change = excluded.last_change,"
+        " alert = excluded.alert",
         (
-            sequence,
             alert.alert_id,
-            event.kind.value,
-            _microseconds(now),
-            event.quote_id,
+            alert.tape,
+            alert.symbol,
+            alert.source,
+            alert.interval_seconds,
+            alert.typology.value,
+            alert.state.value,
+            _microseconds(alert.last_event_time),
+            alert.peak_score,
+            alert.version,
+            sequence,
             blob,
-            event.actor,
-            None if event.from_state is None else event.from_state.value,
-            event.to_state.value,
-            event.disposition.value,
-            event.assignee,
-            event.comment,
         ),
     )
+
+
+def _archived(connection: sqlite3.Connection, stream: str) -> Archived:
+    row = connection.execute("SELECT last, pending FROM archived WHERE stream = ?", (stream,)).fetchone()
+    return Archived(0, None) if row is None else Archived(*row)

@@ -1,12 +1,15 @@
 """One SQLite file that several processes and threads use at once: what the embedded adapters stand on.
 
 Every change is one `BEGIN IMMEDIATE` transaction on a write-ahead log, so `kill -9` of any process at any moment loses
-nothing and leaves no half-done change. A power loss may lose the last transactions unless `synchronous` is FULL.
+nothing and leaves no half-done change; readers never wait for writers. A power loss may lose the last transactions
+unless `synchronous` is FULL.
 """
 
+import queue
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,7 @@ from services.domain.errors import DependencyUnavailableError, NotConfiguredErro
 _BUSY_SECONDS = 5.0
 _POLL_SECONDS = 0.015
 _BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_READERS_LIMIT = 8
 
 
 class EmbeddedDatabase:
@@ -25,7 +29,7 @@ class EmbeddedDatabase:
         path: The file.
         schema: Statements that make format `version`.
         version: Number of the format.
-        subject: What the file is, for messages: "the store".
+        subject: What the file is, for messages: "the store". Another subject's file is refused.
         setting: Environment variable that names the file.
         synchronous: "normal", or "full" to survive a power loss at the price of slower writes.
         busy_seconds: How long to wait for another process's transaction.
@@ -49,17 +53,22 @@ class EmbeddedDatabase:
         self.path = path
         self._subject = subject
         self._setting = setting
+        self._busy_seconds = busy_seconds
         self._lock = threading.Lock()
+        self._reader_slots = threading.BoundedSemaphore(_READERS_LIMIT)
+        self._idle_readers: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        self._closed = False
         with self._translated(opening=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(
-                path, timeout=busy_seconds, isolation_level=None, check_same_thread=False
-            )
+            self._connection = self._connect()
             try:
                 self._prepare(schema, version, synchronous, busy_seconds)
             except BaseException:
                 self._connection.close()
                 raise
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False)
 
     def _prepare(self, schema: str, version: int, synchronous: str, busy_seconds: float) -> None:
         deadline = time.monotonic() + busy_seconds
@@ -74,11 +83,20 @@ class EmbeddedDatabase:
                 time.sleep(_POLL_SECONDS)
         self._connection.execute(f"PRAGMA synchronous = {'FULL' if synchronous == 'full' else 'NORMAL'}")
         with self.transaction() as connection:
+            application_id = zlib.crc32(self._subject.encode()) & 0x7FFF_FFFF
+            (owner,) = connection.execute("PRAGMA application_id").fetchone()
             (found,) = connection.execute("PRAGMA user_version").fetchone()
-            if found == 0:
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            if (owner, found, tables) == (0, 0, 0):
                 for statement in schema.split(";"):
                     connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {application_id}")
                 connection.execute(f"PRAGMA user_version = {version}")
+            elif owner != application_id:
+                raise NotConfiguredError(
+                    f"{self.path} belongs to something else and is left as it is; {self._subject}",
+                    f"{self._setting} to another file",
+                )
             elif found != version:
                 raise NotConfiguredError(
                     f"{self._subject}'s file {self.path} has format {found}, not {version}; {self._subject}",
@@ -111,18 +129,40 @@ class EmbeddedDatabase:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # some errors have rolled back already
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection for single reads, each of which sees everything committed before it."""
-        with self._lock, self._translated():
-            yield self._connection
+        """A connection for reads, each of which sees everything committed before it."""
+        with self._reader_slots, self._translated():
+            try:
+                connection = self._idle_readers.get_nowait()
+            except queue.Empty:
+                if self._closed:
+                    raise DependencyUnavailableError(self._subject, f"{self.path} is closed") from None
+                connection = self._connect()
+                connection.execute("PRAGMA query_only = ON")
+            try:
+                yield connection
+            finally:
+                self._idle_readers.put(connection)
+                if self._closed:
+                    self._close_readers()
+
+    def _close_readers(self) -> None:
+        while True:
+            try:
+                self._idle_readers.get_nowait().close()
+            except queue.Empty:
+                return
 
     def close(self) -> None:
-        """Close the connection. Calling it twice is harmless."""
+        """Close the file; reads at work end first. Calling it twice is harmless."""
         with self._lock:
+            self._closed = True
             self._connection.close()
+        self._close_readers()

@@ -18,10 +18,13 @@ MESSAGES_PROCESSED = "tapewatch.dispatch.messages"
 """Counter, {message}: queue messages processed, by outcome: done or returned."""
 
 SCORES_RECORDED = "tapewatch.gateway.scores"
-"""Counter, {score}: scores recorded, by tape and whether the quote was new."""
+"""Counter, {score}: scores recorded, by tape (live, canary, replay) and whether the quote was new."""
 
 DETECTIONS_RECORDED = "tapewatch.gateway.detections"
 """Counter, {detection}: detections recorded, by tape and typology."""
+
+ALERTS_OPENED = "tapewatch.gateway.alerts_opened"
+"""Counter, {alert}: alerts opened, by tape and typology."""
 
 SCORES_MISMATCHED = "tapewatch.gateway.mismatches"
 """Counter, {score}: scores recorded again with another value than the first, by tape."""

@@ -1,6 +1,6 @@
 """Alerts, changes and audit events: domain values to protos and back."""
 
-from services.domain.alert import Alert, AlertChange, AlertEvent, AlertState, Disposition
+from services.domain.alert import Alert, AlertChange, AlertChangeKind, AlertEvent, AlertState, Disposition
 from services.domain.typology import Typology
 from services.wire.score import reason_from_proto, reason_to_proto
 from services.wire.time import timestamp_from_proto, timestamp_to_proto
@@ -82,4 +82,21 @@ def event_to_proto(event: AlertEvent) -> pb.AlertEvent:
         comment=event.comment,
         quote_id=event.quote_id,
         event_time=timestamp_to_proto(event.event_time),
+    )
+
+
+def event_from_proto(message: pb.AlertEvent) -> AlertEvent:
+    """The audit event. Raises: ValueError for values that this version does not know."""
+    return AlertEvent(
+        sequence=message.sequence,
+        alert_id=message.alert_id,
+        kind=AlertChangeKind(message.kind),
+        actor=message.actor,
+        from_state=AlertState(message.from_state) if message.from_state else None,
+        to_state=AlertState(message.to_state),
+        disposition=Disposition(message.disposition),
+        assignee=message.assignee,
+        comment=message.comment,
+        quote_id=message.quote_id,
+        event_time=timestamp_from_proto(message.event_time),
     )

@@ -10,7 +10,7 @@ from tapewatch.gateway.v1 import detection_service_pb2 as pb
 
 def scored_from_proto(message: pb.ScoredQuote) -> ScoredQuote:
     """The quote with its score. Raises: InvalidQuoteError when one is absent or malformed, or they do not belong."""
-    missing = [name for name in ("quote", "score") if not message.HasField(name)]  # type: ignore[arg-type]
+    missing = [name for name in ("quote", "score") if not message.HasField(name)]
     if missing:
         raise InvalidQuoteError([FieldViolation(name, "is required") for name in missing])
     quote = quote_from_proto(message.quote)
