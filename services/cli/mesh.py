@@ -1,6 +1,7 @@
 """The mesh on one machine: every service a process of its own, started, watched, restarted and stopped from here."""
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from services.runtime.health import address_serving
 from services.runtime.server import EXIT_MISCONFIGURED
 
 _log = logging.getLogger(__name__)
+PROCESSES_FILE = "processes.json"
 _POLL_SECONDS = 0.1
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
@@ -120,6 +122,7 @@ class Mesh:
                 )
         for process in self.processes:
             process.start()
+        self._note_processes()
         self._watching = asyncio.create_task(self._watch())
         try:
             await asyncio.wait_for(asyncio.gather(*(self._ready(p) for p in self.processes)), _START_SECONDS)
@@ -129,6 +132,14 @@ class Mesh:
                 raise
             late = next(p for p in self.processes)
             raise MeshFailedError(late, f"the mesh was not serving after {_START_SECONDS:.0f} s") from error
+
+    def _note_processes(self) -> None:
+        """Keep names and process ids in the folder, for operators and for tests that kill."""
+        pids = {p.name: p.popen.pid for p in self.processes if p.popen is not None}
+        path = self._settings.tapewatch_dir / PROCESSES_FILE
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(pids))
+        scratch.replace(path)
 
     async def _occupied(self, address: str) -> bool:
         host, _, port = address.rpartition(":")
@@ -166,6 +177,7 @@ class Mesh:
                     process.start_again_at = 0.0
                     process.restarts += 1
                     process.start()
+                    self._note_processes()
             await asyncio.sleep(_POLL_SECONDS)
 
     async def stop(self) -> None:

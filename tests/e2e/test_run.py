@@ -1,0 +1,152 @@
+"""`tapewatch run`, which `make run` calls: complete, sane on the real tape, unhurt by kills, and resumable."""
+
+import os
+import re
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+from conftest import Mesh, alive
+
+from services.archive import bokeh
+from services.queue.sqlite import SqliteQueue
+
+BARS = 12_154
+LAST_LINE = re.compile(
+    r"tapewatch: published=(?P<published>\d+) scored=(?P<scored>\d+) stored=(?P<stored>\d+) lost=(?P<lost>\d+) "
+    r"duplicated=(?P<duplicated>\d+) alerts=(?P<alerts>\d+) seconds=(?P<seconds>[\d.]+)"
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def summary(output: str) -> dict[str, float]:
+    match = LAST_LINE.fullmatch(output.strip().splitlines()[-1])
+    assert match is not None, output
+    return {name: float(value) for name, value in match.groupdict().items()}
+
+
+def assert_complete(output: str, bars: int = BARS) -> dict[str, float]:
+    found = summary(output)
+    assert found["published"] == found["scored"] == found["stored"] == bars, output
+    assert found["lost"] == found["duplicated"] == 0, output
+    return found
+
+
+def detections(folder: Path) -> set[tuple[str, str]]:
+    """(symbol, day) of every detection in the store."""
+    with sqlite3.connect(folder / "store.db") as connection:
+        rows = connection.execute("SELECT quote_id FROM quotes WHERE alert_id != ''").fetchall()
+    parts = [quote_id.split("/") for (quote_id,) in rows]
+    return {(part[2], part[4][:10]) for part in parts}
+
+
+def test_the_bundled_tape_end_to_end(mesh: Mesh) -> None:
+    process = mesh.start("run")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    found = assert_complete(output)
+    pids = mesh.pids()
+    assert len(pids) == 4
+    assert not any(alive(pid) for pid in pids.values())
+
+    alarmed = detections(mesh.folder)
+    assert ("AAPL", "2000-09-29") in alarmed, "a fall of 52 % in a day must alert"
+    for split in (("AAPL", "2000-06-21"), ("AAPL", "2005-02-28"), ("MSFT", "2003-02-18"), ("MSFT", "2004-11-15")):
+        assert split not in alarmed, f"{split} is a corporate action"
+    assert len(alarmed) < 0.01 * BARS
+    assert 0 < found["alerts"] <= len(alarmed)
+    assert "AAPL" in output
+    assert "2000-09-29" in output
+
+    lake = ds.dataset(mesh.folder / "lake" / "quotes", format="parquet").to_table(columns=["quote_id", "tape"])
+    assert lake.num_rows == BARS
+    assert len(set(lake["quote_id"].to_pylist())) == BARS
+
+
+def test_a_finished_run_is_followed_by_a_new_one(mesh: Mesh) -> None:
+    for _ in range(2):
+        process = mesh.start("run", "--symbols", "FB")
+        output, _ = process.communicate(timeout=120)
+        assert_complete(output, bars=196)
+    with sqlite3.connect(mesh.folder / "store.db") as connection:
+        ((tapes,),) = connection.execute("SELECT count(DISTINCT tape) FROM quotes").fetchall()
+    assert tapes == 2
+
+
+def recorded(folder: Path) -> int:
+    try:
+        with sqlite3.connect(folder / "store.db", timeout=5) as connection:
+            return int(connection.execute("SELECT count(*) FROM quotes").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0  # not there yet
+
+
+@pytest.mark.parametrize("scorers", [1, 2])
+def test_kills_in_the_middle_lose_and_double_nothing(tmp_path: Path, scorers: int) -> None:
+    mesh = Mesh(tmp_path / "mesh", scorers=scorers)
+    process = mesh.start("run", "--scorers", str(scorers))
+    try:
+        mesh.wait_for(lambda: recorded(mesh.folder) > 0, 90, "the first recorded quote")
+        queue = SqliteQueue(mesh.folder / "queue.db")
+        victims = ["gateway", "dispatch", "scorer" if scorers == 1 else "scorer-1"]
+        in_flight_at_kill = {}
+        for number, victim in enumerate(victims, 1):
+            before = recorded(mesh.folder)
+            target = max(before + 300, number * BARS // 5)
+            mesh.wait_for(lambda t=target: recorded(mesh.folder) >= t, 90, f"{target} recorded quotes")  # type: ignore[misc]
+            mesh.wait_for(lambda: queue.depth().in_flight > 0, 30, "work in flight")
+            pid = mesh.pids()[victim]
+            in_flight_at_kill[victim] = queue.depth().in_flight
+            os.kill(pid, signal.SIGKILL)
+            mesh.wait_for(lambda v=victim, p=pid: mesh.pids()[v] != p, 30, f"{victim} started again")  # type: ignore[misc]
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+        assert_complete(output)
+        assert all(count > 0 for count in in_flight_at_kill.values()), in_flight_at_kill
+        repeated = queue.statistics().deliveries_repeated
+        assert repeated > 0, "no message was delivered twice: the kills hit nothing"
+        queue.close()
+        print(f"in flight at the kills {in_flight_at_kill}, messages delivered again {repeated}; {summary(output)}")
+        assert ("AAPL", "2000-09-29") in detections(mesh.folder)
+    finally:
+        mesh.stop()
+
+
+def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(mesh: Mesh) -> None:
+    process = mesh.start("run")
+    mesh.wait_for(lambda: recorded(mesh.folder) > 1_000, 90, "a thousand recorded quotes")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "goes on" in output
+    assert not any(alive(pid) for pid in mesh.pids().values())
+    stopped_at = recorded(mesh.folder)
+    assert 1_000 < stopped_at < BARS, "it was over before the interrupt"
+
+    process = mesh.start("run")
+    output, _ = process.communicate(timeout=200)
+    assert "going on with" in output
+    assert_complete(output)
+
+
+def test_a_killed_supervisor_leaves_no_processes(mesh: Mesh) -> None:
+    process = mesh.start("run")
+    mesh.wait_for(lambda: recorded(mesh.folder) > 100, 90, "the first recorded quotes")
+    pids = mesh.pids()
+    process.kill()
+    process.communicate()
+    mesh.wait_for(lambda: not any(alive(pid) for pid in pids.values()), 30, "the end of every process")
+    time.sleep(0.1)
+    process = mesh.start("run")
+    output, _ = process.communicate(timeout=200)
+    assert_complete(output)
+
+
+def test_the_bundled_tape_is_the_documented_one() -> None:
+    history = bokeh.read()
+    assert sum(len(bars) for bars in history) == BARS
+    assert {bars.symbol for bars in history} == {"AAPL", "FB", "GOOG", "IBM", "MSFT"}
