@@ -1,6 +1,8 @@
 """DetectionService over gRPC."""
 
 import asyncio
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from services.domain.errors import InvalidQuoteError, TapewatchError
@@ -12,7 +14,7 @@ from services.gateway.ports import DetectionQuery, QuoteQuery
 from services.gateway.service import GatewayService, Recorded
 from services.pipeline.ports import RecordOutcome
 from services.runtime.errors import status_of
-from services.wire.detection import detection_to_proto, recorded_to_proto, scored_from_proto
+from services.wire.detection import detection_to_proto, recorded_to_proto
 from services.wire.quote import cursors_to_proto, series_from_proto
 from tapewatch.gateway.v1 import detection_service_pb2 as pb
 from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceServicer
@@ -31,6 +33,18 @@ def _result(quote_id: str, result: Recorded | TapewatchError) -> pb.RecordResult
     return pb.RecordResult(quote_id=quote_id, recorded=recorded)
 
 
+def _form(messages: Iterable[pb.ScoredQuote]) -> list[ScoredQuote | InvalidQuoteError]:
+    """Each item, or what is wrong with it."""
+    now = datetime.now(UTC)
+    formed: list[ScoredQuote | InvalidQuoteError] = []
+    for message in messages:
+        try:
+            formed.append(requests.scored_quote(message, now))
+        except InvalidQuoteError as error:
+            formed.append(error)
+    return formed
+
+
 class DetectionServicer(DetectionServiceServicer):
     """Recording, and reading what is recorded."""
 
@@ -41,12 +55,7 @@ class DetectionServicer(DetectionServiceServicer):
     async def RecordScores(self, request: pb.RecordScoresRequest, context: Any) -> pb.RecordScoresResponse:
         """Record a batch."""
         requests.check_count("items", request.items)
-        formed: list[ScoredQuote | InvalidQuoteError] = []
-        for message in request.items:
-            try:
-                formed.append(scored_from_proto(message))
-            except InvalidQuoteError as error:
-                formed.append(error)
+        formed = await asyncio.to_thread(_form, request.items)
         items = [each for each in formed if isinstance(each, ScoredQuote)]
         done = await self._service.record(items)
         self._metrics.count(items, done)
@@ -109,8 +118,13 @@ class DetectionServicer(DetectionServiceServicer):
             descending=request.descending,
         )
         size = requests.page_size(request.page_size, 500, 5_000)
-        page = await asyncio.to_thread(self._service.store.list_quotes, query, size, requests.page_position(request))
-        return pb.ListQuotesResponse(
-            quotes=[recorded_to_proto(recorded) for recorded in page.items],
-            next_page_token=requests.page_token(request, page.next),
-        )
+        position = requests.page_position(request)
+
+        def answer() -> pb.ListQuotesResponse:
+            page = self._service.store.list_quotes(query, size, position)
+            return pb.ListQuotesResponse(
+                quotes=[recorded_to_proto(recorded) for recorded in page.items],
+                next_page_token=requests.page_token(request, page.next),
+            )
+
+        return await asyncio.to_thread(answer)  # thousands of quotes: the loop serves others meanwhile

@@ -1,23 +1,36 @@
 """Checks of the gateway's requests, page tokens and resume tokens: everything malformed names its field."""
 
 import base64
-import binascii
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from enum import IntEnum
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from services.domain.alert import AlertState
-from services.domain.errors import FieldViolation, InvalidRequestError, ResumeTokenInvalidError
+from services.domain.alert import SYSTEM_ACTOR, AlertState, Disposition
+from services.domain.errors import FieldViolation, InvalidQuoteError, InvalidRequestError, ResumeTokenInvalidError
+from services.domain.quote import violations
+from services.domain.score import Quality, Score, ScoredQuote
 from services.domain.typology import Typology
 from services.gateway.ports import AlertQuery, Position
-from services.wire.time import optional_timestamp
+from services.gateway.service import Triage
+from services.wire.detection import scored_from_proto
+from services.wire.time import duration_from_proto, optional_timestamp
 from tapewatch.gateway.v1 import alert_service_pb2 as pb
+from tapewatch.gateway.v1 import detection_service_pb2
 
 ITEMS_LIMIT = 1_000
+NAME_CHARACTERS_LIMIT = 200
+HEARTBEAT_SECONDS = 15.0
+HEARTBEAT_RANGE_SECONDS = (1.0, 300.0)
+_UPDATABLE = ("state", "disposition", "assignee")
+_STATES = {state.value for state in AlertState}
+_DISPOSITIONS = {disposition.value for disposition in Disposition}
+_Enum = TypeVar("_Enum", bound=IntEnum)
 
 
 def invalid(field: str, description: str) -> InvalidRequestError:
@@ -53,20 +66,21 @@ def time_of(message: Message, field: str) -> datetime | None:
         raise invalid(field, "lies outside years 1 to 9999") from error
 
 
-def _fingerprint(request: Message) -> str:
-    """Names the request's conditions: everything but the page."""
+def _fingerprint(request: Message, position: str) -> str:
+    """Names the request's conditions (everything but the page) and the position, so that neither can be exchanged."""
     bare = type(request)()
     bare.CopyFrom(request)
     for field in ("page_token", "page_size"):
         bare.ClearField(field)
-    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()[:16]
+    return hashlib.sha256(bare.SerializeToString(deterministic=True) + position.encode()).hexdigest()[:16]
 
 
 def page_token(request: Message, position: Position | None) -> str:
     """The token of the page after `position`; empty when there is none."""
     if position is None:
         return ""
-    return base64.urlsafe_b64encode(json.dumps([_fingerprint(request), *position]).encode()).decode()
+    encoded = json.dumps(position, separators=(",", ":"))
+    return base64.urlsafe_b64encode(f"{_fingerprint(request, encoded)}{encoded}".encode()).decode()
 
 
 def page_position(request: Message) -> Position | None:
@@ -75,12 +89,12 @@ def page_position(request: Message) -> Position | None:
     if not token:
         return None
     try:
-        fingerprint, *position = json.loads(base64.urlsafe_b64decode(token.encode()))
-    except (binascii.Error, ValueError, TypeError) as error:
+        text = base64.urlsafe_b64decode(token.encode()).decode()
+    except ValueError as error:
         raise invalid("page_token", "is not a token of this service") from error
-    if fingerprint != _fingerprint(request) or not all(isinstance(part, int | str) for part in position):
-        raise invalid("page_token", "belongs to a request with other conditions")
-    return tuple(position)
+    if text[:16] != _fingerprint(request, text[16:]):
+        raise invalid("page_token", "is not one of a request with these conditions")
+    return tuple(json.loads(text[16:]))
 
 
 def resume_token(store_id: str, sequence: int) -> str:
@@ -96,7 +110,7 @@ def resume_sequence(token: str, store_id: str, last: int) -> int:
     try:
         owner, _, number = base64.urlsafe_b64decode(token.encode()).decode().partition(":")
         sequence = int(number)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise invalid("resume_token", "is not a token of this service") from error
     if owner != store_id:
         raise ResumeTokenInvalidError("it belongs to another store; watch again without it")
@@ -105,28 +119,105 @@ def resume_sequence(token: str, store_id: str, last: int) -> int:
     return sequence
 
 
+def _member(kind: type[_Enum], value: int, field: str) -> _Enum:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise invalid(field, f"{value} is not one of {', '.join(member.name for member in kind)}") from error
+
+
 def typology_of(value: int, field: str) -> Typology:
     """The typology. Raises: InvalidRequestError when it is not one."""
-    try:
-        return Typology(value)
-    except ValueError as error:
-        raise invalid(field, f"{value} is not a typology") from error
+    return _member(Typology, value, field)
 
 
 def alert_query(message: pb.AlertFilter) -> AlertQuery:
-    """The filter. Raises: InvalidRequestError."""
-    states = []
-    for i, value in enumerate(message.states):
-        try:
-            states.append(AlertState(value))
-        except ValueError as error:
-            raise invalid(f"filter.states[{i}]", f"{value} is not a state") from error
+    """The filter. Raises: InvalidRequestError when a part of it can match nothing."""
     if not 0.0 <= message.min_peak_score <= 1.0:
         raise invalid("filter.min_peak_score", f"{message.min_peak_score} is not within 0 to 1")
+    typologies = tuple(typology_of(v, f"filter.typologies[{i}]") for i, v in enumerate(message.typologies))
+    if Typology.UNSPECIFIED in typologies:
+        raise invalid("filter.typologies", "UNSPECIFIED matches no alert; leave the list empty for all")
     return AlertQuery(
         tape=message.tape,
         symbols=tuple(message.symbols),
-        typologies=tuple(typology_of(v, f"filter.typologies[{i}]") for i, v in enumerate(message.typologies)),
-        states=tuple(states),
+        typologies=typologies,
+        states=tuple(_member(AlertState, v, f"filter.states[{i}]") for i, v in enumerate(message.states)),
         min_peak_score=message.min_peak_score,
     )
+
+
+def heartbeat_seconds(request: pb.WatchAlertsRequest) -> float:
+    """The time between heartbeats. Raises: InvalidRequestError when it is out of range."""
+    if not request.HasField("heartbeat_interval"):
+        return HEARTBEAT_SECONDS
+    seconds = duration_from_proto(request.heartbeat_interval)
+    low, high = HEARTBEAT_RANGE_SECONDS
+    if not low <= seconds <= high:
+        raise invalid("heartbeat_interval", f"is {seconds:g} s; {low:g} to {high:g} s are allowed")
+    return seconds
+
+
+def triage(request: pb.UpdateAlertRequest) -> Triage:
+    """The step that is asked for. Raises: InvalidRequestError with every wrong field."""
+    alert, paths = request.alert, set(request.update_mask.paths)
+    wrong = [
+        FieldViolation(field, "is required")
+        for field, value in (("alert.alert_id", alert.alert_id), ("alert.etag", alert.etag), ("actor", request.actor))
+        if not value.strip()
+    ]
+    if request.actor == SYSTEM_ACTOR:
+        wrong.append(FieldViolation("actor", f"{SYSTEM_ACTOR!r} is the gateway itself"))
+    for field, value in (("actor", request.actor), ("alert.assignee", alert.assignee)):
+        if len(value) > NAME_CHARACTERS_LIMIT:
+            wrong.append(FieldViolation(field, f"is longer than {NAME_CHARACTERS_LIMIT} characters"))
+    if unknown := sorted(paths.difference(_UPDATABLE)):
+        allowed = ", ".join(_UPDATABLE)
+        wrong.append(FieldViolation("update_mask", f"names {', '.join(unknown)}; {allowed} are allowed"))
+    elif not paths and not request.comment.strip():
+        wrong.append(FieldViolation("update_mask", "is required unless a comment is made"))
+    if "state" in paths and alert.state not in _STATES:
+        wrong.append(FieldViolation("alert.state", f"{alert.state} is not a state"))
+    if "disposition" in paths and alert.disposition not in _DISPOSITIONS:
+        wrong.append(FieldViolation("alert.disposition", f"{alert.disposition} is not a disposition"))
+    if wrong:
+        raise InvalidRequestError(wrong)
+    return Triage(
+        alert_id=alert.alert_id,
+        etag=alert.etag,
+        actor=request.actor,
+        comment=request.comment,
+        state=AlertState(alert.state) if "state" in paths else None,
+        disposition=Disposition(alert.disposition) if "disposition" in paths else None,
+        assignee=alert.assignee if "assignee" in paths else None,
+    )
+
+
+def scored_quote(message: detection_service_pb2.ScoredQuote, now: datetime) -> ScoredQuote:
+    """A quote with its score, fit to be kept. Raises: InvalidQuoteError with every wrong field."""
+    item = scored_from_proto(message)
+    wrong = [FieldViolation(f"quote.{v.field}", v.description) for v in violations(item.quote, now)]
+    wrong += [FieldViolation(f"score.{field}", description) for field, description in _wrong(item.score)]
+    if wrong:
+        raise InvalidQuoteError(wrong, quote_id=item.quote.quote_id)
+    return item
+
+
+def _wrong(score: Score) -> list[tuple[str, str]]:
+    wrong = []
+    for field in ("ensemble", "autoencoder_percentile", "classifier_probability", "typology_confidence"):
+        value = getattr(score, field)
+        if value is not None and not 0.0 <= value <= 1.0:
+            wrong.append((field, f"{value} is not within 0 to 1"))
+    if not math.isfinite(score.threshold):
+        wrong.append(("threshold", f"{score.threshold} is not finite"))
+    if not score.model_version:
+        wrong.append(("model_version", "is required"))
+    if score.detection:
+        if score.typology is Typology.UNSPECIFIED:
+            wrong.append(("typology", "a detection has one"))
+        if Quality.WARMING_UP in score.quality:
+            wrong.append(("detection", "a score with too little history is none"))
+    elif score.typology is not Typology.UNSPECIFIED:
+        wrong.append(("typology", "only a detection has one"))
+    return wrong

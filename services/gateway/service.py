@@ -51,6 +51,19 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
+class Triage:
+    """A step of triage as the caller asks for it; None leaves a field as it is."""
+
+    alert_id: str
+    etag: str
+    actor: str
+    comment: str = ""
+    state: AlertState | None = None
+    disposition: Disposition | None = None
+    assignee: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """One alert with what an analyst files, each list oldest first; `truncated` when more belongs to it than fits."""
 
@@ -158,31 +171,28 @@ class GatewayService:
             raise NotFoundError("detection", quote_id)
         return recorded
 
-    async def update_alert(
-        self,
-        alert_id: str,
-        etag: str,
-        actor: str,
-        comment: str,
-        *,
-        state: AlertState | None = None,
-        disposition: Disposition | None = None,
-        assignee: str | None = None,
-    ) -> Alert:
+    async def update_alert(self, step: Triage) -> Alert:
         """A step of triage.
 
         Raises: NotFoundError, EtagMismatchError, IllegalTransitionError, InvalidRequestError.
         """
-        current = await self.get_alert(alert_id)
-        if current.etag != etag:
-            raise EtagMismatchError(alert_id)
+        current = await self.get_alert(step.alert_id)
+        if current.etag != step.etag:
+            raise EtagMismatchError(step.alert_id)
         now = self._clock()
-        alert = triage(current, now, comment=comment, state=state, disposition=disposition, assignee=assignee)
-        event = _event(alert, current, AlertChangeKind.TRIAGED, now, actor=actor, comment=comment)
+        alert = triage(
+            current,
+            now,
+            comment=step.comment,
+            state=step.state,
+            disposition=step.disposition,
+            assignee=step.assignee,
+        )
+        event = _event(alert, current, AlertChangeKind.TRIAGED, now, actor=step.actor, comment=step.comment)
         try:
             await asyncio.to_thread(self.store.commit_triage, AlertWrite(alert, current, event), now)
         except ConflictError as error:
-            raise EtagMismatchError(alert_id) from error
+            raise EtagMismatchError(step.alert_id) from error
         self.feed.wake()
         return alert
 

@@ -14,6 +14,7 @@ from services.domain.quote import Series
 from services.domain.score import RecordedQuote, ScoredQuote
 from services.domain.typology import Typology
 from services.gateway.ports import AlertQuery, AlertWrite, Archived, DetectionQuery, Page, Position, QuoteQuery
+from services.gateway.sqlite_schema import SCHEMA, VERSION
 from services.runtime.embedded_database import EmbeddedDatabase
 from services.wire.alert import alert_from_proto, alert_to_proto, event_from_proto, event_to_proto
 from services.wire.quote import quote_from_proto, quote_to_proto
@@ -22,62 +23,6 @@ from tapewatch.gateway.v1 import alert_pb2
 from tapewatch.market.v1 import quote_pb2
 from tapewatch.scorer.v1 import score_pb2
 
-_VERSION = 1
-_SCHEMA = """
-CREATE TABLE quotes (
-    sequence INTEGER PRIMARY KEY,
-    tape TEXT NOT NULL,
-    symbol TEXT NOT NULL,
-    event_time INTEGER NOT NULL,
-    source TEXT NOT NULL,
-    interval_seconds INTEGER NOT NULL,
-    revision INTEGER NOT NULL,
-    quote BLOB NOT NULL,
-    score BLOB NOT NULL,
-    record_time INTEGER NOT NULL,
-    record_count INTEGER NOT NULL DEFAULT 1,
-    mismatch_count INTEGER NOT NULL DEFAULT 0,
-    typology INTEGER NOT NULL,
-    alert_id TEXT NOT NULL
-);
-CREATE UNIQUE INDEX quotes_by_identity ON quotes (tape, symbol, event_time, source, interval_seconds, revision);
-CREATE INDEX detections_by_time ON quotes (event_time) WHERE alert_id <> '';
-CREATE INDEX detections_by_alert ON quotes (alert_id, event_time) WHERE alert_id <> '';
-
-CREATE TABLE cursors (series TEXT PRIMARY KEY, event_time INTEGER NOT NULL) WITHOUT ROWID;
-
-CREATE TABLE alerts (
-    number INTEGER PRIMARY KEY,
-    alert_id TEXT NOT NULL UNIQUE,
-    tape TEXT NOT NULL,
-    symbol TEXT NOT NULL,
-    source TEXT NOT NULL,
-    interval_seconds INTEGER NOT NULL,
-    typology INTEGER NOT NULL,
-    state INTEGER NOT NULL,
-    last_event_time INTEGER NOT NULL,
-    peak_score REAL NOT NULL,
-    version INTEGER NOT NULL,
-    last_change INTEGER NOT NULL,
-    alert BLOB NOT NULL
-);
-CREATE INDEX alerts_by_series ON alerts (tape, symbol, source, interval_seconds, typology, last_event_time);
-CREATE INDEX alerts_by_change ON alerts (last_change);
-
-CREATE TABLE changes (
-    sequence INTEGER PRIMARY KEY,
-    alert_id TEXT NOT NULL,
-    kind INTEGER NOT NULL,
-    quote_id TEXT NOT NULL,
-    change_time INTEGER NOT NULL,
-    alert BLOB NOT NULL,
-    event BLOB NOT NULL
-);
-CREATE INDEX changes_by_alert ON changes (alert_id, sequence);
-
-CREATE TABLE archived (stream TEXT PRIMARY KEY, last INTEGER NOT NULL, pending INTEGER) WITHOUT ROWID;
-CREATE TABLE identity (store_id TEXT NOT NULL)
-"""
 _QUOTE_COLUMNS = "sequence, quote, score, record_time, record_count, mismatch_count, alert_id"
 _IDENTITY = "tape = ? AND symbol = ? AND event_time = ? AND source = ? AND interval_seconds = ? AND revision = ?"
 
@@ -155,8 +100,8 @@ class SqliteStore:
     ) -> None:
         self._database = EmbeddedDatabase(
             path,
-            _SCHEMA,
-            _VERSION,
+            SCHEMA,
+            VERSION,
             subject="the store",
             setting="STORE_PATH",
             synchronous=synchronous,

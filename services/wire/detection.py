@@ -9,20 +9,25 @@ from tapewatch.gateway.v1 import detection_service_pb2 as pb
 
 
 def scored_from_proto(message: pb.ScoredQuote) -> ScoredQuote:
-    """The quote with its score. Raises: InvalidQuoteError when one is absent or malformed, or they do not belong."""
+    """The quote with its score. Values are not judged here.
+
+    Raises: InvalidQuoteError when one is absent or cannot be formed, or the score is another quote's.
+    """
     missing = [name for name in ("quote", "score") if not message.HasField(name)]
     if missing:
         raise InvalidQuoteError([FieldViolation(name, "is required") for name in missing])
-    quote = quote_from_proto(message.quote)
+    try:
+        quote = quote_from_proto(message.quote)
+    except InvalidQuoteError as error:
+        raise InvalidQuoteError(
+            [FieldViolation(f"quote.{v.field}", v.description) for v in error.violations], **error.metadata
+        ) from error
     try:
         score = score_from_proto(message.score)
     except (ValueError, OverflowError) as error:
         raise InvalidQuoteError([FieldViolation("score", str(error))], quote_id=quote.quote_id) from error
     if score.quote_id != quote.quote_id:
         violation = FieldViolation("score.quote_id", f"{score.quote_id!r} is not the quote's, {quote.quote_id!r}")
-        raise InvalidQuoteError([violation], quote_id=quote.quote_id)
-    if not (0.0 <= score.ensemble <= 1.0):
-        violation = FieldViolation("score.ensemble", f"{score.ensemble} is not within 0 to 1")
         raise InvalidQuoteError([violation], quote_id=quote.quote_id)
     return ScoredQuote(quote, score)
 

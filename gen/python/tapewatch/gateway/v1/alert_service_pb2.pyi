@@ -27,7 +27,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AlertFilter(_message.Message):
-    """Which alerts. Every set field must match."""
+    """Which alerts. Every set field must match; of a change, the alert after it must."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -432,6 +432,11 @@ class GetEvidenceResponse(_message.Message):
     MODEL_VERSIONS_FIELD_NUMBER: _builtins.int
     TRACE_IDS_FIELD_NUMBER: _builtins.int
     NOT_OBSERVABLE_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    truncated: _builtins.bool
+    """More than 2,000 detections, quotes from the first to the last of them, or events belong to the alert: the rest is
+    in ListDetections, ListQuotes and ListAlertEvents.
+    """
     @_builtins.property
     def alert(self) -> _alert_pb2.Alert:
         """The alert."""
@@ -454,7 +459,9 @@ class GetEvidenceResponse(_message.Message):
 
     @_builtins.property
     def trace_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Trace ids of the detections' quotes, as 32 hexadecimal digits, in the order of detections."""
+        """Trace ids of the detections' quotes, as 32 hexadecimal digits, in the order of detections; empty where a quote
+        carries no trace.
+        """
 
     @_builtins.property
     def not_observable(self) -> _containers.RepeatedCompositeFieldContainer[_model_service_pb2.TypologyCoverage]:
@@ -470,10 +477,11 @@ class GetEvidenceResponse(_message.Message):
         model_versions: _abc.Iterable[_builtins.str] | None = ...,
         trace_ids: _abc.Iterable[_builtins.str] | None = ...,
         not_observable: _abc.Iterable[_model_service_pb2.TypologyCoverage] | None = ...,
+        truncated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "detections", b"detections", "events", b"events", "model_versions", b"model_versions", "not_observable", b"not_observable", "quotes", b"quotes", "trace_ids", b"trace_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "detections", b"detections", "events", b"events", "model_versions", b"model_versions", "not_observable", b"not_observable", "quotes", b"quotes", "trace_ids", b"trace_ids", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -73,9 +73,9 @@ class AlertServiceServicer:
 
     def WatchAlerts(self, request, context):
         """The change log from a place on, then live, for as long as the client likes. Every response carries a resume_token:
-        reconnecting with the last one read, on any replica, goes on without gap or repeat. Heartbeats advance the token
-        while nothing matches. Ends with UNAVAILABLE when the server drains: resume elsewhere. A token of another store is
-        refused with OUT_OF_RANGE.
+        reconnecting with the last one read, on any replica, goes on without gap or repeat. The first response is a
+        heartbeat with the place where watching begins; further heartbeats advance the token while nothing matches. Ends
+        with UNAVAILABLE when the server drains: resume elsewhere. A token of another store is refused with OUT_OF_RANGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,9 +35,9 @@ class AlertServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AlertServiceAsyncStub: ...
     WatchAlerts: _grpc.UnaryStreamMultiCallable[_alert_service_pb2.WatchAlertsRequest, _alert_service_pb2.WatchAlertsResponse]
     """The change log from a place on, then live, for as long as the client likes. Every response carries a resume_token:
-    reconnecting with the last one read, on any replica, goes on without gap or repeat. Heartbeats advance the token
-    while nothing matches. Ends with UNAVAILABLE when the server drains: resume elsewhere. A token of another store is
-    refused with OUT_OF_RANGE.
+    reconnecting with the last one read, on any replica, goes on without gap or repeat. The first response is a
+    heartbeat with the place where watching begins; further heartbeats advance the token while nothing matches. Ends
+    with UNAVAILABLE when the server drains: resume elsewhere. A token of another store is refused with OUT_OF_RANGE.
     """
     GetAlert: _grpc.UnaryUnaryMultiCallable[_alert_service_pb2.GetAlertRequest, _alert_service_pb2.GetAlertResponse]
     """One alert."""
@@ -60,9 +60,9 @@ class AlertServiceAsyncStub(AlertServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     WatchAlerts: _aio.UnaryStreamMultiCallable[_alert_service_pb2.WatchAlertsRequest, _alert_service_pb2.WatchAlertsResponse]  # type: ignore[assignment]
     """The change log from a place on, then live, for as long as the client likes. Every response carries a resume_token:
-    reconnecting with the last one read, on any replica, goes on without gap or repeat. Heartbeats advance the token
-    while nothing matches. Ends with UNAVAILABLE when the server drains: resume elsewhere. A token of another store is
-    refused with OUT_OF_RANGE.
+    reconnecting with the last one read, on any replica, goes on without gap or repeat. The first response is a
+    heartbeat with the place where watching begins; further heartbeats advance the token while nothing matches. Ends
+    with UNAVAILABLE when the server drains: resume elsewhere. A token of another store is refused with OUT_OF_RANGE.
     """
     GetAlert: _aio.UnaryUnaryMultiCallable[_alert_service_pb2.GetAlertRequest, _alert_service_pb2.GetAlertResponse]  # type: ignore[assignment]
     """One alert."""
@@ -88,9 +88,9 @@ class AlertServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_alert_service_pb2.WatchAlertsResponse], _abc.AsyncIterator[_alert_service_pb2.WatchAlertsResponse]]:
         """The change log from a place on, then live, for as long as the client likes. Every response carries a resume_token:
-        reconnecting with the last one read, on any replica, goes on without gap or repeat. Heartbeats advance the token
-        while nothing matches. Ends with UNAVAILABLE when the server drains: resume elsewhere. A token of another store is
-        refused with OUT_OF_RANGE.
+        reconnecting with the last one read, on any replica, goes on without gap or repeat. The first response is a
+        heartbeat with the place where watching begins; further heartbeats advance the token while nothing matches. Ends
+        with UNAVAILABLE when the server drains: resume elsewhere. A token of another store is refused with OUT_OF_RANGE.
         """
 
     @_abc_1.abstractmethod

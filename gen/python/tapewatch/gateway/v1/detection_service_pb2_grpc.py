@@ -69,8 +69,9 @@ class DetectionServiceServicer:
     def RecordScores(self, request, context):
         """Records scores with their quotes. Idempotent by quote_id: the first score of a quote stays, a later one changes
         nothing and is answered with UNCHANGED, or with DIFFERENT when its ensemble is off by more than 1e-6. The results
-        come in the request's order; one that is not an error is durable. After an error, the later items of the same
-        series are not tried (ABORTED).
+        come in the request's order; one that is not an error is durable. An item that can never be recorded is answered
+        with INVALID_ARGUMENT and its neighbours are recorded; after any other error the later items of the same series are
+        not tried (ABORTED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

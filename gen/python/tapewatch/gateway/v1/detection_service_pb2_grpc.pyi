@@ -36,8 +36,9 @@ class DetectionServiceStub:
     RecordScores: _grpc.UnaryUnaryMultiCallable[_detection_service_pb2.RecordScoresRequest, _detection_service_pb2.RecordScoresResponse]
     """Records scores with their quotes. Idempotent by quote_id: the first score of a quote stays, a later one changes
     nothing and is answered with UNCHANGED, or with DIFFERENT when its ensemble is off by more than 1e-6. The results
-    come in the request's order; one that is not an error is durable. After an error, the later items of the same
-    series are not tried (ABORTED).
+    come in the request's order; one that is not an error is durable. An item that can never be recorded is answered
+    with INVALID_ARGUMENT and its neighbours are recorded; after any other error the later items of the same series are
+    not tried (ABORTED).
     """
     GetCursors: _grpc.UnaryUnaryMultiCallable[_detection_service_pb2.GetCursorsRequest, _detection_service_pb2.GetCursorsResponse]
     """How far series have been recorded; strongly consistent."""
@@ -56,8 +57,9 @@ class DetectionServiceAsyncStub(DetectionServiceStub):
     RecordScores: _aio.UnaryUnaryMultiCallable[_detection_service_pb2.RecordScoresRequest, _detection_service_pb2.RecordScoresResponse]  # type: ignore[assignment]
     """Records scores with their quotes. Idempotent by quote_id: the first score of a quote stays, a later one changes
     nothing and is answered with UNCHANGED, or with DIFFERENT when its ensemble is off by more than 1e-6. The results
-    come in the request's order; one that is not an error is durable. After an error, the later items of the same
-    series are not tried (ABORTED).
+    come in the request's order; one that is not an error is durable. An item that can never be recorded is answered
+    with INVALID_ARGUMENT and its neighbours are recorded; after any other error the later items of the same series are
+    not tried (ABORTED).
     """
     GetCursors: _aio.UnaryUnaryMultiCallable[_detection_service_pb2.GetCursorsRequest, _detection_service_pb2.GetCursorsResponse]  # type: ignore[assignment]
     """How far series have been recorded; strongly consistent."""
@@ -79,8 +81,9 @@ class DetectionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_detection_service_pb2.RecordScoresResponse, _abc.Awaitable[_detection_service_pb2.RecordScoresResponse]]:
         """Records scores with their quotes. Idempotent by quote_id: the first score of a quote stays, a later one changes
         nothing and is answered with UNCHANGED, or with DIFFERENT when its ensemble is off by more than 1e-6. The results
-        come in the request's order; one that is not an error is durable. After an error, the later items of the same
-        series are not tried (ABORTED).
+        come in the request's order; one that is not an error is durable. An item that can never be recorded is answered
+        with INVALID_ARGUMENT and its neighbours are recorded; after any other error the later items of the same series are
+        not tried (ABORTED).
         """
 
     @_abc_1.abstractmethod

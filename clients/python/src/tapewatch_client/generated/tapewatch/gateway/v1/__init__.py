@@ -455,7 +455,7 @@ default_message_pool.register_message("tapewatch.gateway.v1", "AlertEvent", Aler
 @dataclass(eq=False, repr=False)
 class AlertFilter(betterproto2.Message):
     """
-    Which alerts. Every set field must match.
+    Which alerts. Every set field must match; of a change, the alert after it must.
     """
 
     tape: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
@@ -667,7 +667,8 @@ class GetEvidenceResponse(betterproto2.Message):
 
     trace_ids: "list[str]" = betterproto2.field(6, betterproto2.TYPE_STRING, repeated=True)
     """
-    Trace ids of the detections' quotes, as 32 hexadecimal digits, in the order of detections.
+    Trace ids of the detections' quotes, as 32 hexadecimal digits, in the order of detections; empty where a quote
+    carries no trace.
     """
 
     not_observable: "list[__scorer__v1__.TypologyCoverage]" = betterproto2.field(
@@ -675,6 +676,12 @@ class GetEvidenceResponse(betterproto2.Message):
     )
     """
     What was not observable to those models.
+    """
+
+    truncated: "bool" = betterproto2.field(8, betterproto2.TYPE_BOOL)
+    """
+    More than 2,000 detections, quotes from the first to the last of them, or events belong to the alert: the rest is
+    in ListDetections, ListQuotes and ListAlertEvents.
     """
 
 
@@ -1198,9 +1205,9 @@ class AlertServiceStub:
     def watch_alerts(self, message: "WatchAlertsRequest") -> "Iterator[WatchAlertsResponse]":
         """
         The change log from a place on, then live, for as long as the client likes. Every response carries a resume_token:
-        reconnecting with the last one read, on any replica, goes on without gap or repeat. Heartbeats advance the token
-        while nothing matches. Ends with UNAVAILABLE when the server drains: resume elsewhere. A token of another store is
-        refused with OUT_OF_RANGE.
+        reconnecting with the last one read, on any replica, goes on without gap or repeat. The first response is a
+        heartbeat with the place where watching begins; further heartbeats advance the token while nothing matches. Ends
+        with UNAVAILABLE when the server drains: resume elsewhere. A token of another store is refused with OUT_OF_RANGE.
         """
 
         yield from self._channel.unary_stream(
@@ -1279,8 +1286,9 @@ class DetectionServiceStub:
         """
         Records scores with their quotes. Idempotent by quote_id: the first score of a quote stays, a later one changes
         nothing and is answered with UNCHANGED, or with DIFFERENT when its ensemble is off by more than 1e-6. The results
-        come in the request's order; one that is not an error is durable. After an error, the later items of the same
-        series are not tried (ABORTED).
+        come in the request's order; one that is not an error is durable. An item that can never be recorded is answered
+        with INVALID_ARGUMENT and its neighbours are recorded; after any other error the later items of the same series are
+        not tried (ABORTED).
         """
 
         return self._channel.unary_unary(
