@@ -24,7 +24,7 @@ class IngestSettings(ServerSettings, QueueSettings):
     poll_interval_seconds: float = Field(60.0, gt=0, description="time between polls of the source, seconds")
     csv_path: Path | None = Field(None, description="CSV file or folder that SOURCE=csv follows")
     ingest_path: Path = Field(
-        Path("var/ingest.db"), description="file that keeps replays and how far sources were read"
+        Path(".tapewatch/ingest.db"), description="file that keeps replays and how far sources were read"
     )
     replay_batch_quotes: int = Field(250, ge=1, le=1_000, description="quotes that a replay sends at once")
     replay_max_ready: int = Field(

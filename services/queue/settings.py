@@ -16,7 +16,7 @@ class QueueSettings(Settings):
     queue_backend: Literal["sqlite", "sqs"] = Field(
         "sqlite", description="`sqlite` (a file on this machine) or `sqs` (an SQS FIFO queue)"
     )
-    queue_path: Path = Field(Path("var/queue.db"), description="file of the embedded queue")
+    queue_path: Path = Field(Path(".tapewatch/queue.db"), description="file of the embedded queue")
     queue_synchronous: Literal["normal", "full"] = Field(
         "normal", description="`full` makes the embedded queue survive a power loss, at the price of slower sends"
     )

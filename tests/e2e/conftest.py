@@ -1,116 +1,11 @@
-"""The mesh as processes, started as a user starts it, on free loopback ports and in a folder of its own."""
+"""The mesh of the end-to-end tests."""
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TAPEWATCH = (sys.executable, "-m", "services.cli.main")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
-@dataclass
-class Mesh:
-    """A folder, addresses and an environment for `tapewatch` commands."""
-
-    folder: Path
-    scorers: int = 1
-    environment: dict[str, str] = field(default_factory=dict)
-    started: list["subprocess.Popen[str]"] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        ingest, dispatch, gateway, *scorers = free_ports(3 + self.scorers)
-        self.ingest, self.dispatch, self.gateway = (f"127.0.0.1:{port}" for port in (ingest, dispatch, gateway))
-        self.pool = [f"127.0.0.1:{port}" for port in scorers]
-        self.environment = {
-            **os.environ,
-            "TAPEWATCH_DIR": str(self.folder),
-            "INGEST_ADDRESS": self.ingest,
-            "DISPATCH_ADDRESS": self.dispatch,
-            "GATEWAY_ADDRESS": self.gateway,
-            "SCORER_ADDRESSES": ",".join(self.pool),
-            "COLUMNS": "200",
-            **self.environment,
-        }
-
-    @property
-    def scorer(self) -> str:
-        return self.pool[0]
-
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [*TAPEWATCH, *arguments],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=REPOSITORY,
-        )
-        self.started.append(process)
-        return process
-
-    def command(self, *arguments: str, timeout: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [*TAPEWATCH, *arguments],
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=REPOSITORY,
-        )
-
-    def pids(self) -> dict[str, int]:
-        try:
-            return dict(json.loads((self.folder / "processes.json").read_text()))
-        except FileNotFoundError:
-            return {}
-
-    def wait_for(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
-            time.sleep(0.02)
-
-    def wait_serving(self) -> None:
-        for address in (self.gateway, *self.pool, self.dispatch, self.ingest):
-            self.wait_for(lambda a=address: self.command("health", a).returncode == 0, 60, f"{address} serving")  # type: ignore[misc]
-
-    def stop(self) -> None:
-        for process in self.started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                try:
-                    process.communicate(timeout=60)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.communicate()
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+from tests.e2e.processes import Mesh
 
 
 @pytest.fixture

@@ -9,9 +9,13 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from conftest import Mesh
 
+from services.gateway.ports import QuoteQuery
+from services.gateway.sqlite import SqliteStore
+from services.queue.ports import OutgoingMessage
+from services.queue.sqlite import SqliteQueue
 from services.scorer.registry import PACKAGED_MODELS
+from tests.e2e.processes import Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
@@ -75,7 +79,7 @@ def test_a_busy_port_ends_in_one_sentence(mesh: Mesh) -> None:
     with socket.socket() as busy:
         busy.bind((host, int(port)))
         busy.listen()
-        alone = mesh.command("gateway", "serve", GRPC_PORT=port, STORE_PATH=str(mesh.folder / "s.db"), LAKE_URI="")
+        alone = mesh.command("gateway", "serve", GRPC_PORT=port, STORE_PATH=str(mesh.folder / "s.db"), LAKE_URI="none")
         whole = mesh.command("run", "--symbols", "FB")
     assert alone.returncode == 2
     assert "GRPC_PORT" in alone.stderr
@@ -104,13 +108,13 @@ def test_a_locked_or_foreign_store_ends_in_one_sentence(mesh: Mesh, tmp_path: Pa
     with sqlite3.connect(path, isolation_level=None) as holder:
         holder.execute("PRAGMA journal_mode = WAL")
         holder.execute("BEGIN EXCLUSIVE")
-        locked = mesh.command("gateway", "serve", GRPC_PORT="0", STORE_PATH=str(path), LAKE_URI="")
+        locked = mesh.command("gateway", "serve", GRPC_PORT="0", STORE_PATH=str(path), LAKE_URI="none")
         holder.execute("ROLLBACK")
     assert locked.returncode == 2
     assert "locked" in locked.stderr
     path.write_text("not a database, and long enough to be seen as one" * 40)
     (tmp_path / "store.db-wal").unlink(missing_ok=True)
-    foreign = mesh.command("gateway", "serve", GRPC_PORT="0", STORE_PATH=str(path), LAKE_URI="")
+    foreign = mesh.command("gateway", "serve", GRPC_PORT="0", STORE_PATH=str(path), LAKE_URI="none")
     assert foreign.returncode == 2
     assert "STORE_PATH" in foreign.stderr
     assert "Traceback" not in locked.stderr + foreign.stderr
@@ -133,7 +137,7 @@ def test_a_public_address_needs_tls_and_a_token(mesh: Mesh) -> None:
             STORE_PATH=str(mesh.folder / "s.db"),
             QUEUE_PATH=str(mesh.folder / "q.db"),
             INGEST_PATH=str(mesh.folder / "i.db"),
-            LAKE_URI="",
+            LAKE_URI="none",
         )
         assert done.returncode == 2, name
         assert "TLS_CERT_FILE" in done.stderr
@@ -196,9 +200,6 @@ def test_run_once_scores_and_records_a_batch(running_mesh: Mesh) -> None:
 
 
 def test_poison_goes_to_the_dead_letters_and_its_neighbours_are_scored(running_mesh: Mesh) -> None:
-    from services.queue.ports import OutgoingMessage
-    from services.queue.sqlite import SqliteQueue
-
     def body(minute: int, close: object) -> str:
         data = {
             "symbol": "QQQ",
@@ -215,9 +216,9 @@ def test_poison_goes_to_the_dead_letters_and_its_neighbours_are_scored(running_m
     bodies = [body(31, 10.0), body(32, -3), "not json", body(33, "ten"), body(34, 10.1)]
     queue.send([OutgoingMessage(b, "market-data-QQQ", f"poison-{i}") for i, b in enumerate(bodies)])
     running_mesh.wait_for(lambda: queue.depth().ready + queue.depth().in_flight == 0, 30, "an empty queue")
-    with sqlite3.connect(running_mesh.folder / "store.db") as connection:
-        ((count,),) = connection.execute("SELECT count(*) FROM quotes WHERE symbol = 'QQQ'").fetchall()
-    assert count == 2
+    store = SqliteStore(running_mesh.folder / "store.db")
+    assert len(store.list_quotes(QuoteQuery("live", "QQQ"), 100, None).items) == 2
+    store.close()
     letters = [letter for letter in queue.list_dead_letters() if letter.group_id == "market-data-QQQ"]
     assert len(letters) == 3
     assert all(letter.reason for letter in letters)

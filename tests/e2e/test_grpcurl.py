@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Mesh
+
+from tests.e2e.processes import REPOSITORY, Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 

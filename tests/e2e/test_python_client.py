@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
-from conftest import REPOSITORY, Mesh
 
 from tapewatch_client import AlertFilter, AlertState, Client, Disposition, Quote
+from tests.e2e.processes import REPOSITORY, Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

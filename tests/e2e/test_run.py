@@ -3,16 +3,18 @@
 import os
 import re
 import signal
-import sqlite3
 import time
 from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
-from conftest import Mesh, alive
 
 from services.archive import bokeh
+from services.domain.errors import TapewatchError
+from services.gateway.ports import DetectionQuery
+from services.gateway.sqlite import SqliteStore
 from services.queue.sqlite import SqliteQueue
+from tests.e2e.processes import Mesh, alive
 
 BARS = 12_154
 LAST_LINE = re.compile(
@@ -38,10 +40,10 @@ def assert_complete(output: str, bars: int = BARS) -> dict[str, float]:
 
 def detections(folder: Path) -> set[tuple[str, str]]:
     """(symbol, day) of every detection in the store."""
-    with sqlite3.connect(folder / "store.db") as connection:
-        rows = connection.execute("SELECT quote_id FROM quotes WHERE alert_id != ''").fetchall()
-    parts = [quote_id.split("/") for (quote_id,) in rows]
-    return {(part[2], part[4][:10]) for part in parts}
+    store = SqliteStore(folder / "store.db")
+    found = store.list_detections(DetectionQuery(), 1_000, None).items
+    store.close()
+    return {(r.scored.quote.symbol, r.scored.quote.event_time.date().isoformat()) for r in found}
 
 
 def test_the_bundled_tape_end_to_end(mesh: Mesh) -> None:
@@ -72,17 +74,20 @@ def test_a_finished_run_is_followed_by_a_new_one(mesh: Mesh) -> None:
         process = mesh.start("run", "--symbols", "FB")
         output, _ = process.communicate(timeout=120)
         assert_complete(output, bars=196)
-    with sqlite3.connect(mesh.folder / "store.db") as connection:
-        ((tapes,),) = connection.execute("SELECT count(DISTINCT tape) FROM quotes").fetchall()
-    assert tapes == 2
+    lake = ds.dataset(mesh.folder / "lake" / "quotes", format="parquet").to_table(columns=["tape"])
+    assert len(set(lake["tape"].to_pylist())) == 2
 
 
 def recorded(folder: Path) -> int:
+    if not (folder / "store.db").exists():
+        return 0
     try:
-        with sqlite3.connect(folder / "store.db", timeout=5) as connection:
-            return int(connection.execute("SELECT count(*) FROM quotes").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0  # not there yet
+        store = SqliteStore(folder / "store.db")
+    except TapewatchError:  # it is being made
+        return 0
+    count = store.last_quote()
+    store.close()
+    return count
 
 
 @pytest.mark.parametrize("scorers", [1, 2])

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import Mesh, free_ports
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
+
+from tests.e2e.processes import Mesh, free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
