@@ -44,7 +44,7 @@ def run(command: str, mesh: Mesh) -> "subprocess.CompletedProcess[str]":
 
 
 def command_with(part: str) -> str:
-    (found,) = [command for command in readme_commands() if part in command]
+    (found,) = [command for command in readme_commands() if part in f"{command} "]
     return found
 
 
@@ -61,7 +61,7 @@ def messages(output: str) -> list[dict[str, object]]:
 
 def test_readme_has_a_command_for_each_use() -> None:
     for part in ("list", "ScorerService/Score ", "ScoreStream", "WatchAlerts", "Health/Check", "ListAlerts"):
-        assert any(part in command for command in readme_commands()), part
+        assert any(part in f"{command} " for command in readme_commands()), part
 
 
 @pytest.mark.parametrize("command", readme_commands())
