@@ -66,8 +66,8 @@ $(GOBIN)/grpcurl:
 
 .PHONY: constraints
 constraints: $(VENV)/.dev ## Pin anew what pip installs
-	$(BIN)/pip-compile --quiet --all-extras --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header \
-		--no-annotate --upgrade --output-file $(CONSTRAINTS) pyproject.toml
+	$(BIN)/pip-compile --quiet --all-extras --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
+		--no-annotate --unsafe-package tapewatch --unsafe-package setuptools --upgrade --output-file $(CONSTRAINTS) pyproject.toml
 
 .PHONY: clean
 clean: ## Remove the virtual environment and what the embedded mesh wrote
