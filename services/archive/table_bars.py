@@ -8,6 +8,7 @@ is named in `problems`:
 - a symbol without a usable row, or with several currencies, is left out.
 """
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -183,17 +184,22 @@ def _usual_interval(times: NDArray[np.datetime64]) -> int:
 def _times(column: "pa.ChunkedArray[Any]", path: Path, first_row: int) -> NDArray[np.datetime64]:
     """Times in UTC; those without an offset are read as UTC."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        for row, text in enumerate(column.to_pylist(), first_row):
-            try:
-                np.datetime64(str(text).removesuffix("Z"), "us")
-            except ValueError:
-                raise unreadable(path, f"has no time in row {row}: {text!r}") from None
-        raise unreadable(path, "mixes times of several forms")
+        return np.array([_time(text, path, row) for row, text in enumerate(column.to_pylist(), first_row)], "M8[us]")
     if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
         raise unreadable(path, f"holds {column.type} where times should be")
     naive = column if pa.types.is_timestamp(column.type) else column.cast(pa.timestamp("us"))
     zoned = naive.cast(_TIME, safe=False) if naive.type.tz else naive.cast(pa.timestamp("us"), safe=False)
     return np.asarray(zoned.to_numpy()).astype("datetime64[us]")
+
+
+def _time(text: object, path: Path, row: int) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(str(text))
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        raise unreadable(path, f"has no time in row {row}: {text!r}") from None
 
 
 def _numbers(column: "pa.ChunkedArray[Any]", path: Path, name: str) -> NDArray[np.float64]:

@@ -1,0 +1,183 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from services.archive import csv_bars, location, parquet_bars
+from services.archive.bars import DAY_SECONDS
+from services.domain.errors import InvalidRequestError
+
+KAGGLE = "Date,Open,High,Low,Close,Adj Close,Volume\n"
+GENERIC = "symbol,timestamp,open,high,low,close,volume\n"
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_kaggles_columns(tmp_path: Path) -> None:
+    rows = "2020-01-02,10.0,11.0,9.0,10.0,5.0,100\n2020-01-03,10.0,11.0,9.0,10.0,5.5,200\n"
+    (bars,) = csv_bars.read(write(tmp_path / "aapl.csv", KAGGLE + rows))
+    assert (bars.symbol, bars.interval_seconds, bars.currency, len(bars)) == ("AAPL", DAY_SECONDS, "", 2)
+    assert bars.event_time.tolist() == np.array(["2020-01-02", "2020-01-03"], "M8[us]").tolist()
+    assert bars.volume.tolist() == [100.0, 200.0]
+    assert bars.split_ratio.tolist() == [1.0, 1.1]  # a dividend: the adjusted close rose and the close did not
+
+
+def test_a_generic_file_of_many_symbols(tmp_path: Path) -> None:
+    text = (
+        "timestamp,symbol,open,high,low,close,volume,previous_close,split_ratio,interval_seconds,currency\n"
+        "2024-01-02T14:30:00Z,MSFT,10,11,9,10,5,9.5,,300,USD\n"
+        "2024-01-02T09:30:00-05:00,NA,1,1,1,1,5,,2.0,60,EUR\n"
+        "2024-01-02T14:35:00Z,MSFT,10,11,9,10,5,,1.0,300,USD\n"
+    )
+    msft, na = csv_bars.read(write(tmp_path / "bars.csv", text))
+    assert (msft.symbol, msft.interval_seconds, msft.currency) == ("MSFT", 300, "USD")
+    assert np.isnan(msft.split_ratio).tolist() == [True, False]
+    assert (na.symbol, na.interval_seconds, na.currency) == ("NA", 60, "EUR")
+    assert na.event_time.tolist() == np.array(["2024-01-02T14:30"], "M8[us]").tolist()
+    assert na.split_ratio.tolist() == [2.0]
+
+
+def test_times_without_an_offset_are_utc_and_the_interval_is_the_usual_distance(tmp_path: Path) -> None:
+    rows = "".join(f"A,2024-01-02 14:{m:02d}:00,1,1,1,1,1\n" for m in (30, 31, 32, 40, 41))
+    (bars,) = csv_bars.read(write(tmp_path / "bars.csv", GENERIC + rows))
+    assert bars.interval_seconds == 60
+    assert bars.event_time[0] == np.datetime64("2024-01-02T14:30")
+    assert np.isnan(bars.split_ratio).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "bars.csv is empty"),
+        (GENERIC, "bars.csv holds no rows"),
+        ("symbol,timestamp,open,high,close\nA,2024-01-02,1,1,1\n", r"bars.csv lacks the column\(s\) low, volume"),
+        ("symbol,open,high,low,close,volume\nA,1,1,1,1,1\n", r"lacks the column\(s\) date or timestamp"),
+        (GENERIC + "A,2024-01-02,1,1,1,1,1\nA,yesterday,1,1,1,1,1\n", "bars.csv has no time in row 3: 'yesterday'"),
+        (GENERIC + "A,2024-01-02,1,1,1,1,1\nA,2024-01-03,1,1,x,1,1\n", r"bars.csv is not a readable CSV file: .*'x'"),
+        (GENERIC + "A,2024-01-02,1,1\n", "bars.csv is not a readable CSV file"),
+        (GENERIC + "A,7,1,1,1,1,1\n", "bars.csv holds int64 where times should be"),
+        (GENERIC + "A,2024-01-02,,,,,\n", "bars.csv holds no usable row: .*row 2: A is left out: none of its rows"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_clear_sentence(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        location.read(str(write(tmp_path / "bars.csv", text)))
+
+
+def test_binary_rubbish_is_one_clear_sentence(tmp_path: Path) -> None:
+    for name in ("bars.csv", "bars.parquet"):
+        (tmp_path / name).write_bytes(b"\xff\xfe\x00\x01" * 100)
+        with pytest.raises(InvalidRequestError, match=f"{name} (is not a readable|lacks)"):
+            location.read(str(tmp_path / name))
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_named(tmp_path: Path) -> None:
+    text = GENERIC + (
+        "A,2024-01-03,10,11,9,10,1\n"
+        "A,2024-01-02,10,11,9,10,2\n"  # out of order
+        "A,2024-01-04,10,9,11,10,3\n"  # high below low
+        "A,2024-01-05,-1,11,9,10,4\n"
+        "A,2024-01-06,NaN,11,9,10,5\n"
+        "A,2024-01-03,10,11,9,10.5,6\n"  # the same time again
+        "A,2024-01-07,10,11,9,10,-7\n"
+        "B,2024-01-02,,,,,\n"
+    )
+    problems: list[str] = []
+    (bars,) = location.read(str(write(tmp_path / "bars.csv", text)), problems)
+    assert bars.close.tolist() == [10.0, 10.5, 10.0]
+    assert bars.volume.tolist() == [2.0, 6.0, 0.0]
+    said = "\n".join(problems)
+    assert "row 4 (and 2 more): A has no usable time and prices; left out" in said
+    assert "row 3: A is not in order of time; sorted" in said
+    assert "row 2: A has a later row of the same time; that one counts" in said
+    assert "row 9: B is left out: none of its rows is usable" in said
+
+
+def test_a_symbol_of_mixed_currencies_is_left_out(tmp_path: Path) -> None:
+    text = (
+        "symbol,timestamp,open,high,low,close,volume,currency\n"
+        "A,2024-01-02,1,1,1,1,1,USD\nA,2024-01-03,1,1,1,1,1,EUR\nB,2024-01-02,1,1,1,1,1,GBp\n"
+    )
+    problems: list[str] = []
+    (bars,) = location.read(str(write(tmp_path / "bars.csv", text)), problems)
+    assert (bars.symbol, bars.currency) == ("B", "GBp")
+    assert re.search("row 2: A is left out: it has the currencies EUR, USD", problems[0])
+
+
+def test_prices_off_by_rounding_are_mended(tmp_path: Path) -> None:
+    text = GENERIC + "A,2024-01-02,10,10.0,9,10.000000001,1\n"
+    (bars,) = location.read(str(write(tmp_path / "bars.csv", text)))
+    assert bars.high[0] == bars.close[0] == 10.000000001
+
+
+def test_a_folder_is_read_whole_and_its_broken_files_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "A.csv", KAGGLE + "2020-01-02,1,1,1,1,1,1\n2020-01-03,1,1,1,1,1,1\n")
+    write(tmp_path / "B.csv", "")
+    write(tmp_path / "notes.txt", "not read")
+    table = pa.table(
+        {
+            "symbol": ["A", "C"],
+            "date": pa.array([18264, 18264], pa.date32()),  # 2020-01-03
+            **{name: [2.0, 3.0] for name in ("open", "high", "low", "close", "volume")},
+        }
+    )
+    pq.write_table(table, tmp_path / "later.parquet")
+    problems: list[str] = []
+    a, c = location.read(str(tmp_path), problems)
+    assert (a.symbol, a.close.tolist()) == ("A", [1.0, 2.0])
+    assert (c.symbol, c.close.tolist()) == ("C", [3.0])
+    assert problems == [f"{tmp_path / 'B.csv'} is empty; left out"]
+
+
+def test_parquet_takes_times_of_every_kind(tmp_path: Path) -> None:
+    moment = np.array(["2024-01-02T14:30", "2024-01-02T14:31"], "M8[us]")
+    prices = {name: [1.0, 1.0] for name in ("open", "high", "low", "close", "volume")}
+    for name, column in (
+        ("time", pa.array(moment)),
+        ("timestamp", pa.array(moment).cast(pa.timestamp("ns", "UTC"))),
+        ("date", pa.array(moment).cast(pa.timestamp("ms"))),
+        ("event_time", pa.array(["2024-01-02T14:30:00Z", "2024-01-02T15:31:00+01:00"])),
+    ):
+        pq.write_table(pa.table({"symbol": ["A", "A"], name: column, **prices}), tmp_path / f"{name}.parquet")
+        (bars,) = parquet_bars.read(tmp_path / f"{name}.parquet")
+        assert bars.event_time.tolist() == moment.tolist()
+        assert bars.interval_seconds == 60
+
+
+def test_a_dictionary_encoded_symbol_column_is_read(tmp_path: Path) -> None:
+    prices = {name: [1.0, 2.0, 3.0] for name in ("open", "high", "low", "close", "volume")}
+    symbols = pa.array(["B", "A", "B"]).dictionary_encode()
+    dates = pa.array([18264, 18264, 18265], pa.date32())
+    pq.write_table(pa.table({"symbol": symbols, "date": dates, **prices}), tmp_path / "bars.parquet")
+    a, b = parquet_bars.read(tmp_path / "bars.parquet")
+    assert (a.symbol, a.close.tolist(), b.symbol, b.close.tolist()) == ("A", [2.0], "B", [1.0, 3.0])
+
+
+def test_locations_that_are_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="does not exist"):
+        location.read(str(tmp_path / "nothing.csv"))
+    with pytest.raises(InvalidRequestError, match="is a folder without CSV or Parquet files"):
+        location.read(str(tmp_path))
+    with pytest.raises(InvalidRequestError, match=r"notes\.txt is none of \.csv, \.parquet, \.pq"):
+        location.read(str(write(tmp_path / "notes.txt", "x")))
+    write(tmp_path / "A.csv", "")
+    with pytest.raises(InvalidRequestError, match=r"A\.csv is empty"):
+        location.read(str(tmp_path))
+
+
+def test_the_bundled_tape() -> None:
+    total, quotes = location.quotes("bokeh", tape="run-1")
+    played = list(quotes)
+    assert total == len(played) == 12_154
+    assert [(q.event_time, q.symbol) for q in played] == sorted((q.event_time, q.symbol) for q in played)
+    assert {(q.tape, q.source, q.currency) for q in played} == {("run-1", "quandl_wiki", "USD")}
+    total, quotes = location.quotes("bokeh", tape="run-1", symbols=["IBM", "FB"])
+    assert {q.symbol for q in quotes} == {"FB", "IBM"}
+    with pytest.raises(InvalidRequestError, match="bokeh does not hold TSLA"):
+        location.quotes("bokeh", tape="run-1", symbols=["IBM", "TSLA"])

@@ -1,0 +1,199 @@
+import asyncio
+import importlib
+import math
+import os
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from services.domain.errors import NotConfiguredError
+from services.domain.quote import Quote, Series
+from services.ingest.archive_source import ArchiveSource
+from services.ingest.csv_file import CsvSource
+from services.ingest.ports import QuoteSource, SourceBatch
+from services.ingest.yahoo import TokenBucket, TooManyRequestsError, YahooBar, YahooSource, rows_of
+
+NOW = datetime(2026, 11, 20, 15, 31, 30, tzinfo=UTC)
+BAR = YahooBar(NOW.replace(second=0), 10.0, 12.0, 9.0, 11.0, 100.0, currency="USD", previous_close=9.5)
+
+
+def bar(minutes_ago: int, **fields: float) -> YahooBar:
+    return replace(BAR, event_time=BAR.event_time - timedelta(minutes=minutes_ago), **fields)  # type: ignore[arg-type]
+
+
+class Yahoo:
+    """Answers as told, symbol by symbol; keeps who was asked and how long was slept."""
+
+    def __init__(self, answers: dict[str, list[Sequence[YahooBar] | Exception]]) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+        self.slept: list[float] = []
+
+    def __call__(self, symbol: str) -> Sequence[YahooBar]:
+        self.asked.append(symbol)
+        given = self.answers[symbol]
+        answer = given.pop(0) if len(given) > 1 else given[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.sleep(0)
+
+    def source(self, seen: dict[Series, datetime] | None = None, rate: float = 1e9) -> YahooSource:
+        return YahooSource(
+            list(self.answers),
+            self,
+            interval_seconds=60,
+            requests_per_second=rate,
+            seen=seen or {},
+            clock=lambda: NOW,
+            sleep=self.sleep,
+            jitter=lambda: 1.0,
+        )
+
+
+async def take(source: QuoteSource, count: int) -> list[SourceBatch]:
+    batches: AsyncIterator[SourceBatch] = source.batches()
+    async with asyncio.timeout(10):
+        return [await anext(batches) for _ in range(count)]
+
+
+def series(symbol: str) -> Series:
+    return Series("live", "yahoo_finance", symbol, 60)
+
+
+async def test_closed_bars_are_given_once_and_the_forming_one_waits() -> None:
+    yahoo = Yahoo({"AAPL": [[bar(3), bar(2), bar(1), bar(0)], [bar(1), bar(0)]]})
+    first, second = await take(yahoo.source(), 2)
+    assert [q.event_time for q in first.quotes] == [bar(3).event_time, bar(2).event_time, bar(1).event_time]
+    assert second.quotes == []
+    quote = first.quotes[0]
+    assert quote.quote_id == "live/yahoo_finance/AAPL/60s/2026-11-20T15:28:00Z/0"
+    assert (quote.currency, quote.previous_close, quote.split_ratio) == ("USD", 9.5, 1.0)
+
+
+async def test_what_was_published_before_is_not_given_again() -> None:
+    yahoo = Yahoo({"AAPL": [[bar(3), bar(2), bar(1)]]})
+    (batch,) = await take(yahoo.source({series("AAPL"): bar(2).event_time}), 1)
+    assert [q.event_time for q in batch.quotes] == [bar(1).event_time]
+
+
+async def test_zero_volume_is_passed_on_missing_prices_are_not() -> None:
+    yahoo = Yahoo({"AAPL": [[bar(3, volume=0.0), bar(2, close=math.nan), bar(1, volume=math.nan, split_ratio=2.0)]]})
+    (batch,) = await take(yahoo.source(), 1)
+    assert [(q.volume, q.split_ratio) for q in batch.quotes] == [(0.0, 1.0), (0.0, 2.0)]
+
+
+async def test_one_broken_symbol_does_not_stop_the_others() -> None:
+    yahoo = Yahoo({"AAPL": [[bar(1)]], "GONE": [ValueError("possibly delisted")], "MSFT": [[bar(1)]]})
+    batches = await take(yahoo.source(), 3)
+    assert [len(b.quotes) for b in batches] == [1, 0, 1]
+    assert batches[1].failures == {series("GONE"): "ValueError: possibly delisted"}
+    assert yahoo.asked.count("GONE") == 3
+    assert [s for s in yahoo.slept if s > 0][:2] == [2.0, 4.0]  # exponential
+
+
+async def test_a_failure_that_passes_is_no_failure() -> None:
+    yahoo = Yahoo({"AAPL": [ConnectionError("reset"), [bar(1)]]})
+    (batch,) = await take(yahoo.source(), 1)
+    assert len(batch.quotes) == 1
+    assert batch.failures == {}
+
+
+async def test_no_news_is_no_error() -> None:
+    (batch,) = await take(Yahoo({"AAPL": [[]]}).source(), 1)
+    assert (list(batch.quotes), dict(batch.failures)) == ([], {})
+
+
+async def test_too_many_requests_end_the_round_and_lengthen_the_pause() -> None:
+    refusal = TooManyRequestsError("429")
+    yahoo = Yahoo({"AAPL": [[bar(1)]], "MSFT": [refusal, refusal, []], "IBM": [[]]})
+    source = yahoo.source()
+    batches = source.batches()
+    assert len((await anext(batches)).quotes) == 1
+    failures = (await anext(batches)).failures
+    assert set(failures) == {series("MSFT"), series("IBM")}
+    assert "asks to slow down" in failures[series("IBM")]
+    assert yahoo.asked == ["AAPL", "MSFT"]  # tried once, and nobody after it
+    await anext(batches)
+    await anext(batches)
+    for _ in range(3):
+        assert not (await anext(batches)).failures
+    await anext(batches)
+    pauses = [s for s in yahoo.slept if s >= 30]
+    assert pauses[:2] == [60 + 120, 60 + 240]
+    assert pauses[2] == pytest.approx(60, abs=1)
+
+
+def test_the_token_bucket_bounds_the_rate() -> None:
+    bucket = TokenBucket(2.0, capacity=3)
+    assert [bucket.delay(100.0) for _ in range(5)] == [0, 0, 0, 0.5, 1.0]
+    assert bucket.delay(110.0) == 0
+
+
+def test_frames_of_yfinance_are_read() -> None:
+    pd = importlib.import_module("pandas")  # comes with yfinance, without types
+    index = pd.DatetimeIndex(["2026-11-20 10:30"], tz="America/New_York")
+    columns = {"Open": [1.0], "High": [2.0], "Low": [0.5], "Close": [1.5], "Volume": [7], "Stock Splits": [2.0]}
+    (row,) = rows_of(pd.DataFrame(columns, index=index), {"currency": "USD", "previousClose": 1.25})
+    moment = datetime(2026, 11, 20, 15, 30, tzinfo=UTC)
+    assert row == YahooBar(moment, 1.0, 2.0, 0.5, 1.5, 7.0, 2.0, "USD", 1.25)
+    assert rows_of(pd.DataFrame(), {}) == []
+
+
+HEADER = "symbol,timestamp,open,high,low,close,volume\n"
+
+
+def append(path: Path, *rows: str) -> None:
+    path.write_text((path.read_text() if path.exists() else HEADER) + "".join(f"{row},1,1,1,1,1\n" for row in rows))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+def ids(batch: SourceBatch) -> list[str]:
+    return [f"{quote.symbol} {quote.event_time:%H:%M}" for quote in batch.quotes]
+
+
+async def test_what_is_appended_to_a_csv_file_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "bars.csv"
+    append(path, "A,2024-01-02T14:30:00Z", "A,2024-01-02T14:31:00Z", "B,2024-01-02T14:31:00Z")
+    source = CsvSource(path, 0.01, {Series("live", "csv", "A", 60): datetime(2024, 1, 2, 14, 30, tzinfo=UTC)})
+    batches = source.batches()
+    assert ids(await anext(batches)) == ["A 14:31", "B 14:31"]
+    assert ids(await anext(batches)) == []
+    append(path, "A,2024-01-02T14:32:00Z")
+    assert ids(await anext(batches)) == ["A 14:32"]
+    assert {s.symbol for s in source.expected} == {"A", "B"}
+    path.write_text("")
+    broken = await anext(batches)
+    assert "is empty" in next(iter(broken.failures.values()))
+    append(path.parent / "new.csv")
+    path.unlink()
+    (path.parent / "new.csv").rename(path)
+    append(path, "A,2024-01-02T14:33:00Z", "A,2024-01-02T14:34:00Z")
+    assert ids(await anext(batches)) == ["A 14:33", "A 14:34"]
+
+
+async def test_a_csv_source_may_be_narrowed(tmp_path: Path) -> None:
+    append(tmp_path / "bars.csv", "A,2024-01-02T14:30:00Z", "B,2024-01-02T14:31:00Z")
+    (batch,) = await take(CsvSource(tmp_path / "bars.csv", 1, {}, ["B"]), 1)
+    assert ids(batch) == ["B 14:31"]
+
+
+def test_a_missing_csv_file_is_one_clear_sentence(tmp_path: Path) -> None:
+    with pytest.raises(NotConfiguredError, match="set CSV_PATH to a CSV file or folder"):
+        CsvSource(tmp_path / "nothing.csv", 1, {})
+
+
+async def test_an_archive_is_given_from_a_row_on_in_batches(tmp_path: Path) -> None:
+    append(tmp_path / "bars.csv", *(f"A,2024-01-02T14:{m}:00Z" for m in range(30, 40)))
+    source = ArchiveSource(str(tmp_path / "bars.csv"), tape="run-1", stop=asyncio.Event(), first_row=3, batch_quotes=4)
+    batches = [batch async for batch in source.batches()]
+    assert source.total == 10
+    assert [len(batch.quotes) for batch in batches] == [4, 3]
+    quotes: list[Quote] = [quote for batch in batches for quote in batch.quotes]
+    assert (quotes[0].event_time.minute, quotes[-1].event_time.minute) == (33, 39)
