@@ -206,24 +206,35 @@ async def test_streams_end_with_unavailable_on_the_drain(server: Server) -> None
     listening = server.stub.StreamQuotes(pb.StreamQuotesRequest())
     await listening.initial_metadata()
     never = asyncio.Event()
-    answered = asyncio.Event()
 
     async def requests() -> AsyncIterator[pb.PublishQuotesRequest]:
         yield quote(0)
         await never.wait()
 
-    async def publish() -> grpc.StatusCode:
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            async for response in server.stub.PublishQuotes(requests()):
-                assert response.results[0].HasField("acknowledgement")
-                answered.set()
-        return raised.value.code()
-
-    publishing = asyncio.create_task(publish())
-    await asyncio.wait_for(answered.wait(), 5)
+    call = server.stub.PublishQuotes(requests())
+    responses = aiter(call)
+    first = await asyncio.wait_for(anext(responses), 5)
+    assert first.results[0].HasField("acknowledgement")
     server.lifetime.draining.set()
     assert await asyncio.wait_for(ending(listening), 5) == grpc.StatusCode.UNAVAILABLE
-    assert await asyncio.wait_for(publishing, 5) == grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await asyncio.wait_for(anext(responses), 5)
+    assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_listener_that_does_not_read_is_ended(server: Server) -> None:
+    listening = server.stub.StreamQuotes(pb.StreamQuotesRequest())
+    await listening.initial_metadata()
+    template = quote(0).quotes[0]
+    requests = []
+    for batch in range(14):
+        request = pb.PublishQuotesRequest(quotes=[template] * 1_000)
+        for i, message in enumerate(request.quotes):
+            message.ClearField("quote_id")
+            message.event_time.seconds -= batch * 1_000 + i
+        requests.append(request)
+    assert len([r async for r in server.stub.PublishQuotes(iter(requests))]) == 14
+    assert await asyncio.wait_for(ending(listening), 10) == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_a_replay_over_the_wire(server: Server) -> None:

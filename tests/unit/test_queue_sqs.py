@@ -22,9 +22,10 @@ class Sqs:
         self.answer = answer
         self.batches: list[list[str]] = []
 
-    def send_message_batch(self, QueueUrl: str, Entries: list[dict[str, Any]]) -> dict[str, Any]:
-        self.batches.append([entry["MessageBody"] for entry in Entries])
-        return self.answer(Entries)
+    def send_message_batch(self, **request: Any) -> dict[str, Any]:
+        entries = request["Entries"]
+        self.batches.append([entry["MessageBody"] for entry in entries])
+        return self.answer(entries)
 
 
 def queue(sqs: Any) -> SqsQueue:
