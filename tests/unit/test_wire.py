@@ -5,9 +5,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tapewatch.gateway.v1 import alert_pb2, detection_service_pb2
-from tapewatch.market.v1 import quote_pb2
-from tapewatch.scorer.v1 import score_pb2
 
 from services.domain.alert import AlertChangeKind, AlertState, Disposition
 from services.domain.errors import InvalidQuoteError
@@ -18,8 +15,11 @@ from services.pipeline.ports import RecordOutcome
 from services.wire.quote import quote_from_proto, quote_to_proto
 from services.wire.score import score_from_proto, score_to_proto
 from services.wire.time import timestamp_from_proto, timestamp_to_proto
+from tapewatch.gateway.v1 import alert_pb2, detection_service_pb2
+from tapewatch.market.v1 import quote_pb2
+from tapewatch.scorer.v1 import score_pb2
 
-moments = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)).map(lambda d: d.replace(tzinfo=UTC))  # noqa: DTZ001
+moments = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)).map(lambda d: d.replace(tzinfo=UTC))
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text(st.characters(codec="utf-8"), max_size=20)
 quotes = st.builds(
