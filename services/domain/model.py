@@ -35,14 +35,19 @@ class FeatureUsual:
 
 @dataclass(frozen=True, slots=True)
 class Logistic:
-    """A logistic regression on two inputs; an unused one has weight 0."""
+    """A logistic regression on two inputs; an unused one has weight 0.
+
+    `offsets` are subtracted by bar length, one per knot of the calibration: they let one threshold keep one alert
+    budget a symbol and day, though a day has one daily bar and hundreds of one-minute bars.
+    """
 
     bias: float
     autoencoder: float
     classifier: float
+    offsets: tuple[float, ...] = ()
 
-    def margin(self, surprise: Array, logit: Array) -> Array:
-        """The score's log-odds, float64 (n,)."""
+    def log_odds(self, surprise: Array, logit: Array) -> Array:
+        """The log-odds of a manipulation as fitted, float64 (n,), without offsets."""
         return self.bias + self.autoencoder * surprise + self.classifier * logit
 
 
@@ -51,11 +56,13 @@ class Calibration:
     """Fitted on held-out bars: turns reconstruction errors and raw probabilities into one score in [0, 1].
 
     `error_knots` are reconstruction errors on normal bars, ascending, at the shares `percentile_knots`.
-    `both`, `autoencoder_alone` and `classifier_alone` are shifted so that one threshold gives the same alert budget.
+    `both`, `autoencoder_alone` and `classifier_alone` have offsets at the bar lengths `length_knots` (logarithms of
+    minutes, ascending, flat outside), so that one threshold gives each the same alert budget.
     """
 
     error_knots: tuple[float, ...]
     percentile_knots: tuple[float, ...]
+    length_knots: tuple[float, ...]
     both: Logistic
     autoencoder_alone: Logistic
     classifier_alone: Logistic
@@ -72,16 +79,31 @@ class Calibration:
         share: Array = np.where(error > knots[-1], tail, inside)
         return share
 
-    def margin(self, percentile: Array | None, probability: Array | None) -> Array:
-        """The score's log-odds from what is there, float64 (n,); at least one of the two must be."""
+    def margin(self, percentile: Array | None, probability: Array | None, bar_length: Array) -> Array:
+        """The score's log-odds from what is there, float64 (n,); at least one of the first two must be.
+
+        Args:
+            percentile: float64 (n,), of the reconstruction error; None when the autoencoder is missing.
+            probability: float64 (n,), the classifier's output; None when it is missing.
+            bar_length: float64 (n,), the feature of that name: logarithm of minutes.
+        """
         zero = np.zeros(1)
-        surprise = zero if percentile is None else -np.log10(np.maximum(1.0 - percentile, 1e-9))
+        surprised = zero if percentile is None else surprise(percentile)
         logit = zero if probability is None else log_odds(probability)
         if probability is None:
-            return self.autoencoder_alone.margin(surprise, logit)
-        if percentile is None:
-            return self.classifier_alone.margin(surprise, logit)
-        return self.both.margin(surprise, logit)
+            fit = self.autoencoder_alone
+        elif percentile is None:
+            fit = self.classifier_alone
+        else:
+            fit = self.both
+        margin: Array = fit.log_odds(surprised, logit) - np.interp(bar_length, self.length_knots, fit.offsets)
+        return margin
+
+
+def surprise(percentile: Array) -> Array:
+    """How unusual an error is, in powers of ten: 3 is one normal bar in a thousand."""
+    scale: Array = -np.log10(np.maximum(1.0 - percentile, 1e-9))
+    return scale
 
 
 def log_odds(probability: Array) -> Array:
@@ -164,8 +186,9 @@ class ModelMetadata:
             "calibration": {
                 "error_knots": list(calibration.error_knots),
                 "percentile_knots": list(calibration.percentile_knots),
+                "length_knots": list(calibration.length_knots),
                 **{
-                    name: [fit.bias, fit.autoencoder, fit.classifier]
+                    name: [fit.bias, fit.autoencoder, fit.classifier, *fit.offsets]
                     for name, fit in (
                         ("both", calibration.both),
                         ("autoencoder_alone", calibration.autoencoder_alone),
@@ -221,9 +244,10 @@ def _metadata(document: Mapping[str, Any]) -> ModelMetadata:
         calibration=Calibration(
             error_knots=_numbers(calibration["error_knots"]),
             percentile_knots=_numbers(calibration["percentile_knots"]),
-            both=Logistic(*_numbers(calibration["both"])),
-            autoencoder_alone=Logistic(*_numbers(calibration["autoencoder_alone"])),
-            classifier_alone=Logistic(*_numbers(calibration["classifier_alone"])),
+            length_knots=_numbers(calibration["length_knots"]),
+            both=_logistic(calibration["both"]),
+            autoencoder_alone=_logistic(calibration["autoencoder_alone"]),
+            classifier_alone=_logistic(calibration["classifier_alone"]),
         ),
         training_fingerprint=str(document["training_fingerprint"]),
         trained_on=str(document["trained_on"]),
@@ -237,6 +261,11 @@ def _metadata(document: Mapping[str, Any]) -> ModelMetadata:
 
 def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
+
+
+def _logistic(values: Sequence[Any]) -> Logistic:
+    bias, autoencoder, classifier, *offsets = _numbers(values)
+    return Logistic(bias, autoencoder, classifier, tuple(offsets))
 
 
 def _validate(metadata: ModelMetadata) -> None:
@@ -254,9 +283,16 @@ def _validate(metadata: ModelMetadata) -> None:
         )
     if len(calibration.error_knots) != len(calibration.percentile_knots) or len(calibration.error_knots) < 2:
         raise ValueError("has calibration knots that do not pair up")
-    for name, knots in (("error", calibration.error_knots), ("percentile", calibration.percentile_knots)):
+    for name, knots in (
+        ("error", calibration.error_knots),
+        ("percentile", calibration.percentile_knots),
+        ("length", calibration.length_knots),
+    ):
         if any(not math.isfinite(knot) for knot in knots) or any(np.diff(knots) < 0):
             raise ValueError(f"has {name} knots that do not ascend")
+    for fit in (calibration.both, calibration.autoencoder_alone, calibration.classifier_alone):
+        if not fit.offsets or len(fit.offsets) != len(calibration.length_knots):
+            raise ValueError("has calibration offsets that do not pair up with its length knots")
     if calibration.error_knots[-1] <= 0 or not 0.0 <= calibration.percentile_knots[-1] < 1.0:
         raise ValueError("has calibration knots out of range")
     for usual in metadata.features:

@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from services.domain import reasons
 from services.domain.errors import ModelUnusableError
+from services.domain.feature_definitions import FEATURE_NAMES
 from services.domain.model import Judgements, ModelMetadata, logistic
 from services.domain.score import Reason
 from services.domain.typology import Typology
+
+_BAR_LENGTH = FEATURE_NAMES.index("bar_length")
 
 BUCKETS = (1, 8, 32, 128, 512)
 """Batch sizes that interpreters are kept for: a batch is padded to the next one, because a resize costs 66-300 µs."""
@@ -145,7 +148,7 @@ class LiteRTModel:
             best = np.argmax(outputs[:, 1:], axis=1)
             typology = self._typologies[best]
             confidence = outputs[np.arange(n), 1 + best]
-        margin = calibration.margin(percentile, probability)
+        margin = calibration.margin(percentile, probability, features[:, _BAR_LENGTH].astype(np.float64))
         return Judgements(
             ensemble=logistic(margin),
             margin=margin,

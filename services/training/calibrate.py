@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from services.domain.model import Calibration, Logistic, log_odds
+from services.domain.model import Calibration, Logistic, log_odds, surprise
 from services.training.dataset import Rows
 
 Array = NDArray[np.float64]
@@ -44,14 +44,8 @@ def fit_logistic(inputs: Array, label: Array, weight: Array) -> Array:
     return weights
 
 
-def surprise(percentile: Array) -> Array:
-    """How unusual an error is, in powers of ten: 3 is one bar in a thousand."""
-    scale: Array = -np.log10(np.maximum(1.0 - percentile, 1e-9))
-    return scale
-
-
 def fit(errors_normal: Array, errors: Array, probability: Array, label: Array) -> Calibration:
-    """The calibration from validation rows.
+    """The calibration from validation rows, without offsets by bar length yet.
 
     Args:
         errors_normal: Reconstruction errors on untouched bars.
@@ -60,8 +54,8 @@ def fit(errors_normal: Array, errors: Array, probability: Array, label: Array) -
         label: 0 or 1. The share of ones is taken as it is.
     """
     knots, shares = error_knots(errors_normal)
-    one = Logistic(0.0, 0.0, 0.0)
-    percentile = Calibration(knots, shares, one, one, one).percentile(errors)
+    flat = Logistic(0.0, 0.0, 0.0, (0.0,))
+    percentile = Calibration(knots, shares, (0.0,), flat, flat, flat).percentile(errors)
     both = np.column_stack([surprise(percentile), log_odds(probability)])
     even = np.ones(len(label))
     target = label.astype(np.float64)
@@ -75,9 +69,10 @@ def fit(errors_normal: Array, errors: Array, probability: Array, label: Array) -
     return Calibration(
         knots,
         shares,
-        Logistic(float(b), float(ae), float(cl)),
-        Logistic(float(b_ae), float(w_ae), 0.0),
-        Logistic(float(b_cl), 0.0, float(w_cl)),
+        (0.0,),
+        Logistic(float(b), float(ae), float(cl), (0.0,)),
+        Logistic(float(b_ae), float(w_ae), 0.0, (0.0,)),
+        Logistic(float(b_cl), 0.0, float(w_cl), (0.0,)),
     )
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from services.archive import bokeh, parquet_bars
 from services.archive.bars import Bars
 from services.domain.errors import FieldViolation, InvalidRequestError
 from services.domain.feature_definitions import FEATURE_NAMES, FEATURES, WINDOW
@@ -82,22 +81,6 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
             none.astype("datetime64[us]"),
         )
     return Rows(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Rows)))
-
-
-def read(location: str) -> list[Bars]:
-    """The bars at a location: "bokeh", a Parquet file, or a folder of Parquet files.
-
-    Raises: InvalidRequestError naming the file that is missing, empty or not readable.
-    """
-    if location == bokeh.LOCATION:
-        return bokeh.read()
-    path = Path(location)
-    if not path.exists():
-        raise InvalidRequestError([FieldViolation(location, "does not exist")])
-    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
-    if not files:
-        raise InvalidRequestError([FieldViolation(location, "holds no Parquet file")])
-    return [bars for file in files for bars in parquet_bars.read(file)]
 
 
 def trainable(history: Sequence[Bars]) -> list[Bars]:

@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -11,23 +14,24 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from services.archive import location as location_reader
 from services.archive.bars import Bars
 from services.domain.errors import TapewatchError
-from services.domain.feature_definitions import FEATURE_HASH, FEATURES, WINDOW
+from services.domain.feature_definitions import FEATURE_HASH, FEATURE_NAMES, FEATURES, WINDOW
 from services.domain.model import (
     AUTOENCODER_FILE,
     CLASSIFIER_FILE,
     METADATA_FILE,
     Calibration,
     FeatureUsual,
-    Logistic,
     ModelMetadata,
     log_odds,
     logistic,
+    surprise,
 )
-from services.domain.typology import OBSERVABLE
+from services.domain.typology import OBSERVABLE, Typology
 from services.training import calibrate, dataset, networks
 from services.training.dataset import Part, Rows
 from services.training.injection import MANIPULATED, NORMAL, TOUCHED
@@ -41,64 +45,113 @@ app = typer.Typer(add_completion=False)
 _console = Console(stderr=True)
 
 
-class Training:
-    """One training run: its data, settings and progress bars."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One location's series, all of one bar length, by side of the split."""
 
-    def __init__(self, data: str, *, seed: int, epochs: int, passes: int, progress: Progress) -> None:
-        self.data, self.seed, self.epochs, self.passes = data, seed, epochs, passes
-        self._progress = progress
-        self.history = dataset.trainable(dataset.read(data))
-        self.sides = dataset.split(self.history)
-        for part, side in self.sides.items():
+    location: str
+    interval_seconds: int
+    history: list[Bars]
+    sides: dict[Part, list[Bars]]
+
+
+def read_sources(locations: Sequence[str]) -> list[Source]:
+    """The trainable series of each location, longest bars first; each location is split by its own time.
+
+    Raises: InvalidRequestError when a location cannot be read or is too small; TapewatchError when a side is empty.
+    """
+    found = []
+    for location in locations:
+        history = dataset.trainable(location_reader.read(location))
+        lengths = Counter(bars.interval_seconds for bars in history)
+        usual = lengths.most_common(1)[0][0]
+        history = [bars for bars in history if bars.interval_seconds == usual]
+        sides = dataset.split(history)
+        for part, side in sides.items():
             if not side:
-                raise TapewatchError(f"{data}: no series has more than {WINDOW} bars in the {part.value} period")
+                raise TapewatchError(f"{location}: no series has more than {WINDOW} bars in the {part.value} period")
+        found.append(Source(location, usual, history, sides))
+    found.sort(key=lambda source: -source.interval_seconds)
+    if len({source.interval_seconds for source in found}) < len(found):
+        raise TapewatchError("two locations hold bars of the same length: put them into one folder")
+    return found
+
+
+class Training:
+    """One training run: its sources, settings and progress bars."""
+
+    def __init__(self, locations: Sequence[str], *, seed: int, epochs: int, passes: int, progress: Progress) -> None:
+        self.seed, self.epochs, self.passes = seed, epochs, passes
+        self._progress = progress
+        self.sources = read_sources(locations)
         settings = json.dumps({"seed": seed, "epochs": epochs, "passes": passes})
-        self.fingerprint = dataset.fingerprint(self.history, settings)
+        everything = [bars for source in self.sources for bars in source.history]
+        self.fingerprint = dataset.fingerprint(everything, settings)
 
-    def _step(self, words: str, total: int) -> tuple[TaskID, Progress]:
-        return self._progress.add_task(words, total=total), self._progress
-
-    def rows(self, part: Part, *, seed: int | None = None, only_near: int | None = None) -> Rows:
+    def rows(self, source: Source, part: Part, *, seed: int | None = None, only_near: int | None = None) -> Rows:
         """A side's rows: untouched without a seed, else injected by it."""
-        side = self.sides[part]
+        side = source.sides[part]
         what = "untouched" if seed is None else f"injected ({seed})"
-        task, bar = self._step(f"features, {part.value}, {what}", len(side))
+        task = self._progress.add_task(
+            f"features of {source.interval_seconds} s bars, {part.value}, {what}", total=len(side)
+        )
+
+        def advance() -> None:
+            self._progress.advance(task)
+
         if seed is None:
-            return dataset.untouched(side, lambda: bar.advance(task))
-        return dataset.injected(side, seed, advance=lambda: bar.advance(task), only_near=only_near)
+            return dataset.untouched(side, advance)
+        return dataset.injected(side, seed, advance=advance, only_near=only_near)
 
     def watch(self, words: str) -> networks.Progress:
         """A progress bar over the epochs."""
-        task, bar = self._step(words, self.epochs)
+        task = self._progress.add_task(words, total=self.epochs)
 
         def advance(_: int, losses: dict[str, float]) -> None:
-            bar.update(task, advance=1, description=f"{words}, loss {losses.get('loss', float('nan')):.4f}")
+            loss = losses.get("loss", float("nan"))
+            self._progress.update(task, advance=1, description=f"{words}, loss {loss:.4f}")
 
         return advance
 
-    def networks(self, normal: Rows) -> tuple[bytes, bytes]:
-        """The trained autoencoder and classifier as TFLite files."""
+    def networks(self, normals: list[Rows], typologies: tuple[Typology, ...] = OBSERVABLE) -> tuple[bytes, bytes]:
+        """The trained autoencoder and classifier as TFLite files.
+
+        Args:
+            normals: Each source's untouched training rows.
+            typologies: Those injected; evaluation leaves one out.
+        """
         rng = np.random.default_rng(self.seed)
-        sample = normal.features[rng.permutation(len(normal))[:300_000]]
-        standard = networks.standardise(sample)
+        share = 300_000 // len(normals)
+        sample = dataset.concatenate([rows.where(rng.permutation(len(rows))[:share]) for rows in normals])
+        standard = networks.standardise(sample.features)
         networks.tensorflow().config.experimental.enable_op_determinism()
         autoencoder = networks.train_autoencoder(
-            sample, standard, seed=self.seed, epochs=self.epochs, bottleneck=10, progress=self.watch("autoencoder")
+            sample.features,
+            standard,
+            seed=self.seed,
+            epochs=self.epochs,
+            bottleneck=10,
+            progress=self.watch("autoencoder"),
         )
-        near = dataset.concatenate(
-            [self.rows(Part.TRAIN, seed=self.seed * 1_000 + k, only_near=12) for k in range(self.passes)]
-        )
-        positive = near.label == MANIPULATED
-        negatives = normal.where(rng.permutation(len(normal))[: 3 * max(1, int(positive.sum()))])
-        rows = dataset.concatenate([near, negatives])
+        parts = []
+        for source, normal in zip(self.sources, normals, strict=True):
+            near = dataset.concatenate(
+                [
+                    dataset.injected(
+                        source.sides[Part.TRAIN], self.seed * 1_000 + k, only_near=12, typologies=typologies
+                    )
+                    for k in range(self.passes)
+                ]
+            )
+            positive = int((near.label == MANIPULATED).sum())
+            parts += [near, normal.where(rng.permutation(len(normal))[: 3 * max(1, positive)])]
+        rows = dataset.concatenate(parts)
         rows = rows.where(~dataset.unjudged(rows))
-        order = rng.permutation(len(rows))
-        rows = rows.where(order)
-        label = (rows.label == MANIPULATED).astype(np.float32)
+        rows = rows.where(rng.permutation(len(rows)))
         kinds = np.array([int(t) for t in OBSERVABLE])
         classifier = networks.train_classifier(
             rows.features,
-            label,
+            (rows.label == MANIPULATED).astype(np.float32),
             np.searchsorted(kinds, rows.typology.astype(np.int64)),
             np.ones(len(rows), np.float32),
             standard,
@@ -110,47 +163,68 @@ class Training:
         return networks.export(autoencoder), networks.export(classifier)
 
 
-def _shifted(fit: Logistic, by: float) -> Logistic:
-    return Logistic(fit.bias + by, fit.autoencoder, fit.classifier)
-
-
 class Outputs:
-    """What the two files say of rows: raw errors and probabilities."""
+    """What the two files say of rows: raw errors, probabilities, likeliest typologies; and the bars' length."""
 
     def __init__(self, rows: Rows, autoencoder: bytes, classifier: bytes) -> None:
         self.errors = networks.run_tflite(autoencoder, rows.features)[:, 0]
         raw = networks.run_tflite(classifier, rows.features)
-        self.probability, self.kind = raw[:, 0], np.argmax(raw[:, 1:], axis=1)
+        self.probability = raw[:, 0]
+        self.typology = np.array([int(t) for t in OBSERVABLE])[np.argmax(raw[:, 1:], axis=1)]
+        self.length = rows.features[:, FEATURE_NAMES.index("bar_length")].astype(np.float64)
+
+    def margin(self, calibration: Calibration, *, autoencoder: bool = True, classifier: bool = True) -> calibrate.Array:
+        """The ensemble's log-odds, or those of one half alone."""
+        return calibration.margin(
+            calibration.percentile(self.errors) if autoencoder else None,
+            self.probability if classifier else None,
+            self.length,
+        )
 
 
-def calibrated(untouched: Rows, plain: Outputs, touched: Rows, marked: Outputs) -> tuple[Calibration, float, float]:
-    """Calibration, threshold and the autoencoder's weight, from validation rows.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A source's held-out rows of one side, untouched and injected, with what the files say of them."""
 
-    The halves alone are shifted so that the ensemble's threshold gives each the same number of alerts.
+    untouched: Rows
+    plain: Outputs
+    touched: Rows
+    marked: Outputs
+
+
+def calibrated(held: Sequence[Held]) -> tuple[Calibration, float, float]:
+    """Calibration, threshold and the autoencoder's weight, from each source's validation rows, longest bars first.
+
+    The threshold keeps the alert budget on the longest bars; offsets keep it on the others, and for the halves alone.
     """
-    judged = touched.label != TOUCHED
+    judged = [h.touched.label != TOUCHED for h in held]
     fit = calibrate.fit(
-        plain.errors, marked.errors[judged], marked.probability[judged], touched.label[judged] == MANIPULATED
+        np.concatenate([h.plain.errors for h in held]),
+        np.concatenate([h.marked.errors[j] for h, j in zip(held, judged, strict=True)]),
+        np.concatenate([h.marked.probability[j] for h, j in zip(held, judged, strict=True)]),
+        np.concatenate([h.touched.label[j] == MANIPULATED for h, j in zip(held, judged, strict=True)]),
     )
-    percentile = fit.percentile(plain.errors)
     budget = BUDGET_SHARE * ALERTS_PER_SYMBOL_DAY
-    line = calibrate.budget_margin(untouched, fit.margin(percentile, plain.probability), budget)
-    # A threshold of 1 would leave no score above it.
-    line = float(min(max(line, -6.0), 12.0))
-    alone_ae = calibrate.budget_margin(untouched, fit.margin(percentile, None), budget)
-    alone_cl = calibrate.budget_margin(untouched, fit.margin(None, plain.probability), budget)
-    shifted = Calibration(
-        fit.error_knots,
-        fit.percentile_knots,
-        fit.both,
-        _shifted(fit.autoencoder_alone, line - alone_ae),
-        _shifted(fit.classifier_alone, line - alone_cl),
-    )
+    halves = {"both": (True, True), "autoencoder_alone": (True, False), "classifier_alone": (False, True)}
+    lines = {
+        name: [
+            calibrate.budget_margin(h.untouched, h.plain.margin(fit, autoencoder=ae, classifier=cl), budget)
+            for h in held
+        ]
+        for name, (ae, cl) in halves.items()
+    }
+    # Outside these bounds the threshold would be 0 or 1 to the eye.
+    line = float(np.clip(lines["both"][0], -6.0, 8.0))
+    order = np.argsort([float(h.plain.length[0]) for h in held])
+    shifted = {
+        name: replace(getattr(fit, name), offsets=tuple(float(lines[name][i] - line) for i in order)) for name in halves
+    }
     spread = (
-        fit.both.autoencoder * float(np.std(calibrate.surprise(percentile))),
-        fit.both.classifier * float(np.std(log_odds(plain.probability))),
+        fit.both.autoencoder * float(np.std(surprise(fit.percentile(held[0].plain.errors)))),
+        fit.both.classifier * float(np.std(log_odds(held[0].plain.probability))),
     )
-    return shifted, float(logistic(np.array([line]))[0]), spread[0] / max(sum(spread), 1e-12)
+    calibration = replace(fit, length_knots=tuple(float(held[i].plain.length[0]) for i in order), **shifted)
+    return calibration, float(logistic(np.array([line]))[0]), spread[0] / max(sum(spread), 1e-12)
 
 
 def average_precision(label: "np.ndarray[tuple[int], np.dtype[np.bool_]]", score: calibrate.Array) -> float:
@@ -169,29 +243,29 @@ def event_recall(rows: Rows, detected: "np.ndarray[tuple[int], np.dtype[np.bool_
     return float(np.isin(events, found).mean()) if len(events) else float("nan")
 
 
-def measured(
-    calibration: Calibration, threshold: float, untouched: Rows, plain: Outputs, touched: Rows, marked: Outputs
-) -> dict[str, float]:
-    """Figures on test rows, of tickers and times that nothing was fitted on."""
+def measured(calibration: Calibration, threshold: float, held: Sequence[Held]) -> dict[str, float]:
+    """Figures on each source's test rows, of tickers and times that nothing was fitted on."""
     line = float(np.log(threshold / (1.0 - threshold)))
-    margins = calibration.margin(calibration.percentile(plain.errors), plain.probability)
-    marks = calibration.margin(calibration.percentile(marked.errors), marked.probability)
-    strong = (touched.label == NORMAL) | ((touched.label == MANIPULATED) & (touched.strength >= 4.0))
-    found = marks >= line
-    kinds = np.array([int(t) for t in OBSERVABLE])[marked.kind]
-    hit = (touched.label == MANIPULATED) & found
-    return {
-        "test_alerts_per_500_symbol_days": 500.0
-        * calibrate.count_alerts(untouched, margins >= line)
-        / calibrate.symbol_days(untouched),
-        "test_detections_per_1000_bars": 1_000.0 * float((margins >= line).mean()),
-        "test_average_precision_strength_4_up": average_precision(touched.label[strong] == MANIPULATED, marks[strong]),
-        "test_event_recall_strength_4_up": event_recall(touched, found, 4.0),
-        "test_event_recall_all": event_recall(touched, found, 0.0),
-        "test_typology_accuracy_of_detected": float((kinds[hit] == touched.typology[hit]).mean()) if hit.any() else 0.0,
-        "test_untouched_bars": float(len(untouched)),
-        "test_events": float(len(np.unique(touched.event[touched.event >= 0]))),
-    }
+    figures: dict[str, float] = {}
+    for h in held:
+        margins, marks = h.plain.margin(calibration), h.marked.margin(calibration)
+        manipulated = h.touched.label == MANIPULATED
+        strong = (h.touched.label == NORMAL) | (manipulated & (h.touched.strength >= 4.0))
+        hit = manipulated & (marks >= line)
+        days = calibrate.symbol_days(h.untouched)
+        right = h.marked.typology[hit] == h.touched.typology[hit]
+        found = {
+            "alerts_per_500_symbol_days": 500.0 * calibrate.count_alerts(h.untouched, margins >= line) / days,
+            "average_precision_strength_4_up": average_precision(manipulated[strong], marks[strong]),
+            "event_recall_strength_4_up": event_recall(h.touched, marks >= line, 4.0),
+            "event_recall_all": event_recall(h.touched, marks >= line, 0.0),
+            "typology_accuracy_of_detected": float(right.mean()) if len(right) else 0.0,
+            "untouched_bars": float(len(h.untouched)),
+            "events": float(len(np.unique(h.touched.event[h.touched.event >= 0]))),
+        }
+        seconds = round(60.0 * float(np.exp(h.plain.length[0])))
+        figures |= {f"test_{seconds}s_{name}": value for name, value in found.items()}
+    return figures
 
 
 def usual_ranges(normal: Rows) -> tuple[FeatureUsual, ...]:
@@ -203,19 +277,26 @@ def usual_ranges(normal: Rows) -> tuple[FeatureUsual, ...]:
     )
 
 
-def describe(data: str, history: list[Bars], seed: int) -> str:
+def describe(sources: Sequence[Source], seed: int) -> str:
     """What the model was trained on, in a sentence."""
-    first = min(bars.event_time[0] for bars in history).astype("datetime64[D]")
-    last = max(bars.event_time[-1] for bars in history).astype("datetime64[D]")
-    intervals = sorted({bars.interval_seconds for bars in history})
-    name = data if data == "bokeh" else Path(data).name
+    parts = []
+    for source in sources:
+        first = min(bars.event_time[0] for bars in source.history).astype("datetime64[D]")
+        last = max(bars.event_time[-1] for bars in source.history).astype("datetime64[D]")
+        bars = sum(map(len, source.history))
+        parts.append(
+            f"{len(source.history)} symbols with {bars:,} bars of {source.interval_seconds} s, {first} to {last} "
+            f"({Path(source.location).stem})"
+        )
     return (
-        f"{len(history)} symbols, {sum(map(len, history)):,} bars of {', '.join(map(str, intervals))} s from {name}, "
-        f"{first} to {last}: first 60 % of the time of 60 % of the symbols, with injected manipulations, seed {seed}"
+        f"{'; '.join(parts)}: of each the first 60 % of the time and, of 20 symbols and more, 60 % of the symbols, "
+        f"with injected manipulations, seed {seed}"
     )
 
 
-def run(data: str, output: Path, *, seed: int, epochs: int, passes: int, console: Console) -> ModelMetadata:
+def run(
+    locations: Sequence[str], output: Path, *, seed: int, epochs: int, passes: int, console: Console
+) -> ModelMetadata:
     """Trains, calibrates, measures and writes a version under `output`; nothing is left half-written.
 
     Raises: TapewatchError when the data cannot be used or TensorFlow is missing.
@@ -223,31 +304,19 @@ def run(data: str, output: Path, *, seed: int, epochs: int, passes: int, console
     networks.tensorflow()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        training = Training(data, seed=seed, epochs=epochs, passes=passes, progress=progress)
-        normal = training.rows(Part.TRAIN)
-        autoencoder, classifier = training.networks(normal)
-        held = {
-            part: (training.rows(part), training.rows(part, seed=seed * 1_000 + 900 + i))
-            for i, part in enumerate((Part.VALIDATION, Part.TEST))
-        }
-    outputs = {part: tuple(Outputs(rows, autoencoder, classifier) for rows in pair) for part, pair in held.items()}
-    untouched, touched = held[Part.VALIDATION]
-    calibration, threshold, weight = calibrated(
-        untouched, outputs[Part.VALIDATION][0], touched, outputs[Part.VALIDATION][1]
-    )
-    metrics = measured(
-        calibration,
-        threshold,
-        held[Part.TEST][0],
-        outputs[Part.TEST][0],
-        held[Part.TEST][1],
-        outputs[Part.TEST][1],
-    )
+        training = Training(locations, seed=seed, epochs=epochs, passes=passes, progress=progress)
+        normals = [training.rows(source, Part.TRAIN) for source in training.sources]
+        autoencoder, classifier = training.networks(normals)
+        validation, test = (
+            [held_out(training, source, part, autoencoder, classifier) for source in training.sources]
+            for part in (Part.VALIDATION, Part.TEST)
+        )
+    calibration, threshold, weight = calibrated(validation)
     files = {AUTOENCODER_FILE: autoencoder, CLASSIFIER_FILE: classifier}
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     metadata = ModelMetadata(
         version=f"tw-{training.fingerprint[:10]}",
-        features=usual_ranges(normal),
+        features=usual_ranges(normals[0]),
         feature_hash=FEATURE_HASH,
         window_quotes=WINDOW,
         min_history_quotes=MIN_HISTORY_QUOTES,
@@ -255,14 +324,26 @@ def run(data: str, output: Path, *, seed: int, epochs: int, passes: int, console
         autoencoder_weight=weight,
         calibration=calibration,
         training_fingerprint=training.fingerprint,
-        trained_on=describe(data, training.history, seed),
+        trained_on=describe(training.sources, seed),
         train_time=datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC).replace(microsecond=0),
-        metrics=metrics,
+        metrics=measured(calibration, threshold, test),
         checksums={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         typologies=OBSERVABLE,
     )
     write(output, metadata, files)
     return metadata
+
+
+def held_out(training: Training, source: Source, part: Part, autoencoder: bytes, classifier: bytes) -> Held:
+    """A source's held-out rows of one side and what the files say of them."""
+    untouched = training.rows(source, part)
+    touched = training.rows(source, part, seed=training.seed * 1_000 + (900 if part is Part.VALIDATION else 901))
+    return Held(
+        untouched,
+        Outputs(untouched, autoencoder, classifier),
+        touched,
+        Outputs(touched, autoencoder, classifier),
+    )
 
 
 def write(output: Path, metadata: ModelMetadata, files: dict[str, bytes]) -> Path:
@@ -283,7 +364,10 @@ def write(output: Path, metadata: ModelMetadata, files: dict[str, bytes]) -> Pat
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Option(help='"bokeh", a Parquet file, or a folder of Parquet files.')] = "bokeh",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help='"bokeh" (the default), a Parquet file or a folder of them; once for each bar length.'),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder of model versions to add one to.")] = Path("models"),
     seed: Annotated[int, typer.Option(help="Decides injection, weights and order.")] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 12,
@@ -291,7 +375,7 @@ def train(
 ) -> None:
     """Trains a model version on real bars with injected manipulations."""
     try:
-        metadata = run(data, output, seed=seed, epochs=epochs, passes=passes, console=_console)
+        metadata = run(data or ["bokeh"], output, seed=seed, epochs=epochs, passes=passes, console=_console)
     except TapewatchError as error:
         _console.print(f"[red]{error.message}[/red]", highlight=False)
         raise typer.Exit(1) from error
