@@ -73,7 +73,7 @@ async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]
     lifetime.on_close(progress.close)
     source = await asyncio.to_thread(make_source, settings, progress)
     tracing = ProducerSpans(settings.queue_name, settings.queue_backend)
-    service = IngestService(queue, CoverageBook(_now), Subscribers(), tracing, _now)
+    service = IngestService(queue, CoverageBook(_now), Subscribers(settings.stream_max_behind), tracing, _now)
     replays = Replays(
         service,
         queue,

@@ -16,7 +16,7 @@ from services.domain.quote import Quote
 from services.ingest.convert import coverage_to_proto, replay_to_proto
 from services.ingest.replay import Replays
 from services.ingest.service import IngestService, Outcome, Published
-from services.ingest.subscribers import MAX_BEHIND, Subscription
+from services.ingest.subscribers import Subscription
 from services.runtime.errors import status_of
 from services.wire.quote import quote_from_proto, quote_to_proto
 from services.wire.time import timestamp_to_proto
@@ -91,9 +91,9 @@ class IngestServicer(IngestServiceServicer):
                 while (quote := subscription.take()) is not None:
                     yield pb.StreamQuotesResponse(quote=quote_to_proto(quote))
                 if subscription.overrun:
+                    behind = f"fell more than {self._service.subscribers.max_behind:,} quotes behind"
                     await context.abort(
-                        grpc.StatusCode.RESOURCE_EXHAUSTED,
-                        f"fell more than {MAX_BEHIND:,} quotes behind: read faster, or ask for fewer symbols",
+                        grpc.StatusCode.RESOURCE_EXHAUSTED, f"{behind}: read faster, or ask for fewer symbols"
                     )
         raise _draining_error()
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from services.ingest.subscribers import MAX_BEHIND
 from services.ingest.universe import symbols_of
 from services.queue.settings import QueueSettings
 from services.runtime.settings import ServerSettings
@@ -29,6 +30,9 @@ class IngestSettings(ServerSettings, QueueSettings):
     replay_batch_quotes: int = Field(250, ge=1, le=1_000, description="quotes that a replay sends at once")
     replay_max_ready: int = Field(
         5_000, ge=1, description="messages ready in the queue above which replays wait for the mesh"
+    )
+    stream_max_behind: int = Field(
+        MAX_BEHIND, ge=1, description="quotes that a StreamQuotes listener may fall behind before it is ended"
     )
     yahoo_requests_per_second: float = Field(2.0, gt=0, description="requests to Yahoo Finance, at most, per second")
 

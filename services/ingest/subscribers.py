@@ -56,7 +56,7 @@ class Subscribers:
     """All listeners."""
 
     def __init__(self, max_behind: int = MAX_BEHIND) -> None:
-        self._max_behind = max_behind
+        self.max_behind = max_behind
         self._subscriptions: set[Subscription] = set()
 
     def publish(self, quotes: Sequence[Quote]) -> None:
@@ -67,7 +67,7 @@ class Subscribers:
     @contextmanager
     def subscribe(self, symbols: Collection[str] = (), tape: str = "") -> Iterator[Subscription]:
         """Listen until the block ends; empty `symbols` and `tape` mean all."""
-        subscription = Subscription(symbols, tape, self._max_behind)
+        subscription = Subscription(symbols, tape, self.max_behind)
         self._subscriptions.add(subscription)
         try:
             yield subscription
