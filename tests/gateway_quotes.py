@@ -8,8 +8,8 @@ from services.domain.score import Quality, Reason, Score, ScoredQuote
 from services.domain.typology import Typology
 from services.gateway.ports import AlertWrite
 
-START = datetime(2026, 11, 20, 14, 30, tzinfo=UTC)
-NOW = datetime(2026, 11, 24, 12, 0, 0, 123456, tzinfo=UTC)
+START = datetime(2024, 3, 14, 14, 30, tzinfo=UTC)
+NOW = datetime(2024, 3, 18, 12, 0, 0, 123456, tzinfo=UTC)
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 REASON = Reason("return_1", 0.31, -0.02, 0.02, 0.4, "price change 31 %, usually -2 % to 2 %")
 

@@ -92,7 +92,7 @@ def test_kept_detection_is_given_back_whole(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "quote_id",
-    ["", "x", "live/test/AAPL/60s/2026-11-20T14:30:00Z/1", "live/test/AAPL/60s/yesterday/0", "a/b/c/ds/e/f", "/////"],
+    ["", "x", "live/test/AAPL/60s/2024-03-14T14:30:00Z/1", "live/test/AAPL/60s/yesterday/0", "a/b/c/ds/e/f", "/////"],
 )
 def test_unknown_quote_is_none(store: Store, quote_id: str) -> None:
     store.put_scores([scored(0)], NOW)

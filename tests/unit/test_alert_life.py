@@ -68,7 +68,7 @@ def test_grows_by_count_times_and_peak() -> None:
 
 def test_summary_says_what_when_and_why_without_a_verdict() -> None:
     assert NEW.summary == (
-        "AAPL 2026-11-20T14:30:00Z: price and volume consistent with price spike (score 0.900): "
+        "AAPL 2024-03-14T14:30:00Z: price and volume consistent with price spike (score 0.900): "
         "price change 31 %, usually -2 % to 2 %"
     )
 

@@ -1,0 +1,496 @@
+"""The gateway's services over a real server: every method, every refusal, the watch, the drain."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2, status_pb2
+
+from services.archive import lake as layout
+from services.domain.score import ScoredQuote
+from services.domain.typology import NOT_OBSERVABLE, Typology
+from services.runtime.errors import STATUS_DETAILS_KEY
+from services.wire.quote import quote_from_proto, quote_to_proto
+from services.wire.score import score_from_proto, score_to_proto
+from services.wire.time import timestamp_to_proto
+from tapewatch.gateway.v1 import alert_pb2, alert_service_pb2, detection_service_pb2
+from tapewatch.market.v1 import quote_pb2
+from tests.gateway_quotes import START, TRACE_ID, scored, spike
+from tests.integration.gateway_server import Gateway, running_gateway
+
+CREATED = detection_service_pb2.RECORD_OUTCOME_CREATED
+UNCHANGED = detection_service_pb2.RECORD_OUTCOME_UNCHANGED
+DIFFERENT = detection_service_pb2.RECORD_OUTCOME_DIFFERENT
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    async with running_gateway(tmp_path) as running:
+        yield running
+
+
+def message(item: ScoredQuote) -> detection_service_pb2.ScoredQuote:
+    return detection_service_pb2.ScoredQuote(quote=quote_to_proto(item.quote), score=score_to_proto(item.score))
+
+
+async def record(gateway: Gateway, *items: ScoredQuote) -> list[detection_service_pb2.RecordResult]:
+    request = detection_service_pb2.RecordScoresRequest(items=[message(item) for item in items])
+    return list((await gateway.detections.RecordScores(request)).results)
+
+
+async def open_alert(gateway: Gateway, minute: int = 0) -> alert_pb2.Alert:
+    (result,) = await record(gateway, spike(minute))
+    answer = await gateway.alerts.GetAlert(alert_service_pb2.GetAlertRequest(alert_id=result.recorded.alert_id))
+    return answer.alert
+
+
+async def refusal(call: Awaitable[Any]) -> tuple[grpc.StatusCode, str, set[str]]:
+    """Status code, ErrorInfo.reason and the violated fields of a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    for key, value in caught.value.trailing_metadata() or ():
+        if key == STATUS_DETAILS_KEY:
+            assert isinstance(value, bytes)
+            reason, fields = details(status_pb2.Status.FromString(value))
+            return caught.value.code(), reason, fields
+    raise AssertionError(f"no rich error: {caught.value!r}")
+
+
+async def read(stream: Any) -> alert_service_pb2.WatchAlertsResponse:
+    """The stream's next response; fails after ten seconds."""
+    response = await asyncio.wait_for(stream.read(), 10)
+    assert isinstance(response, alert_service_pb2.WatchAlertsResponse)
+    return response
+
+
+def details(status: status_pb2.Status) -> tuple[str, set[str]]:
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        if not detail.Unpack(info):
+            detail.Unpack(bad)
+    return info.reason.removeprefix("ERROR_REASON_"), {violation.field for violation in bad.field_violations}
+
+
+async def test_record_and_read_back(gateway: Gateway) -> None:
+    items = [scored(0), spike(1), scored(2)]
+    first = await record(gateway, *items)
+    assert [r.quote_id for r in first] == [i.quote.quote_id for i in items]
+    assert [r.recorded.outcome for r in first] == [CREATED] * 3
+    again = await record(gateway, items[0], spike(1, 0.95), items[2])
+    assert [r.recorded.outcome for r in again] == [UNCHANGED, DIFFERENT, UNCHANGED]
+    assert again[1].recorded.alert_id == first[1].recorded.alert_id != ""
+
+    answer = await gateway.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(symbol="AAPL"))
+    assert [(quote_from_proto(q.quote), score_from_proto(q.score)) for q in answer.quotes] == [
+        (i.quote, i.score) for i in items
+    ]
+    assert [(q.record_count, q.mismatch_count) for q in answer.quotes] == [(2, 0), (2, 1), (2, 0)]
+    found = await gateway.detections.GetDetection(
+        detection_service_pb2.GetDetectionRequest(quote_id=items[1].quote.quote_id)
+    )
+    assert found.detection.alert_id == first[1].recorded.alert_id
+    assert score_from_proto(found.detection.score) == items[1].score
+
+
+async def test_malformed_items_are_answered_beside_good_ones(gateway: Gateway) -> None:
+    good = [message(scored(i)) for i in range(2)]
+    without_quote = detection_service_pb2.ScoredQuote(score=score_to_proto(scored(2).score))
+    without_score = detection_service_pb2.ScoredQuote(quote=quote_to_proto(scored(3).quote))
+    mixed = detection_service_pb2.ScoredQuote(
+        quote=quote_to_proto(scored(4).quote), score=score_to_proto(scored(5).score)
+    )
+    wild = message(scored(6))
+    wild.quote.close = float("nan")
+    wild.score.ensemble = 1.5
+    odd = message(scored(7))
+    odd.score.typology = 99  # type: ignore[assignment]
+    nameless = message(spike(8))
+    nameless.score.typology = 0  # type: ignore[assignment]
+    contradicting = message(scored(9))
+    contradicting.quote.symbol = "MSFT"
+    items = [good[0], without_quote, without_score, mixed, wild, odd, nameless, contradicting, good[1]]
+    answer = await gateway.detections.RecordScores(detection_service_pb2.RecordScoresRequest(items=items))
+    assert [r.WhichOneof("outcome") for r in answer.results] == ["recorded", *["error"] * 7, "recorded"]
+    wrong = [details(r.error) for r in answer.results[1:-1]]
+    assert {reason for reason, _ in wrong} == {"INVALID_QUOTE"}
+    assert [fields for _, fields in wrong] == [
+        {"quote"},
+        {"score"},
+        {"score.quote_id"},
+        {"quote.close", "score.ensemble"},
+        {"score"},
+        {"score.typology"},
+        {"quote.quote_id"},
+    ]
+    assert answer.results[4].quote_id == scored(6).quote.quote_id
+
+
+def listing(size: int) -> Callable[[Gateway], Awaitable[Any]]:
+    return lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(page_size=size))
+
+
+def updating(
+    alert: alert_pb2.Alert, *paths: str, actor: str = "ann", comment: str = ""
+) -> alert_service_pb2.UpdateAlertRequest:
+    return alert_service_pb2.UpdateAlertRequest(
+        alert=alert, update_mask=FieldMask(paths=paths), actor=actor, comment=comment
+    )
+
+
+KNOWN = alert_pb2.Alert(alert_id="al_x", etag='"1"', state=alert_pb2.ALERT_STATE_ACKNOWLEDGED)
+EVER = Timestamp(seconds=10**15)
+
+MALFORMED: list[tuple[str, Callable[[Gateway], Awaitable[Any]], set[str]]] = [
+    (
+        "no items",
+        lambda g: g.detections.RecordScores(detection_service_pb2.RecordScoresRequest()),
+        {"items"},
+    ),
+    (
+        "1,001 items",
+        lambda g: g.detections.RecordScores(
+            detection_service_pb2.RecordScoresRequest(items=[message(scored(0))] * 1_001)
+        ),
+        {"items"},
+    ),
+    (
+        "no series",
+        lambda g: g.detections.GetCursors(detection_service_pb2.GetCursorsRequest()),
+        {"series"},
+    ),
+    (
+        "series without symbol",
+        lambda g: g.detections.GetCursors(
+            detection_service_pb2.GetCursorsRequest(series=[quote_pb2.Series(symbol="A"), quote_pb2.Series()])
+        ),
+        {"series[1].symbol"},
+    ),
+    (
+        "no quote_id",
+        lambda g: g.detections.GetDetection(detection_service_pb2.GetDetectionRequest()),
+        {"quote_id"},
+    ),
+    ("negative page", listing(-1), {"page_size"}),
+    ("huge page", listing(5_001), {"page_size"}),
+    (
+        "huge page of detections",
+        lambda g: g.detections.ListDetections(detection_service_pb2.ListDetectionsRequest(page_size=1_001)),
+        {"page_size"},
+    ),
+    (
+        "tape backwards",
+        lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(descending=True)),
+        {"symbol"},
+    ),
+    (
+        "tape by time",
+        lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(start_time=Timestamp(seconds=1))),
+        {"symbol"},
+    ),
+    (
+        "negative interval",
+        lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(interval_seconds=-1)),
+        {"interval_seconds"},
+    ),
+    (
+        "absurd time",
+        lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(symbol="A", end_time=EVER)),
+        {"end_time"},
+    ),
+    (
+        "garbage page token",
+        lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(page_token="what?")),
+        {"page_token"},
+    ),
+    (
+        "page token of nobody",
+        lambda g: g.alerts.ListAlerts(
+            alert_service_pb2.ListAlertsRequest(page_token=base64.urlsafe_b64encode(b"0123456789abcdef[1]").decode())
+        ),
+        {"page_token"},
+    ),
+    (
+        "unknown typology",
+        lambda g: g.detections.ListDetections(
+            detection_service_pb2.ListDetectionsRequest(typology=99)  # type: ignore[arg-type]
+        ),
+        {"typology"},
+    ),
+    (
+        "unknown state",
+        lambda g: g.alerts.ListAlerts(
+            alert_service_pb2.ListAlertsRequest(
+                filter=alert_service_pb2.AlertFilter(states=[1, 77])  # type: ignore[list-item]
+            )
+        ),
+        {"filter.states[1]"},
+    ),
+    (
+        "score out of range",
+        lambda g: g.alerts.ListAlerts(
+            alert_service_pb2.ListAlertsRequest(filter=alert_service_pb2.AlertFilter(min_peak_score=float("nan")))
+        ),
+        {"filter.min_peak_score"},
+    ),
+    ("no alert_id", lambda g: g.alerts.GetAlert(alert_service_pb2.GetAlertRequest()), {"alert_id"}),
+    (
+        "no alert_id of a trail",
+        lambda g: g.alerts.ListAlertEvents(alert_service_pb2.ListAlertEventsRequest()),
+        {"alert_id"},
+    ),
+    (
+        "too much context",
+        lambda g: g.alerts.GetEvidence(alert_service_pb2.GetEvidenceRequest(alert_id="al_x", context_quotes=501)),
+        {"context_quotes"},
+    ),
+    (
+        "empty update",
+        lambda g: g.alerts.UpdateAlert(alert_service_pb2.UpdateAlertRequest()),
+        {"alert.alert_id", "alert.etag", "actor", "update_mask"},
+    ),
+    ("unknown path", lambda g: g.alerts.UpdateAlert(updating(KNOWN, "peak_score", "state")), {"update_mask"}),
+    ("no mask", lambda g: g.alerts.UpdateAlert(updating(KNOWN)), {"update_mask"}),
+    ("posing as the system", lambda g: g.alerts.UpdateAlert(updating(KNOWN, "state", actor="system")), {"actor"}),
+    (
+        "state without value",
+        lambda g: g.alerts.UpdateAlert(updating(alert_pb2.Alert(alert_id="al_x", etag='"1"'), "state")),
+        {"alert.state"},
+    ),
+    (
+        "hasty heartbeat",
+        lambda g: g.alerts.WatchAlerts(
+            alert_service_pb2.WatchAlertsRequest(heartbeat_interval=Duration(nanos=1))
+        ).read(),
+        {"heartbeat_interval"},
+    ),
+    (
+        "lazy heartbeat",
+        lambda g: g.alerts.WatchAlerts(
+            alert_service_pb2.WatchAlertsRequest(heartbeat_interval=Duration(seconds=301))
+        ).read(),
+        {"heartbeat_interval"},
+    ),
+    (
+        "garbage resume token",
+        lambda g: g.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(resume_token="what?")).read(),
+        {"resume_token"},
+    ),
+    (
+        "bad filter of a watch",
+        lambda g: g.alerts.WatchAlerts(
+            alert_service_pb2.WatchAlertsRequest(
+                filter=alert_service_pb2.AlertFilter(typologies=[0])  # type: ignore[list-item]
+            )
+        ).read(),
+        {"filter.typologies"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "fields"), [case[1:] for case in MALFORMED], ids=[case[0] for case in MALFORMED])
+async def test_malformed_request_names_its_fields(
+    gateway: Gateway, call: Callable[[Gateway], Awaitable[Any]], fields: set[str]
+) -> None:
+    assert await refusal(call(gateway)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", fields)
+
+
+async def test_page_token_of_other_conditions_is_refused(gateway: Gateway) -> None:
+    await record(gateway, *(scored(i) for i in range(3)))
+    first = await gateway.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(symbol="AAPL", page_size=1))
+    assert first.next_page_token
+    request = detection_service_pb2.ListQuotesRequest(symbol="AAPL", descending=True, page_token=first.next_page_token)
+    assert (await refusal(gateway.detections.ListQuotes(request)))[2] == {"page_token"}
+    request = detection_service_pb2.ListQuotesRequest(symbol="AAPL", page_size=9, page_token=first.next_page_token)
+    following = await gateway.detections.ListQuotes(request)
+    assert len(following.quotes) == 2
+    assert following.next_page_token == ""
+
+
+@pytest.mark.parametrize("name", ["alert", "detection"])
+async def test_unknown_names_are_not_found(gateway: Gateway, name: str) -> None:
+    await record(gateway, scored(0))
+    if name == "alert":
+        calls: list[Awaitable[Any]] = [
+            gateway.alerts.GetAlert(alert_service_pb2.GetAlertRequest(alert_id="al_x")),
+            gateway.alerts.ListAlertEvents(alert_service_pb2.ListAlertEventsRequest(alert_id="al_x")),
+            gateway.alerts.GetEvidence(alert_service_pb2.GetEvidenceRequest(alert_id="al_x")),
+            gateway.alerts.UpdateAlert(updating(KNOWN, "state")),
+        ]
+    else:
+        quote_ids = ["nonsense", scored(0).quote.quote_id]
+        calls = [
+            gateway.detections.GetDetection(detection_service_pb2.GetDetectionRequest(quote_id=i)) for i in quote_ids
+        ]
+    for call in calls:
+        assert (await refusal(call))[:2] == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+
+
+async def test_cursors_in_the_requests_order(gateway: Gateway) -> None:
+    await record(gateway, scored(3), scored(5, symbol="MSFT"))
+    series = [quote_pb2.Series(symbol=s, source="test") for s in ("MSFT", "IBM", "AAPL", "MSFT")]
+    answer = await gateway.detections.GetCursors(detection_service_pb2.GetCursorsRequest(series=series))
+    assert [c.series.symbol for c in answer.cursors] == ["MSFT", "IBM", "AAPL", "MSFT"]
+    assert [c.HasField("last_event_time") for c in answer.cursors] == [True, False, True, True]
+    assert answer.cursors[2].last_event_time == timestamp_to_proto(scored(3).quote.event_time)
+
+
+async def test_triage_by_etag_with_its_trail(gateway: Gateway) -> None:
+    alert = await open_alert(gateway)
+    stale = alert_pb2.Alert()
+    stale.CopyFrom(alert)
+    alert.state = alert_pb2.ALERT_STATE_INVESTIGATING
+    alert.assignee = "ben"
+    alert.summary = "not to be taken over"
+    updated = (await gateway.alerts.UpdateAlert(updating(alert, "state", "assignee"))).alert
+    assert (updated.state, updated.assignee) == (alert_pb2.ALERT_STATE_INVESTIGATING, "ben")
+    assert updated.etag != alert.etag
+    assert updated.summary == stale.summary
+
+    stale.state = alert_pb2.ALERT_STATE_ACKNOWLEDGED
+    code, reason, _ = await refusal(gateway.alerts.UpdateAlert(updating(stale, "state")))
+    assert (code, reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
+
+    back = alert_pb2.Alert(alert_id=alert.alert_id, etag=updated.etag, state=alert_pb2.ALERT_STATE_NEW)
+    code, reason, _ = await refusal(gateway.alerts.UpdateAlert(updating(back, "state")))
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ILLEGAL_TRANSITION")
+
+    closing = alert_pb2.Alert(alert_id=alert.alert_id, etag=updated.etag, state=alert_pb2.ALERT_STATE_CLOSED)
+    _, _, fields = await refusal(gateway.alerts.UpdateAlert(updating(closing, "state")))
+    assert fields == {"alert.disposition", "comment"}
+    closing.disposition = alert_pb2.DISPOSITION_CONFIRMED
+    await gateway.alerts.UpdateAlert(updating(closing, "state", "disposition", comment="pumped"))
+
+    trail = await gateway.alerts.ListAlertEvents(alert_service_pb2.ListAlertEventsRequest(alert_id=alert.alert_id))
+    assert [(e.actor, e.to_state, e.comment) for e in trail.events] == [
+        ("system", alert_pb2.ALERT_STATE_NEW, ""),
+        ("ann", alert_pb2.ALERT_STATE_INVESTIGATING, ""),
+        ("ann", alert_pb2.ALERT_STATE_CLOSED, "pumped"),
+    ]
+
+
+async def test_one_of_two_analysts_wins(gateway: Gateway) -> None:
+    alert = await open_alert(gateway)
+    alert.state = alert_pb2.ALERT_STATE_ACKNOWLEDGED
+    calls = [gateway.alerts.UpdateAlert(updating(alert, "state", actor=f"person {i}")) for i in range(8)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    failed = [o for o in outcomes if isinstance(o, grpc.aio.AioRpcError)]
+    assert len(failed) == 7
+    assert {error.code() for error in failed} == {grpc.StatusCode.ABORTED}
+
+
+async def test_evidence_is_what_an_analyst_files(gateway: Gateway) -> None:
+    quiet = scored(23, 0.9, typology=Typology.PRICE_SPIKE, traceparent="")
+    await record(gateway, *(scored(i) for i in range(20)), spike(20), scored(21), spike(22), quiet)
+    await record(gateway, *(scored(i) for i in range(24, 40)), scored(21, symbol="MSFT"), spike(21, tape="canary"))
+    alerts = await gateway.alerts.ListAlerts(
+        alert_service_pb2.ListAlertsRequest(filter=alert_service_pb2.AlertFilter(tape="live"))
+    )
+    (alert,) = alerts.alerts
+    evidence = await gateway.alerts.GetEvidence(
+        alert_service_pb2.GetEvidenceRequest(alert_id=alert.alert_id, context_quotes=3)
+    )
+    assert evidence.alert == alert
+    minutes = [(q.quote.event_time.seconds - int(START.timestamp())) // 60 for q in evidence.quotes]
+    assert minutes == [17, 18, 19, 20, 21, 22, 23, 24, 25, 26]
+    assert {q.quote.symbol for q in evidence.quotes} == {"AAPL"}
+    assert [d.quote_id for d in evidence.detections] == [i.quote.quote_id for i in (spike(20), spike(22), quiet)]
+    assert list(evidence.trace_ids) == [TRACE_ID, TRACE_ID, ""]
+    assert len(evidence.events) == 3
+    assert list(evidence.model_versions) == ["m1"]
+    assert [t.name for t in evidence.not_observable] == list(NOT_OBSERVABLE)
+    assert not evidence.truncated
+
+
+async def test_watch_sees_the_past_and_what_follows(gateway: Gateway) -> None:
+    await record(gateway, spike(0))
+    stream = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(from_start=True))
+    assert (await read(stream)).WhichOneof("event") == "heartbeat"
+    assert (await read(stream)).change.kind == alert_pb2.ALERT_CHANGE_KIND_OPENED
+    await record(gateway, spike(1))
+    response = await read(stream)
+    assert (response.change.sequence, response.change.kind) == (2, alert_pb2.ALERT_CHANGE_KIND_DETECTION_ADDED)
+    assert response.change.alert.detection_count == 2
+    stream.cancel()
+
+
+async def test_watch_begins_now_and_resumes(gateway: Gateway) -> None:
+    await record(gateway, spike(0))
+    stream = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest())
+    token = (await read(stream)).resume_token
+    stream.cancel()
+    await record(gateway, spike(1), spike(2))
+    resumed = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(resume_token=token, from_start=True))
+    await read(resumed)
+    assert [(await read(resumed)).change.sequence for _ in range(2)] == [2, 3]
+    resumed.cancel()
+
+
+async def test_heartbeats_advance_the_token_past_what_is_filtered_out(gateway: Gateway) -> None:
+    only_msft = alert_service_pb2.AlertFilter(symbols=["MSFT"])
+    request = alert_service_pb2.WatchAlertsRequest(filter=only_msft, heartbeat_interval=Duration(seconds=1))
+    stream = gateway.alerts.WatchAlerts(request)
+    first = await read(stream)
+    await record(gateway, spike(0), spike(1))
+    second = await read(stream)
+    assert second.WhichOneof("event") == "heartbeat"
+    assert second.resume_token != first.resume_token
+    stream.cancel()
+    await record(gateway, spike(0, symbol="MSFT"))
+    request.resume_token = second.resume_token
+    resumed = gateway.alerts.WatchAlerts(request)
+    await read(resumed)
+    assert (await read(resumed)).change.sequence == 3
+    resumed.cancel()
+
+
+async def test_token_of_another_store_is_out_of_range(gateway: Gateway, tmp_path: Path) -> None:
+    async with running_gateway(tmp_path / "other") as other:
+        stream = other.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest())
+        token = (await read(stream)).resume_token
+        stream.cancel()
+    watch = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(resume_token=token))
+    assert (await refusal(read(watch)))[:2] == (grpc.StatusCode.OUT_OF_RANGE, "RESUME_TOKEN_INVALID")
+
+
+async def test_token_ahead_of_the_log_is_out_of_range(gateway: Gateway) -> None:
+    stream = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest())
+    store_id = base64.urlsafe_b64decode((await read(stream)).resume_token).decode().partition(":")[0]
+    stream.cancel()
+    ahead = base64.urlsafe_b64encode(f"{store_id}:7".encode()).decode()
+    watch = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(resume_token=ahead))
+    assert (await refusal(read(watch)))[0] == grpc.StatusCode.OUT_OF_RANGE
+
+
+async def test_drain_ends_watches_with_unavailable_and_archives_the_rest(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as gateway:
+        await record(gateway, scored(0), spike(1))
+        stream = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest())
+        await read(stream)
+        gateway.lifetime.draining.set()
+        code, reason, _ = await refusal(read(stream))
+        assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+    assert layout.read_quotes(str(tmp_path / "lake")) == [scored(0).quote, spike(1).quote]
+    assert len(list((tmp_path / "lake" / "changes").rglob("*.parquet"))) == 1
+
+
+async def test_restart_keeps_everything_and_resumes(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as gateway:
+        await record(gateway, spike(0))
+        stream = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest())
+        token = (await read(stream)).resume_token
+        stream.cancel()
+    async with running_gateway(tmp_path) as gateway:
+        (again,) = await record(gateway, spike(0))
+        assert again.recorded.outcome == UNCHANGED
+        await record(gateway, spike(1))
+        resumed = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(resume_token=token))
+        await read(resumed)
+        assert (await read(resumed)).change.sequence == 2
+        resumed.cancel()
