@@ -84,8 +84,11 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 
 
 def trainable(history: Sequence[Bars]) -> list[Bars]:
-    """The series that may be trained on: long enough, and none of HELD_OUT_SYMBOLS when others remain."""
-    long = [bars for bars in history if len(bars) > 2 * WINDOW]
+    """The series that may be trained on: long enough, traded, and none of HELD_OUT_SYMBOLS when others remain.
+
+    Of an index nothing is traded (volume in less than a tenth of its bars): it cannot be manipulated by trading it.
+    """
+    long = [bars for bars in history if len(bars) > 2 * WINDOW and np.count_nonzero(bars.volume > 0) >= 0.1 * len(bars)]
     others = [bars for bars in long if bars.symbol not in HELD_OUT_SYMBOLS]
     if not long:
         raise InvalidRequestError([FieldViolation("data", f"no symbol has more than {2 * WINDOW} usable bars")])
@@ -99,13 +102,13 @@ def part_of(symbol: str) -> Part:
 
 
 def split(history: Sequence[Bars]) -> dict[Part, list[Bars]]:
-    """The series of each side, cut to its period: the first 60 % of the data's time, the next 20 %, the last.
+    """The series of each side, cut to its period: that of the first 60 % of all bars, of the next 20 %, of the last.
 
     With fewer than 20 symbols the split is by time only, and tickers appear on every side.
     """
-    times = np.concatenate([bars.event_time for bars in history]).astype(np.int64)
-    first, last = int(times.min()), int(times.max())
-    cuts = [first, *(int(first + share * (last - first)) for share in (_TRAIN_TIME, _VALIDATION_TIME)), last + 1]
+    times = np.sort(np.concatenate([bars.event_time for bars in history]).astype("datetime64[us]").astype(np.int64))
+    cuts = [int(times[0]), *(int(times[int(share * len(times))]) for share in (_TRAIN_TIME, _VALIDATION_TIME))]
+    cuts.append(int(times[-1]) + 1)
     sides: dict[Part, list[Bars]] = {}
     for part, start, stop in zip(Part, cuts[:-1], cuts[1:], strict=True):
         sides[part] = [

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -34,12 +35,15 @@ from services.domain.model import (
 from services.domain.typology import OBSERVABLE, Typology
 from services.training import calibrate, dataset, networks
 from services.training.dataset import Part, Rows
-from services.training.injection import MANIPULATED, NORMAL, TOUCHED
+from services.training.figures import STRONG, average_precision, event_recall, judged
+from services.training.injection import MANIPULATED, TOUCHED
 
 MIN_HISTORY_QUOTES = 30
 ALERTS_PER_SYMBOL_DAY = 1.0 / 500.0
 BUDGET_SHARE = 0.9
 """Share of the alert budget that the threshold uses up on validation bars: later times are never quite like them."""
+
+_SHOWN_PROBLEMS = 5
 
 app = typer.Typer(add_completion=False)
 _console = Console(stderr=True)
@@ -62,7 +66,12 @@ def read_sources(locations: Sequence[str]) -> list[Source]:
     """
     found = []
     for location in locations:
-        history = dataset.trainable(location_reader.read(location))
+        problems: list[str] = []
+        history = dataset.trainable(location_reader.read(location, problems))
+        for problem in problems[:_SHOWN_PROBLEMS]:
+            _console.print(f"[yellow]{problem}[/yellow]", highlight=False)
+        if len(problems) > _SHOWN_PROBLEMS:
+            _console.print(f"[yellow]and {len(problems) - _SHOWN_PROBLEMS:,} more like these[/yellow]")
         lengths = Counter(bars.interval_seconds for bars in history)
         usual = lengths.most_common(1)[0][0]
         history = [bars for bars in history if bars.interval_seconds == usual]
@@ -77,12 +86,22 @@ def read_sources(locations: Sequence[str]) -> list[Source]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The two networks as TFLite files: float32, which are shipped, and with int8 weights, whose loss is measured."""
+
+    autoencoder: bytes
+    classifier: bytes
+    autoencoder_quantised: bytes
+    classifier_quantised: bytes
+
+
 class Training:
     """One training run: its sources, settings and progress bars."""
 
     def __init__(self, locations: Sequence[str], *, seed: int, epochs: int, passes: int, progress: Progress) -> None:
         self.seed, self.epochs, self.passes = seed, epochs, passes
-        self._progress = progress
+        self.progress = progress
         self.sources = read_sources(locations)
         settings = json.dumps({"seed": seed, "epochs": epochs, "passes": passes})
         everything = [bars for source in self.sources for bars in source.history]
@@ -92,12 +111,12 @@ class Training:
         """A side's rows: untouched without a seed, else injected by it."""
         side = source.sides[part]
         what = "untouched" if seed is None else f"injected ({seed})"
-        task = self._progress.add_task(
+        task = self.progress.add_task(
             f"features of {source.interval_seconds} s bars, {part.value}, {what}", total=len(side)
         )
 
         def advance() -> None:
-            self._progress.advance(task)
+            self.progress.advance(task)
 
         if seed is None:
             return dataset.untouched(side, advance)
@@ -105,15 +124,15 @@ class Training:
 
     def watch(self, words: str) -> networks.Progress:
         """A progress bar over the epochs."""
-        task = self._progress.add_task(words, total=self.epochs)
+        task = self.progress.add_task(words, total=self.epochs)
 
         def advance(_: int, losses: dict[str, float]) -> None:
             loss = losses.get("loss", float("nan"))
-            self._progress.update(task, advance=1, description=f"{words}, loss {loss:.4f}")
+            self.progress.update(task, advance=1, description=f"{words}, loss {loss:.4f}")
 
         return advance
 
-    def networks(self, normals: list[Rows], typologies: tuple[Typology, ...] = OBSERVABLE) -> tuple[bytes, bytes]:
+    def networks(self, normals: list[Rows], typologies: tuple[Typology, ...] = OBSERVABLE) -> Exported:
         """The trained autoencoder and classifier as TFLite files.
 
         Args:
@@ -160,18 +179,23 @@ class Training:
             epochs=self.epochs,
             progress=self.watch("classifier"),
         )
-        return networks.export(autoencoder), networks.export(classifier)
+        return Exported(
+            networks.export(autoencoder),
+            networks.export(classifier),
+            networks.export(autoencoder, quantised=True),
+            networks.export(classifier, quantised=True),
+        )
 
 
 class Outputs:
     """What the two files say of rows: raw errors, probabilities, likeliest typologies; and the bars' length."""
 
-    def __init__(self, rows: Rows, autoencoder: bytes, classifier: bytes) -> None:
-        self.errors = networks.run_tflite(autoencoder, rows.features)[:, 0]
-        raw = networks.run_tflite(classifier, rows.features)
+    def __init__(self, features: NDArray[np.float32], autoencoder: bytes, classifier: bytes) -> None:
+        self.errors = networks.run_tflite(autoencoder, features)[:, 0]
+        raw = networks.run_tflite(classifier, features)
         self.probability = raw[:, 0]
         self.typology = np.array([int(t) for t in OBSERVABLE])[np.argmax(raw[:, 1:], axis=1)]
-        self.length = rows.features[:, FEATURE_NAMES.index("bar_length")].astype(np.float64)
+        self.length = features[:, FEATURE_NAMES.index("bar_length")].astype(np.float64)
 
     def margin(self, calibration: Calibration, *, autoencoder: bool = True, classifier: bool = True) -> calibrate.Array:
         """The ensemble's log-odds, or those of one half alone."""
@@ -227,22 +251,6 @@ def calibrated(held: Sequence[Held]) -> tuple[Calibration, float, float]:
     return calibration, float(logistic(np.array([line]))[0]), spread[0] / max(sum(spread), 1e-12)
 
 
-def average_precision(label: "np.ndarray[tuple[int], np.dtype[np.bool_]]", score: calibrate.Array) -> float:
-    """Area under the precision-recall curve as the mean precision at each hit; ties count against the model."""
-    order = np.lexsort((label, -score))
-    hits = label[order]
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    return float(precision[hits].mean()) if hits.any() else float("nan")
-
-
-def event_recall(rows: Rows, detected: "np.ndarray[tuple[int], np.dtype[np.bool_]]", least: float) -> float:
-    """Share of events of at least this strength with a detection among their touched bars."""
-    chosen = (rows.event >= 0) & (rows.strength >= least)
-    events = np.unique(rows.event[chosen & (rows.label == MANIPULATED)])
-    found = np.unique(rows.event[chosen & detected])
-    return float(np.isin(events, found).mean()) if len(events) else float("nan")
-
-
 def measured(calibration: Calibration, threshold: float, held: Sequence[Held]) -> dict[str, float]:
     """Figures on each source's test rows, of tickers and times that nothing was fitted on."""
     line = float(np.log(threshold / (1.0 - threshold)))
@@ -250,15 +258,15 @@ def measured(calibration: Calibration, threshold: float, held: Sequence[Held]) -
     for h in held:
         margins, marks = h.plain.margin(calibration), h.marked.margin(calibration)
         manipulated = h.touched.label == MANIPULATED
-        strong = (h.touched.label == NORMAL) | (manipulated & (h.touched.strength >= 4.0))
+        strong = judged(h.touched, STRONG)
         hit = manipulated & (marks >= line)
         days = calibrate.symbol_days(h.untouched)
         right = h.marked.typology[hit] == h.touched.typology[hit]
         found = {
             "alerts_per_500_symbol_days": 500.0 * calibrate.count_alerts(h.untouched, margins >= line) / days,
             "average_precision_strength_4_up": average_precision(manipulated[strong], marks[strong]),
-            "event_recall_strength_4_up": event_recall(h.touched, marks >= line, 4.0),
-            "event_recall_all": event_recall(h.touched, marks >= line, 0.0),
+            "event_recall_strength_4_up": event_recall(h.touched, marks >= line, STRONG),
+            "event_recall_all": event_recall(h.touched, marks >= line),
             "typology_accuracy_of_detected": float(right.mean()) if len(right) else 0.0,
             "untouched_bars": float(len(h.untouched)),
             "events": float(len(np.unique(h.touched.event[h.touched.event >= 0]))),
@@ -266,6 +274,21 @@ def measured(calibration: Calibration, threshold: float, held: Sequence[Held]) -
         seconds = round(60.0 * float(np.exp(h.plain.length[0])))
         figures |= {f"test_{seconds}s_{name}": value for name, value in found.items()}
     return figures
+
+
+def quantisation(exported: Exported, calibration: Calibration, test: Held) -> dict[str, float]:
+    """What int8 weights cost: sizes, and the difference of scores and figures on test rows of the longest bars."""
+    small = Outputs(test.touched.features, exported.autoencoder_quantised, exported.classifier_quantised)
+    strong = judged(test.touched, STRONG)
+    label = test.touched.label[strong] == MANIPULATED
+    exact, rough = test.marked.margin(calibration), small.margin(calibration)
+    return {
+        "float32_bytes": float(len(exported.autoencoder) + len(exported.classifier)),
+        "quantised_bytes": float(len(exported.autoencoder_quantised) + len(exported.classifier_quantised)),
+        "quantised_mean_score_difference": float(np.abs(logistic(exact) - logistic(rough)).mean()),
+        "quantised_average_precision_loss": average_precision(label, exact[strong])
+        - average_precision(label, rough[strong]),
+    }
 
 
 def usual_ranges(normal: Rows) -> tuple[FeatureUsual, ...]:
@@ -289,8 +312,8 @@ def describe(sources: Sequence[Source], seed: int) -> str:
             f"({Path(source.location).stem})"
         )
     return (
-        f"{'; '.join(parts)}: of each the first 60 % of the time and, of 20 symbols and more, 60 % of the symbols, "
-        f"with injected manipulations, seed {seed}"
+        f"{'; '.join(parts)}: of each the period of the first 60 % of the bars and, of 20 symbols and more, 60 % of "
+        f"the symbols, with injected manipulations, seed {seed}"
     )
 
 
@@ -306,7 +329,8 @@ def run(
     with Progress(*columns, console=console) as progress:
         training = Training(locations, seed=seed, epochs=epochs, passes=passes, progress=progress)
         normals = [training.rows(source, Part.TRAIN) for source in training.sources]
-        autoencoder, classifier = training.networks(normals)
+        exported = training.networks(normals)
+        autoencoder, classifier = exported.autoencoder, exported.classifier
         validation, test = (
             [held_out(training, source, part, autoencoder, classifier) for source in training.sources]
             for part in (Part.VALIDATION, Part.TEST)
@@ -326,7 +350,7 @@ def run(
         training_fingerprint=training.fingerprint,
         trained_on=describe(training.sources, seed),
         train_time=datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC).replace(microsecond=0),
-        metrics=measured(calibration, threshold, test),
+        metrics=measured(calibration, threshold, test) | quantisation(exported, calibration, test[0]),
         checksums={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         typologies=OBSERVABLE,
     )
@@ -340,9 +364,9 @@ def held_out(training: Training, source: Source, part: Part, autoencoder: bytes,
     touched = training.rows(source, part, seed=training.seed * 1_000 + (900 if part is Part.VALIDATION else 901))
     return Held(
         untouched,
-        Outputs(untouched, autoencoder, classifier),
+        Outputs(untouched.features, autoencoder, classifier),
         touched,
-        Outputs(touched, autoencoder, classifier),
+        Outputs(touched.features, autoencoder, classifier),
     )
 
 

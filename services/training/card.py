@@ -1,0 +1,202 @@
+"""The model card as Markdown, from metadata and figures."""
+
+from typing import Any
+
+from services.domain.model import ModelMetadata
+from services.training.evaluation import LEFT_OUT
+from services.training.injection import STRENGTHS
+from services.training.train import ALERTS_PER_SYMBOL_DAY
+
+
+def render(metadata: ModelMetadata, found: dict[str, Any], folder: str) -> str:
+    """The card's text; `folder` is where its plots lie, relative to it."""
+    parts = [_head(metadata)]
+    for source in found.get("equities", []):
+        parts.append(_equities(source, folder))
+    if "days" in found:
+        parts.append(_days(found["days"]))
+    if "left_out" in found:
+        parts.append(_left_out(found["left_out"]))
+    if "pumps" in found:
+        parts.append(_pumps(found["pumps"], folder))
+    if "old_task" in found:
+        parts.append(_old_task(found["old_task"]))
+    parts.append(_limits(metadata))
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(metadata: ModelMetadata) -> str:
+    return f"""# Model card: {metadata.version}
+
+Written by `python -m services.training.evaluate`; every figure is measured by it, on bars of tickers and of times that
+nothing was fitted on. Weak figures stand beside strong ones.
+
+**What it does.** Judges one bar of one instrument from it and the {metadata.window_quotes - 1} bars before it: how far
+price and volume are consistent with manipulation, of which kind, and why. It never finds intent.
+
+**How.** {len(metadata.features)} causal features; an autoencoder of normal bars and a classifier of injected
+manipulations, both TFLite float32; their outputs go into a logistic regression fitted on validation bars, in which
+the autoencoder has {metadata.autoencoder_weight:.0%} of the say. The threshold, {metadata.threshold:.4f}, is set on
+untouched validation bars for at most {500 * ALERTS_PER_SYMBOL_DAY:.0f} alert per 500 symbols and day; shorter bars are
+held to the same budget by an offset.{_quantised(metadata)}
+
+**Trained on.** {metadata.trained_on}. Fingerprint `{metadata.training_fingerprint[:16]}`.
+
+**Intended use.** Pointing a market-surveillance analyst at bars worth a look. Not for trading, not as evidence alone.
+
+**What it can name.** {", ".join(t.words for t in metadata.typologies)}.
+**What it cannot see** (needs orders, identities or news): {", ".join(metadata.not_observable)}."""
+
+
+def _quantised(metadata: ModelMetadata) -> str:
+    figures = metadata.metrics
+    if "quantised_bytes" not in figures:
+        return ""
+    return (
+        f" With int8 weights both take {figures['quantised_bytes'] / 1024:.0f} instead of "
+        f"{figures['float32_bytes'] / 1024:.0f} KiB; the score moves by {figures['quantised_mean_score_difference']:.5f} "
+        f"on average and PR-AUC falls by {figures['quantised_average_precision_loss']:.4f}."
+    )
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "–" if value != value else f"{value:.{digits}f}"
+
+
+def _between(value: float, interval: list[float], digits: int = 3) -> str:
+    return f"{_number(value, digits)} ({_number(interval[0], digits)} to {_number(interval[1], digits)})"
+
+
+def _recalls(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| typology | " + " | ".join(f"{s:g}" for s in STRENGTHS) + " | events |",
+        "|---" * (len(STRENGTHS) + 2) + "|",
+    ]
+    for row in rows:
+        cells = " | ".join(_number(recall, 2) for recall, _ in row["cells"])
+        lines.append(f"| {row['typology']} | {cells} | {sum(count for _, count in row['cells'])} |")
+    return "\n".join(lines)
+
+
+def _equities(found: dict[str, Any], folder: str) -> str:
+    seconds = found["interval_seconds"]
+    name = {86_400: "daily bars", 60: "one-minute bars"}.get(seconds, f"bars of {seconds} s")
+    lines = [
+        "| model | PR-AUC (95 %) | PR-AUC, all strengths | event recall (95 %) | bar recall | precision at recall 0.99 "
+        "| at 0.90 | alerts per 500 symbol-days |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for m in found["models"]:
+        lines.append(
+            f"| {m['model']} | {_between(m['average_precision'], m['average_precision_interval'])} "
+            f"| {_number(m['average_precision_all'])} | {_between(m['recall'], m['recall_interval'])} "
+            f"| {_number(m['bar_recall'])} | {_number(m['precision_at_recall_0.99'])} "
+            f"| {_number(m['precision_at_recall_0.90'])} | {_number(m['alerts_per_500_symbol_days'], 2)} |"
+        )
+    explained = found["explanations"]
+    return f"""## Equities, {name}, injected manipulations
+
+{found["tickers"]} unseen tickers, {found["first"]} to {found["last"]}, {found["bars"]:,} untouched bars; at most 1.5 %
+of bars manipulated. Strength is in the event's own deviations (`services/training/injection.py`). Figures count strengths
+from 4 on unless said otherwise; every other model's threshold is set by the same budget on the same validation bars.
+Intervals are bootstraps by ticker. An event is found when one of its bars is a detection.
+
+{chr(10).join(lines)}
+
+Ensemble against the classifier alone, PR-AUC: {_between(found["ensemble_gain"], found["ensemble_gain_interval"], 4)}.
+Typology right among detected manipulated bars: {found["typology_accuracy"]:.3f}.
+Flattening the up to three named features lowers the score more than flattening three random ones in
+{explained["share_better"]:.1%} of {explained["alerts"]} alerts.
+Strength 0: a probe (boosted trees, unseen tickers) tells bars injected with nothing from untouched ones with AUC
+{found["probe_auc"]:.3f}.
+
+Recall of events at the shipped threshold, by strength:
+
+{_recalls(found["recall"])}
+
+![Precision and recall]({folder}/precision-recall-{seconds}s.png)
+![Recall over strength]({folder}/recall-{seconds}s.png)
+![Calibration]({folder}/calibration-{seconds}s.png)
+![Alerts over threshold]({folder}/alerts-{seconds}s.png)"""
+
+
+def _days(found: dict[str, Any]) -> str:
+    lines = ["| day | what | unseen tickers | detections |", "|---|---|---|---|"]
+    lines += [f"| {d['day']} | {d['what']} | {d['tickers']} | {d['detections']} |" for d in found["days"]]
+    text = f"""## Known real days
+
+Untouched daily bars of unseen tickers (the early days lie in the training period). On all days together
+{found["all"]:.2%} of bars are detections.
+
+{chr(10).join(lines)}"""
+    if "amc" in found:
+        days = ", ".join(f"{d['day']} ({d['score']:.2f})" for d in found["amc"]["days"]) or "none"
+        text += f"\n\nAMC, January 2021 (ticker on the {found['amc']['side']} side): detections {days}."
+    return text
+
+
+def _left_out(found: dict[str, Any]) -> str:
+    lines = ["| " + " | ".join(["model", *(f"{s:g}" for s in STRENGTHS)]) + " |", "|---" * (len(STRENGTHS) + 1) + "|"]
+    for name in ("with", "without"):
+        lines.append(f"| {name} it | " + " | ".join(_number(recall, 2) for recall, _ in found[name]) + " |")
+    return f"""## A typology left out of training
+
+Recall of daily {LEFT_OUT.words} events by strength, of the shipped model and of one (fewer passes and epochs) trained
+without it, at the same alert budget:
+
+{chr(10).join(lines)}"""
+
+
+def _pumps(found: dict[str, Any], folder: str) -> str:
+    lines = [
+        "| model | AP (95 %) | precision | recall | F1 | within 120 s (95 %) | median delay, s "
+        "| false alerts a symbol-day |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for m in found["models"]:
+        lines.append(
+            f"| {m['model']} | {_between(m['average_precision'], m['average_precision_interval'])} "
+            f"| {_number(m['precision'])} | {_number(m['recall'])} | {_number(m['f1'])} "
+            f"| {_between(m['detected_within_120_s'], m['detected_interval'])} "
+            f"| {_number(m['median_delay_seconds'], 0)} | {_number(m['false_alerts_per_symbol_day'])} |"
+        )
+    return f"""## Labelled pump-and-dumps
+
+{found["events"]} pumps announced on Telegram (La Morgia et al. 2020), {found["chunks"]:,} chunks of 25 s,
+{found["days"]:.0f} symbol-days; five folds by event, thresholds chosen inside the training folds. These rows hold the
+weaker pumps of the study: never compare with its published figures (F1 0.926). Precision, recall and F1 are of chunks: one
+chunk of an event is right, its neighbours are wrong. The required figures (AP 0.90, F1 0.85, 0.93 within 120 s) are
+not reached where the table says less. These models are fitted to the pumps; the shipped model is not.
+
+{chr(10).join(lines)}
+
+![Delay]({folder}/delay.png)"""
+
+
+def _old_task(found: dict[str, Any]) -> str:
+    lines = ["| split | AUC | best F1 | AP | positives / rows |", "|---|---|---|---|---|"]
+    for split, name in (("random_rows", "random rows, as the old system's"), ("ticker_and_time", "by ticker and time")):
+        m = found[split]
+        row = (name, *(f"{m[key]:.4f}" for key in ("auc", "f1", "average_precision")))
+        lines.append(f"| {' | '.join(row)} | {m['positives']} / {m['rows']:,} |")
+    return f"""## The old system's own task: recovery of a rule
+
+Labels are a rule over volume, return and Bollinger position ({found["positive_share"]:.2%} of bars), so this measures
+how well a rule is recovered, by trees on Tapewatch's features, and says nothing of manipulation. The old system: AUC
+0.9971, best F1 0.8723.
+
+{chr(10).join(lines)}"""
+
+
+def _limits(metadata: ModelMetadata) -> str:
+    return f"""## Limits
+
+- Labels on equities are injected, not found: recall says how well such shapes are seen, not how often they happen.
+- Real jumps on news look like price and volume spikes. Held to one alert per 500 symbols and day, a one-bar event of
+  strength 4 mostly drowns among them; runs of bars and strengths from 6 on do not.
+- Untouched bars on which price change and volume both exceed twice the largest of 60 bars before are not shown to
+  training as normal; on held-out bars they count as false alerts.
+- Below {metadata.min_history_quotes} quotes of history a score is WARMING_UP and raises nothing.
+- Bar lengths other than the trained ones are judged with the nearest one's offset: calibrate before relying on them.
+- An index, or any series without volumes, is outside what it was trained on.
+- No time-of-day profile: on one-minute bars the open and the close look busy."""

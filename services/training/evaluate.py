@@ -1,0 +1,114 @@
+"""Measures a model version and writes its card: `python -m services.training.evaluate --data FILE --pumps FOLDER`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from services.domain.errors import NotConfiguredError, NotFoundError, TapewatchError
+from services.domain.model import METADATA_FILE
+from services.training import card, evaluation, plots
+from services.training.train import Held, Training
+
+SECTIONS = ("equities", "days", "left_out", "old_task", "pumps")
+_MODELS = Path(__file__).parents[1] / "scorer" / "models"
+
+app = typer.Typer(add_completion=False)
+_console = Console(stderr=True)
+
+
+def newest(folder: Path) -> Path:
+    """The newest version's folder. Raises: NotFoundError when there is none."""
+    versions = {path.parent: json.loads(path.read_text())["train_time"] for path in folder.glob(f"*/{METADATA_FILE}")}
+    if not versions:
+        raise NotFoundError("model in", str(folder))
+    return max(versions, key=lambda version: (versions[version], version.name))
+
+
+def measure(
+    training: Training, version: evaluation.Version, pump_folder: Path | None, sections: list[str]
+) -> tuple[dict[str, Any], list[Held]]:
+    """The figures of these sections, and the test rows of each source when the equities are among them."""
+    found: dict[str, Any] = {}
+    held: list[Held] = []
+
+    def begin(words: str) -> None:
+        _console.print(words, highlight=False)
+
+    if "equities" in sections:
+        found["equities"] = []
+        for source in training.sources:
+            begin(f"equities, {source.interval_seconds} s bars")
+            figures, rows = evaluation.equities(training, source, version)
+            found["equities"].append(figures)
+            held.append(rows)
+    history = training.sources[0].history
+    if "days" in sections:
+        begin("known days")
+        found["days"] = evaluation.known_days(history, version)
+    if "left_out" in sections:
+        begin("a typology left out")
+        found["left_out"] = evaluation.left_out(training, version)
+    if "old_task" in sections:
+        begin("the old system's task")
+        found["old_task"] = evaluation.old_task(history, training.seed)
+    if "pumps" in sections and pump_folder is not None:
+        begin("labelled pumps, five folds by event")
+        found["pumps"] = evaluation.labelled_pumps(pump_folder)
+    return found, held
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        list[str] | None, typer.Option(help='"bokeh" (the default), a file or a folder; once for each bar length.')
+    ] = None,
+    pumps: Annotated[Path | None, typer.Option(help="Folder of the labelled pumps. Empty leaves them out.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A version's folder. Empty means the newest shipped.")] = None,
+    output: Annotated[Path, typer.Option(help="The card; its figures and plots go into a folder beside it.")] = Path(
+        "docs/model-card.md"
+    ),
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"Sections to measure again: {', '.join(SECTIONS)}. Empty means all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the training that is evaluated.")] = 1,
+    epochs: Annotated[int, typer.Option(help="For the training without one typology.")] = 6,
+    passes: Annotated[int, typer.Option(help="For the training without one typology.")] = 6,
+) -> None:
+    """Measures a model version on bars of tickers and times it was not fitted on, and writes its card."""
+    try:
+        for name in only or ():
+            if name not in SECTIONS:
+                raise TapewatchError(f"{name!r} is none of the sections {', '.join(SECTIONS)}")
+        plots.matplotlib()
+        version = evaluation.load(model or newest(_MODELS))
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=_console) as progress:
+            training = Training(data or ["bokeh"], seed=seed, epochs=epochs, passes=passes, progress=progress)
+            figures, held = measure(training, version, pumps, list(only or SECTIONS))
+        folder = output.with_suffix("")
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / "figures.json"
+        if only and kept.exists():
+            figures = json.loads(kept.read_text(encoding="utf-8")) | figures
+        kept.write_text(json.dumps(figures, indent=1, default=float) + "\n", encoding="utf-8")
+        for source, rows in zip(training.sources, held, strict=False):
+            plots.equities(folder, source.interval_seconds, version, rows)
+        if "pumps" in figures:
+            plots.delays(folder, figures["pumps"])
+        output.write_text(card.render(version.metadata, figures, folder.name), encoding="utf-8")
+    except ModuleNotFoundError as error:
+        missing = NotConfiguredError(f"evaluation ({error.name} is missing)", "up with: pip install 'tapewatch[train]'")
+        _console.print(f"[red]{missing.message}[/red]", highlight=False)
+        raise typer.Exit(1) from error
+    except TapewatchError as error:
+        _console.print(f"[red]{error.message}[/red]", highlight=False)
+        raise typer.Exit(1) from error
+    typer.echo(f"{output}: {', '.join(figures)}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,358 @@
+"""What is measured of a model version: on held-out equities, on the labelled pumps, on the old system's task."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.archive.bars import Bars
+from services.domain import reasons
+from services.domain.feature_definitions import FEATURE_NAMES
+from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE, METADATA_FILE, ModelMetadata, log_odds, logistic
+from services.domain.typology import OBSERVABLE, Typology
+from services.training import calibrate, dataset, figures, pumps
+from services.training.dataset import Part, Rows
+from services.training.figures import STRONG
+from services.training.injection import MANIPULATED
+from services.training.train import ALERTS_PER_SYMBOL_DAY, BUDGET_SHARE, Held, Outputs, Source, Training, held_out
+
+Array = NDArray[np.float64]
+Figures = dict[str, Any]
+
+KNOWN_DAYS = (
+    ("2015-08-24", "market opens in free fall"),
+    ("2018-02-05", "volatility products collapse"),
+    ("2020-03-16", "the worst day of March 2020"),
+    ("2020-06-15", "an ordinary day, for comparison"),
+)
+LEFT_OUT = Typology.MOMENTUM_IGNITION
+_RULE_TICKERS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version's files."""
+
+    metadata: ModelMetadata
+    autoencoder: bytes
+    classifier: bytes
+
+    @property
+    def line(self) -> float:
+        """The threshold's log-odds."""
+        return float(np.log(self.metadata.threshold / (1.0 - self.metadata.threshold)))
+
+    def margin(self, features: NDArray[np.float32]) -> Array:
+        """The ensemble's log-odds of rows."""
+        return Outputs(features, self.autoencoder, self.classifier).margin(self.metadata.calibration)
+
+
+def load(folder: Path) -> Version:
+    """The version in a folder."""
+    return Version(
+        ModelMetadata.from_json((folder / METADATA_FILE).read_text(encoding="utf-8")),
+        (folder / AUTOENCODER_FILE).read_bytes(),
+        (folder / CLASSIFIER_FILE).read_bytes(),
+    )
+
+
+def z_score_rule(rows: Rows) -> Array:
+    """The plain rule: the larger of the price change and the volume in robust deviations."""
+    names = ("return_z", "volume_z")
+    z = [rows.features[:, FEATURE_NAMES.index(name)].astype(np.float64) for name in names]
+    larger: Array = np.maximum(np.abs(z[0]), z[1])
+    return larger
+
+
+def fixed_weights(outputs: Outputs, version: Version) -> Array:
+    """The old system's ensemble: 0.6 x autoencoder percentile + 0.4 x classifier probability."""
+    mixed: Array = 0.6 * version.metadata.calibration.percentile(outputs.errors) + 0.4 * outputs.probability
+    return mixed
+
+
+def boosted_trees(training: Training, source: Source, normal: Rows, *, passes: int = 4, rows: int = 250_000) -> Any:
+    """Gradient-boosted trees on the same features and labels."""
+    from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-untyped, unused-ignore]
+
+    rng = np.random.default_rng(training.seed)
+    near = dataset.concatenate(
+        [dataset.injected(source.sides[Part.TRAIN], training.seed * 1_000 + k, only_near=12) for k in range(passes)]
+    )
+    positive = int((near.label == MANIPULATED).sum())
+    sample = dataset.concatenate([near, normal.where(rng.permutation(len(normal))[: 3 * positive])])
+    sample = sample.where(~dataset.unjudged(sample))
+    sample = sample.where(rng.permutation(len(sample))[:rows])
+    model = HistGradientBoostingClassifier(max_iter=150, max_leaf_nodes=31, l2_regularization=1.0, random_state=1)
+    return model.fit(sample.features, sample.label == MANIPULATED)
+
+
+def compare(validation: Held, test: Held, name: str, scores: Sequence[Array], line: float | None = None) -> Figures:
+    """A model's figures on test rows; its threshold is set by the alert budget on validation rows unless given.
+
+    Args:
+        validation: Where the threshold is set.
+        test: What is measured.
+        name: Of the model.
+        scores: Of validation untouched, test untouched and test injected rows.
+        line: A fixed threshold.
+    """
+    budget = BUDGET_SHARE * ALERTS_PER_SYMBOL_DAY
+    if line is None:
+        line = calibrate.budget_margin(validation.untouched, scores[0], budget)
+    rows, score = test.touched, scores[2]
+    strong = figures.judged(rows, STRONG)
+    everything = figures.judged(rows)
+    label = rows.label == MANIPULATED
+    chosen = rows.where(strong)
+    chosen_score = score[strong]
+
+    def recall_of(drawn: NDArray[np.int64]) -> float:
+        return figures.event_recall(rows.where(drawn), score[drawn] >= line, STRONG)
+
+    return {
+        "model": name,
+        "average_precision": figures.average_precision(label[strong], chosen_score),
+        "average_precision_interval": figures.interval(
+            chosen,
+            lambda drawn: figures.average_precision(chosen.label[drawn] == MANIPULATED, chosen_score[drawn]),
+        ),
+        "average_precision_all": figures.average_precision(label[everything], score[everything]),
+        "recall": figures.event_recall(rows, score >= line, STRONG),
+        "recall_interval": figures.interval(rows, recall_of, draws=60),
+        "bar_recall": float((score[label & strong] >= line).mean()),
+        "precision_at_recall_0.99": figures.precision_at_recall(label[strong], chosen_score, 0.99),
+        "precision_at_recall_0.90": figures.precision_at_recall(label[strong], chosen_score, 0.90),
+        "alerts_per_500_symbol_days": 500.0
+        * calibrate.count_alerts(test.untouched, scores[1] >= line)
+        / calibrate.symbol_days(test.untouched),
+    }
+
+
+def equities(training: Training, source: Source, version: Version) -> tuple[Figures, Held]:
+    """All figures of one source's test side, and its rows."""
+    files = (version.autoencoder, version.classifier)
+    validation = held_out(training, source, Part.VALIDATION, *files)
+    test = held_out(training, source, Part.TEST, *files)
+    normal = training.rows(source, Part.TRAIN)
+    calibration = version.metadata.calibration
+    outputs = (validation.plain, test.plain, test.marked)
+    rows = (validation.untouched, test.untouched, test.touched)
+    trees = boosted_trees(training, source, normal)
+    table = [
+        compare(
+            validation, test, "ensemble, shipped threshold", [o.margin(calibration) for o in outputs], version.line
+        ),
+        compare(validation, test, "classifier alone", [o.margin(calibration, autoencoder=False) for o in outputs]),
+        compare(validation, test, "autoencoder alone", [o.margin(calibration, classifier=False) for o in outputs]),
+        compare(validation, test, "fixed weights 0.6 / 0.4", [fixed_weights(o, version) for o in outputs]),
+        compare(
+            validation,
+            test,
+            "gradient-boosted trees",
+            [log_odds(trees.predict_proba(r.features)[:, 1]) for r in rows],
+        ),
+        compare(validation, test, "z-score rule", [z_score_rule(r) for r in rows]),
+    ]
+    margin = test.marked.margin(calibration)
+    alone = test.marked.margin(calibration, autoencoder=False)
+    strong = figures.judged(test.touched, STRONG)
+    chosen = test.touched.where(strong)
+    label = chosen.label == MANIPULATED
+    both, half = margin[strong], alone[strong]
+
+    def gain(drawn: NDArray[np.int64]) -> float:
+        return figures.average_precision(label[drawn], both[drawn]) - figures.average_precision(
+            label[drawn], half[drawn]
+        )
+
+    detected = margin >= version.line
+    hit = (test.touched.label == MANIPULATED) & detected
+    found: Figures = {
+        "interval_seconds": source.interval_seconds,
+        "tickers": len(source.sides[Part.TEST]),
+        "first": str(test.untouched.time.min().astype("datetime64[D]")),
+        "last": str(test.untouched.time.max().astype("datetime64[D]")),
+        "bars": len(test.untouched),
+        "models": table,
+        "ensemble_gain": gain(np.arange(len(label))),
+        "ensemble_gain_interval": figures.interval(chosen, gain, draws=60),
+        "recall": [{"typology": name, "cells": cells} for name, cells in figures.recall_table(test.touched, detected)],
+        "typology_accuracy": float((test.marked.typology[hit] == test.touched.typology[hit]).mean()),
+        "explanations": explanations(version, test),
+        "probe_auc": probe(source, training.seed),
+    }
+    return found, test
+
+
+def explanations(version: Version, test: Held, most: int = 400) -> Figures:
+    """Whether flattening the named features lowers the score more than flattening three random ones."""
+    rng = np.random.default_rng(7)
+    features = np.concatenate([test.untouched.features, test.touched.features])
+    margins = np.concatenate([h.margin(version.metadata.calibration) for h in (test.plain, test.marked)])
+    alerts = rng.permutation(np.flatnonzero(margins >= version.line))[:most]
+    usual = version.metadata.features
+    median = np.array([u.median for u in usual], dtype=np.float32)
+    picked = reasons.occlude(features[alerts], version.margin, usual)
+    named, random = features[alerts].copy(), features[alerts].copy()
+    for i, columns in enumerate(picked):
+        named[i, columns] = median[columns]
+        others = rng.choice(len(usual), 3, replace=False)
+        random[i, others] = median[others]
+    better = version.margin(named) < version.margin(random)
+    return {"alerts": len(alerts), "share_better": float(better.mean())}
+
+
+def probe(source: Source, seed: int) -> float:
+    """AUC of trees that try to tell bars injected with strength 0 from untouched ones, on unseen tickers."""
+    from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-untyped, unused-ignore]
+
+    side = [*source.sides[Part.VALIDATION], *source.sides[Part.TEST]]
+    nothing = dataset.injected(side, seed * 1_000 + 950, strengths=(0.0,), only_near=0)
+    plain = dataset.untouched(side)
+    rng = np.random.default_rng(seed)
+    plain = plain.where(rng.permutation(len(plain))[: 2 * len(nothing)])
+    rows = dataset.concatenate([nothing, plain])
+    label = np.concatenate([np.ones(len(nothing), bool), np.zeros(len(plain), bool)])
+    fitted = rows.series % 2 == 0
+    model = HistGradientBoostingClassifier(max_iter=100, random_state=1).fit(rows.features[fitted], label[fitted])
+    return figures.area_under_roc(label[~fitted], model.predict_proba(rows.features[~fitted])[:, 1])
+
+
+def known_days(history: Sequence[Bars], version: Version) -> Figures:
+    """Share of the untrained tickers with a detection on known real days, and AMC in January 2021."""
+    side = [bars for bars in history if dataset.part_of(bars.symbol) is Part.TEST]
+    rows = dataset.untouched(side)
+    detected = version.margin(rows.features) >= version.line
+    days = rows.time.astype("datetime64[D]")
+    found: Figures = {
+        "all": float(detected.mean()),
+        "days": [
+            {
+                "day": day,
+                "what": what,
+                "tickers": int((days == np.datetime64(day)).sum()),
+                "detections": int((detected & (days == np.datetime64(day))).sum()),
+            }
+            for day, what in KNOWN_DAYS
+        ],
+    }
+    amc = [bars for bars in history if bars.symbol == "AMC"]
+    if amc:
+        own = dataset.untouched(amc)
+        score = logistic(version.margin(own.features))
+        month = own.time >= np.datetime64("2021-01-01")
+        found["amc"] = {
+            "side": dataset.part_of("AMC").value,
+            "days": [
+                {"day": str(day), "score": float(s)}
+                for day, s in zip(own.time[month].astype("datetime64[D]"), score[month], strict=True)
+                if s >= version.metadata.threshold
+            ],
+        }
+    return found
+
+
+def left_out(training: Training, version: Version) -> Figures:
+    """Event recall by strength of a typology that a retrained model has never seen, at the same alert budget."""
+    from services.training.train import calibrated
+
+    source = training.sources[0]
+    one = Training(
+        [source.location],
+        seed=training.seed,
+        epochs=training.epochs,
+        passes=training.passes,
+        progress=training.progress,
+    )
+    normal = one.rows(one.sources[0], Part.TRAIN)
+    exported = one.networks([normal], tuple(t for t in OBSERVABLE if t is not LEFT_OUT))
+    files = (exported.autoencoder, exported.classifier)
+    calibration, threshold, _ = calibrated([held_out(one, one.sources[0], Part.VALIDATION, *files)])
+    test = held_out(one, one.sources[0], Part.TEST, *files)
+    line = float(np.log(threshold / (1.0 - threshold)))
+    own = dict(figures.recall_table(test.touched, test.marked.margin(calibration) >= line))
+    shipped = dict(figures.recall_table(test.touched, version.margin(test.touched.features) >= version.line))
+    return {"typology": LEFT_OUT.words, "without": own[LEFT_OUT.words], "with": shipped[LEFT_OUT.words]}
+
+
+def labelled_pumps(folder: Path) -> Figures:
+    """Five folds by event on the labelled pumps: the published forest, and trees on Tapewatch's features."""
+    from sklearn.ensemble import (  # type: ignore[import-untyped, unused-ignore]
+        ExtraTreesClassifier,
+        RandomForestClassifier,
+    )
+
+    known = pumps.read(folder)
+
+    def forest() -> Any:
+        return RandomForestClassifier(200, max_depth=5, random_state=1, n_jobs=2)
+
+    def trees() -> Any:
+        return ExtraTreesClassifier(150, min_samples_leaf=2, max_features=0.3, random_state=1, n_jobs=2)
+
+    flow = [i for i, name in enumerate(FEATURE_NAMES) if name not in pumps.FLOW]
+    found = []
+    for name, features, make in (
+        ("published forest on its 12 features", known.published, forest),
+        ("trees, Tapewatch's and the study's features against the past", pumps.against_past(known), trees),
+        ("trees, Tapewatch's features, price and volume only", known.features[:, flow], trees),
+    ):
+        measured, delays = pumps.evaluate(known, features, make)
+        finite = [float(d) for d in delays if np.isfinite(d)]
+        found.append({"model": name, **asdict(measured), "delays": finite})
+    return {"chunks": len(known.label), "events": int(known.label.sum()), "days": known.symbol_days, "models": found}
+
+
+def old_task(history: Sequence[Bars], seed: int) -> Figures:
+    """The old system's own task: how well its labelling rule is recovered, split as it was, and by ticker and time."""
+    from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-untyped, unused-ignore]
+
+    rng = np.random.default_rng(seed)
+    chosen = [history[i] for i in sorted(rng.permutation(len(history))[:_RULE_TICKERS])]
+    rows = dataset.untouched(chosen)
+    label = np.concatenate([rule(bars)[dataset.LEAD :] for bars in chosen])
+
+    def fit_and_measure(train: NDArray[np.bool_], test: NDArray[np.bool_]) -> Figures:
+        model = HistGradientBoostingClassifier(max_iter=200, random_state=1).fit(rows.features[train], label[train])
+        score = model.predict_proba(rows.features[test])[:, 1]
+        order = np.argsort(-score, kind="stable")
+        hits = np.cumsum(label[test][order])
+        f1 = 2.0 * hits / (np.arange(1, len(hits) + 1) + label[test].sum())
+        return {
+            "auc": figures.area_under_roc(label[test], score),
+            "f1": float(f1.max()),
+            "average_precision": figures.average_precision(label[test], score),
+            "positives": int(label[test].sum()),
+            "rows": int(test.sum()),
+        }
+
+    drawn = rng.random(len(rows))
+    late = rows.time >= np.sort(rows.time)[int(0.6 * len(rows))]
+    other = rows.series % 5 >= 3
+    return {
+        "random_rows": fit_and_measure(drawn < 0.70, drawn >= 0.85),
+        "ticker_and_time": fit_and_measure(~late & ~other, late & other),
+        "positive_share": float(label.mean()),
+    }
+
+
+def rule(bars: Bars) -> NDArray[np.bool_]:
+    """The old system's labels: volume against its 20-bar mean, the return, and the place in the Bollinger band."""
+    close, volume = bars.close, bars.volume
+
+    def rolling(values: Array) -> Array:
+        padded = np.concatenate([np.full(19, np.nan), values])
+        return np.lib.stride_tricks.sliding_window_view(padded, 20)
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = volume / rolling(volume).mean(axis=1)
+        change = np.concatenate([[0.0], close[1:] / close[:-1] - 1.0])
+        mean, deviation = rolling(close).mean(axis=1), rolling(close).std(axis=1, ddof=1)
+        place = (close - (mean - 2 * deviation)) / (4 * deviation)
+        first = ((ratio > 3) | (ratio < 0.1)) & (np.abs(change) > 0.05)
+        second = (ratio > 5) & (np.abs(change) > 0.03) & (place > 0.95)
+    labels: NDArray[np.bool_] = first | second
+    return labels
