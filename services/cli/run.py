@@ -14,15 +14,13 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
-from services.archive import bokeh
-from services.archive.bars import quotes as quotes_of
-from services.archive.location import read
+from services.archive.location import quotes as source_quotes
 from services.cli.live_view import LiveView, Reading
-from services.cli.mesh import Mesh, MeshFailedError
+from services.cli.mesh import Mesh
 from services.cli.settings import MeshSettings
 from services.cli.tally import Tally, take
 from services.cli.watch import changes
-from services.domain.errors import DependencyUnavailableError
+from services.domain.errors import DependencyUnavailableError, TapewatchError
 from services.domain.quote import LIVE_TAPE, format_time
 from services.runtime.channels import open_channel
 from services.runtime.errors import error_from_rpc
@@ -120,14 +118,19 @@ class _Observer:
         response = await self._dispatch.GetCapacity(dispatch_service_pb2.GetCapacityRequest(), timeout=_RPC_SECONDS)
         return response.backlog
 
-    async def latency_seconds(self, tape: str, symbol: str) -> float | None:
-        """From ingest to store, of the symbol's newest recorded quote."""
-        request = detection_service_pb2.ListQuotesRequest(tape=tape, symbol=symbol, descending=True, page_size=1)
+    async def latency_seconds(self, tape: str) -> float | None:
+        """From ingest to store, of the newest recorded quote of the symbol that ingest heard last."""
+        heard = [c for c in await self.coverage() if c.series.tape == tape and c.HasField("last_ingest_time")]
+        if not heard:
+            return None
+        latest = max(heard, key=lambda c: timestamp_from_proto(c.last_ingest_time))
+        request = detection_service_pb2.ListQuotesRequest(
+            tape=tape, symbol=latest.series.symbol, descending=True, page_size=1
+        )
         response = await self._detections.ListQuotes(request, timeout=_RPC_SECONDS)
         for recorded in response.quotes:
-            return (
-                timestamp_from_proto(recorded.record_time) - timestamp_from_proto(recorded.quote.ingest_time)
-            ).total_seconds()
+            stored, ingested = recorded.record_time, recorded.quote.ingest_time
+            return (timestamp_from_proto(stored) - timestamp_from_proto(ingested)).total_seconds()
         return None
 
     def services(self) -> dict[str, str]:
@@ -167,20 +170,29 @@ async def _replay_reading(observer: _Observer, tape: str) -> tuple[Reading, repl
     return reading, replay
 
 
+def _source_keys(location: str, tape: str, symbols: Sequence[str]) -> list[str]:
+    """The quote_ids that a complete run has stored, read from the source itself."""
+    _, source = source_quotes(location, tape=tape, symbols=symbols)
+    return [quote.quote_id for quote in source]
+
+
 async def _follow_replay(
-    observer: _Observer, mesh: Mesh, tape: str, symbols: Sequence[str], view: LiveView, stopping: asyncio.Event
+    observer: _Observer, mesh: Mesh, tape: str, view: LiveView, stopping: asyncio.Event
 ) -> replay_pb2.Replay | None:
-    """Show a replay until every quote left the queue; None when stopped before. Raises: MeshFailedError."""
-    turn = 0
+    """Show a replay until every quote left the queue; None when stopped before.
+
+    Raises: MeshFailedError; DependencyUnavailableError when the replay cannot go on.
+    """
     while not stopping.is_set():
         if mesh.failure is not None:
             raise mesh.failure
         with suppress(grpc.aio.AioRpcError):  # a service is being started again
             reading, replay = await _replay_reading(observer, tape)
-            turn += 1
-            reading.latency_seconds = await observer.latency_seconds(tape, symbols[turn % len(symbols)])
+            reading.latency_seconds = await observer.latency_seconds(tape)
             view.show(reading)
-            if replay.state in (replay_pb2.REPLAY_STATE_FAILED, replay_pb2.REPLAY_STATE_CANCELLED):
+            if replay.state == replay_pb2.REPLAY_STATE_FAILED:
+                raise DependencyUnavailableError("replay", replay.error)
+            if replay.state == replay_pb2.REPLAY_STATE_CANCELLED:
                 await observer.start_replay(replay.location, tape, replay.symbols, replay.speed)
             elif replay.state == replay_pb2.REPLAY_STATE_SUCCEEDED and reading.backlog == 0:
                 return replay
@@ -210,7 +222,6 @@ def _print_summary(console: Console, tally: Tally, state: RunState, settings: Me
 async def run(settings: MeshSettings, location: str, symbols: Sequence[str], scorers: int, console: Console) -> int:
     """Replay `location` through the mesh to its end, and compare what is stored with the source. The exit code."""
     started = time.monotonic()
-    history = [bars for bars in await asyncio.to_thread(read, location) if not symbols or bars.symbol in symbols]
     path = settings.tapewatch_dir / "run.json"
     state, goes_on = RunState.load_or_new(path, location, symbols)
     state.save(path)
@@ -226,16 +237,15 @@ async def run(settings: MeshSettings, location: str, symbols: Sequence[str], sco
             await observer.start_replay(location, state.tape, symbols, 0.0)
             with LiveView(console, f"tapewatch · {location} on tape {state.tape}") as view:
                 alerts = asyncio.create_task(_show_alerts(settings, state.tape, view, from_start=True))
-                names = [bars.symbol for bars in history]
-                replay = await _follow_replay(observer, mesh, state.tape, names, view, stopping)
+                replay = await _follow_replay(observer, mesh, state.tape, view, stopping)
                 if replay is not None:
-                    keys = (q.quote_id for q in quotes_of(history, tape=state.tape, source=replay_source(location)))
+                    keys = await asyncio.to_thread(_source_keys, location, state.tape, symbols)
                     tally = await take(
                         observer.gateway, state.tape, keys, replay.published_quotes, replay.rejected_quotes
                     )
                 alerts.cancel()
                 await asyncio.gather(alerts, return_exceptions=True)
-        except DependencyUnavailableError as error:
+        except TapewatchError as error:
             console.print(f"tapewatch: {error.message}", style="bold red", soft_wrap=True)
         finally:
             if observer is not None:
@@ -252,11 +262,6 @@ async def run(settings: MeshSettings, location: str, symbols: Sequence[str], sco
     _print_summary(console, tally, state, settings)
     console.print(tally.last_line(state.seconds), soft_wrap=True, highlight=False)
     return 0 if tally.lost == tally.duplicated == 0 else EXIT_FAILED
-
-
-def replay_source(location: str) -> str:
-    """The `source` that ingest gives to quotes of a location that does not name one itself."""
-    return bokeh.SOURCE if location == bokeh.LOCATION else "archive"
 
 
 async def up(
@@ -287,7 +292,7 @@ async def up(
                 await _follow_live(observer, mesh, tape if source == "replay" else "", view, stopping)
                 alerts.cancel()
                 await asyncio.gather(alerts, return_exceptions=True)
-        except DependencyUnavailableError as error:
+        except TapewatchError as error:
             console.print(f"tapewatch: {error.message}", style="bold red", soft_wrap=True)
             return EXIT_FAILED
         finally:
@@ -326,6 +331,3 @@ async def _live_reading(observer: _Observer) -> Reading:
         services=observer.services(),
         stale=[c.series.symbol for c in coverage if c.freshness in silent],
     )
-
-
-__all__ = ["MeshFailedError", "RunState", "run", "up"]

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from services.archive.yahoo import yfinance_download
 from services.domain.errors import NotConfiguredError, TapewatchError
 from services.ingest.coverage import CoverageBook
 from services.ingest.csv_file import CsvSource
@@ -16,7 +17,7 @@ from services.ingest.servicer import IngestServicer
 from services.ingest.settings import IngestSettings
 from services.ingest.subscribers import Subscribers
 from services.ingest.tracing import ProducerSpans
-from services.ingest.yahoo import YahooSource, yfinance_download
+from services.ingest.yahoo import YahooSource
 from services.queue.open import open_queue
 from services.queue.ports import Queue
 from services.runtime.server import Lifetime, Mount, run_server
@@ -36,7 +37,7 @@ def make_source(settings: IngestSettings, progress: Progress) -> QuoteSource | N
     if settings.source == "yahoo":
         return YahooSource(
             settings.polled_symbols,
-            yfinance_download(),
+            yfinance_download("SOURCE"),
             interval_seconds=settings.poll_interval_seconds,
             requests_per_second=settings.yahoo_requests_per_second,
             seen=progress.advanced(),

@@ -7,14 +7,12 @@ as it is: Yahoo prints random zeros, and the features treat 0 as missing.
 """
 
 import asyncio
-import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Final
 
-from services.domain.errors import NotConfiguredError
+from services.archive.yahoo import Download, TooManyRequestsError, YahooBar
 from services.domain.quote import LIVE_TAPE, Quote, Series
 from services.ingest.ports import SourceBatch
 
@@ -23,75 +21,7 @@ BAR_SECONDS: Final = 60
 _ATTEMPTS = 3
 _FIRST_BACKOFF_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 900.0
-_REQUEST_SECONDS = 20.0
 _BUCKET_REQUESTS = 5.0
-
-
-class TooManyRequestsError(Exception):
-    """Yahoo answered 429."""
-
-
-@dataclass(frozen=True, slots=True)
-class YahooBar:
-    """One row of Yahoo's history; missing values are NaN. `split_ratio` is 0 where nothing happened."""
-
-    event_time: datetime
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-    split_ratio: float = 0.0
-    currency: str = ""
-    previous_close: float | None = None
-
-
-Download = Callable[[str], Sequence[YahooBar]]
-"""The last session's one-minute bars of a symbol; blocks. Raises TooManyRequestsError, or anything else."""
-
-
-def yfinance_download() -> Download:
-    """The download through yfinance. Raises: NotConfiguredError when it is not installed."""
-    try:
-        import yfinance
-        from yfinance.exceptions import YFRateLimitError
-    except ImportError as error:
-        raise NotConfiguredError(
-            "yfinance is not installed (pip install 'tapewatch[yahoo]'); the source", "SOURCE to another one"
-        ) from error
-    yfinance.config.debug.hide_exceptions = False  # else failures are logged and look like silence
-
-    def download(symbol: str) -> list[YahooBar]:
-        ticker = yfinance.Ticker(symbol)
-        try:
-            frame = ticker.history(
-                period="1d", interval="1m", auto_adjust=False, actions=True, timeout=_REQUEST_SECONDS
-            )
-        except YFRateLimitError as error:
-            raise TooManyRequestsError(str(error)) from error
-        metadata = ticker.history_metadata or {}
-        return rows_of(frame, metadata)
-
-    return download
-
-
-def rows_of(frame: Any, metadata: Mapping[str, Any]) -> list[YahooBar]:
-    """A pandas frame of yfinance's `history` as bars."""
-    previous = metadata.get("previousClose")
-    return [
-        YahooBar(
-            event_time=moment.to_pydatetime().astimezone(UTC),
-            open=float(row["Open"]),
-            high=float(row["High"]),
-            low=float(row["Low"]),
-            close=float(row["Close"]),
-            volume=float(row["Volume"]),
-            split_ratio=float(row.get("Stock Splits", 0.0)),
-            currency=str(metadata.get("currency") or ""),
-            previous_close=float(previous) if previous else None,
-        )
-        for moment, row in frame.iterrows()
-    ]
 
 
 class TokenBucket:
@@ -182,7 +112,7 @@ class YahooSource:
         while True:
             await self._sleep(self._bucket.delay(asyncio.get_running_loop().time()))
             try:
-                return await asyncio.to_thread(self._download, symbol)
+                return await asyncio.to_thread(self._download, symbol, BAR_SECONDS)
             except TooManyRequestsError:
                 raise
             except Exception:
@@ -196,24 +126,8 @@ class YahooSource:
         closed = self._clock() - timedelta(seconds=series.interval_seconds)
         seen = self._seen.get(series)
         quotes = [
-            Quote(
-                symbol=series.symbol,
-                event_time=bar.event_time,
-                open=bar.open,
-                high=bar.high,
-                low=bar.low,
-                close=bar.close,
-                volume=bar.volume if math.isfinite(bar.volume) else 0.0,
-                interval_seconds=series.interval_seconds,
-                tape=series.tape,
-                source=series.source,
-                currency=bar.currency,
-                previous_close=bar.previous_close,
-                split_ratio=bar.split_ratio if bar.split_ratio > 0 else 1.0,
-            )
+            bar.quote(series)
             for bar in bars
-            if bar.event_time <= closed
-            and (seen is None or bar.event_time > seen)
-            and all(math.isfinite(price) for price in (bar.open, bar.high, bar.low, bar.close))
+            if bar.event_time <= closed and (seen is None or bar.event_time > seen) and bar.complete
         ]
         return sorted(quotes, key=lambda quote: quote.event_time)

@@ -10,7 +10,7 @@ from typing import Any
 
 from opentelemetry import metrics, trace
 
-from services.domain.errors import DependencyUnavailableError, InvalidQuoteError, InvalidRequestError
+from services.domain.errors import DependencyUnavailableError, InvalidQuoteError, InvalidRequestError, TapewatchError
 from services.domain.quote import Quote
 from services.domain.score import Score
 from services.pipeline.ports import Recorder, Scorer
@@ -104,7 +104,7 @@ class SqsBatchHandler:
         letter = DeadLetter(record["body"], group, result.message, _attributes(record))
         try:
             await asyncio.to_thread(self._dead_letters.send_dead_letter, letter)
-        except DependencyUnavailableError as error:
+        except TapewatchError as error:
             _log.warning("a dead letter waits: %s", error.message)
             return False
         _log.warning("dead letter from %s: %s", group, result.message)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+from services.archive.yahoo import yfinance_download
 from services.domain.errors import NotConfiguredError
 from services.pipeline.gateway_client import HEALTH_SERVICE, GatewayClient
 from services.pipeline.sqs_handler import SqsBatchHandler
@@ -20,10 +21,12 @@ from tapewatch.scorer.v1 import model_service_pb2, scorer_service_pb2
 from tapewatch.scorer.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from tapewatch.scorer.v1.scorer_service_pb2_grpc import add_ScorerServiceServicer_to_server
 
+NO_GATEWAY = "none"
+
 
 def open_gateway(settings: ScorerSettings, lifetime: Lifetime) -> GatewayClient | None:
-    """The gateway's client, or None when no address is set."""
-    if not settings.gateway_address:
+    """The gateway's client, or None when there is to be none."""
+    if settings.gateway_address == NO_GATEWAY:
         return None
     channel = open_channel(settings.gateway_address, settings, health_service=HEALTH_SERVICE)
     lifetime.on_close(channel.close)
@@ -33,7 +36,7 @@ def open_gateway(settings: ScorerSettings, lifetime: Lifetime) -> GatewayClient 
 def make_service(settings: ScorerSettings, registry: ModelRegistry, gateway: GatewayClient | None) -> ScoringService:
     """The scoring service with the configured model. Raises: ModelUnusableError."""
     model = registry.load(settings.model_version)
-    fallback = YahooHistory() if settings.fallback_to_yfinance else None
+    fallback = YahooHistory(yfinance_download("FALLBACK_TO_YFINANCE")) if settings.fallback_to_yfinance else None
     return ScoringService(model, gateway, fallback)
 
 

@@ -28,13 +28,13 @@ from tests.pipeline_fakes import quote
 async def scorer(tmp_path: Path) -> AsyncIterator[tuple[grpc.aio.Channel, Path]]:
     models = tmp_path / "models"
     shutil.copytree(PACKAGED_MODELS, models)
-    settings = ScorerSettings(grpc_port=0, gateway_address="", model_dir=models)
+    settings = ScorerSettings(grpc_port=0, gateway_address="none", model_dir=models)
     started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     lifetimes = []
 
     async def wire(lifetime):  # type: ignore[no-untyped-def]
         lifetimes.append(lifetime)
-        return await build(lifetime, settings.model_copy(update={"gateway_address": ""}))
+        return await build(lifetime, settings)
 
     done = asyncio.create_task(serve("scorer", settings, wire, started.set_result))
     port = await started

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from services.archive.yahoo import TooManyRequestsError, YahooBar, rows_of
 from services.domain.errors import NotConfiguredError
 from services.domain.quote import Quote, Series
 from services.ingest.archive_source import ArchiveSource
 from services.ingest.csv_file import CsvSource
 from services.ingest.ports import QuoteSource, SourceBatch
-from services.ingest.yahoo import TokenBucket, TooManyRequestsError, YahooBar, YahooSource, rows_of
+from services.ingest.yahoo import TokenBucket, YahooSource
 
 NOW = datetime(2026, 11, 20, 15, 31, 30, tzinfo=UTC)
 BAR = YahooBar(NOW.replace(second=0), 10.0, 12.0, 9.0, 11.0, 100.0, currency="USD", previous_close=9.5)
@@ -32,7 +33,9 @@ class Yahoo:
         self.asked: list[str] = []
         self.slept: list[float] = []
 
-    def __call__(self, symbol: str) -> Sequence[YahooBar]:
+    def __call__(
+        self, symbol: str, interval_seconds: int, start: datetime | None = None, end: datetime | None = None
+    ) -> list[YahooBar]:
         self.asked.append(symbol)
         given = self.answers[symbol]
         answer = given.pop(0) if len(given) > 1 else given[0]

@@ -1,0 +1,253 @@
+"""Every RPC answers a malformed request with INVALID_ARGUMENT and field violations, and the process lives on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from tapewatch.dispatch.v1 import dispatch_service_pb2, dispatch_service_pb2_grpc
+from tapewatch.gateway.v1 import (
+    alert_pb2,
+    alert_service_pb2,
+    alert_service_pb2_grpc,
+    detection_service_pb2,
+    detection_service_pb2_grpc,
+)
+from tapewatch.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
+from tapewatch.market.v1 import quote_pb2
+from tapewatch.scorer.v1 import (
+    model_service_pb2,
+    scorer_service_pb2,
+    scorer_service_pb2_grpc,
+)
+from tests.e2e.processes import Mesh
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+
+Case = tuple[str, Callable[[grpc.Channel], Any], str, Message, str]
+FILTER = alert_service_pb2.AlertFilter(min_peak_score=2)
+ALERT = alert_pb2.Alert(alert_id="al_x", etag='"1"')
+
+CASES: list[Case] = [
+    (service, stub, method, request, field)
+    for service, stub, method, request, field in (
+        ("scorer", scorer_service_pb2_grpc.ScorerServiceStub, "Score", scorer_service_pb2.ScoreRequest(), "quote"),
+        (
+            "scorer",
+            scorer_service_pb2_grpc.ScorerServiceStub,
+            "Score",
+            scorer_service_pb2.ScoreRequest(quote=quote_pb2.Quote(symbol="A")),
+            "quote.event_time",
+        ),
+        (
+            "scorer",
+            scorer_service_pb2_grpc.ScorerServiceStub,
+            "ScoreStream",
+            scorer_service_pb2.ScoreStreamRequest(),
+            "quotes",
+        ),
+        (
+            "dispatch",
+            dispatch_service_pb2_grpc.DispatchServiceStub,
+            "Dispatch",
+            dispatch_service_pb2.DispatchRequest(),
+            "quotes",
+        ),
+        (
+            "dispatch",
+            dispatch_service_pb2_grpc.DispatchServiceStub,
+            "Dispatch",
+            dispatch_service_pb2.DispatchRequest(quotes=[quote_pb2.Quote()], mode=9),  # type: ignore[arg-type]
+            "mode",
+        ),
+        (
+            "ingest",
+            ingest_service_pb2_grpc.IngestServiceStub,
+            "PublishQuotes",
+            ingest_service_pb2.PublishQuotesRequest(),
+            "quotes",
+        ),
+        (
+            "ingest",
+            ingest_service_pb2_grpc.IngestServiceStub,
+            "StartReplay",
+            ingest_service_pb2.StartReplayRequest(),
+            "location",
+        ),
+        (
+            "ingest",
+            ingest_service_pb2_grpc.IngestServiceStub,
+            "StartReplay",
+            ingest_service_pb2.StartReplayRequest(location="bokeh", tape="live"),
+            "tape",
+        ),
+        (
+            "ingest",
+            ingest_service_pb2_grpc.IngestServiceStub,
+            "StartReplay",
+            ingest_service_pb2.StartReplayRequest(location="bokeh", speed=-1),
+            "speed",
+        ),
+        (
+            "ingest",
+            ingest_service_pb2_grpc.IngestServiceStub,
+            "GetReplay",
+            ingest_service_pb2.GetReplayRequest(),
+            "tape",
+        ),
+        (
+            "ingest",
+            ingest_service_pb2_grpc.IngestServiceStub,
+            "CancelReplay",
+            ingest_service_pb2.CancelReplayRequest(),
+            "tape",
+        ),
+        (
+            "gateway",
+            detection_service_pb2_grpc.DetectionServiceStub,
+            "RecordScores",
+            detection_service_pb2.RecordScoresRequest(),
+            "items",
+        ),
+        (
+            "gateway",
+            detection_service_pb2_grpc.DetectionServiceStub,
+            "GetCursors",
+            detection_service_pb2.GetCursorsRequest(series=[quote_pb2.Series()]),
+            "series[0].symbol",
+        ),
+        (
+            "gateway",
+            detection_service_pb2_grpc.DetectionServiceStub,
+            "GetDetection",
+            detection_service_pb2.GetDetectionRequest(),
+            "quote_id",
+        ),
+        (
+            "gateway",
+            detection_service_pb2_grpc.DetectionServiceStub,
+            "ListDetections",
+            detection_service_pb2.ListDetectionsRequest(page_size=-1),
+            "page_size",
+        ),
+        (
+            "gateway",
+            detection_service_pb2_grpc.DetectionServiceStub,
+            "ListQuotes",
+            detection_service_pb2.ListQuotesRequest(page_token="?"),
+            "page_token",
+        ),
+        (
+            "gateway",
+            alert_service_pb2_grpc.AlertServiceStub,
+            "WatchAlerts",
+            alert_service_pb2.WatchAlertsRequest(filter=FILTER),
+            "filter.min_peak_score",
+        ),
+        (
+            "gateway",
+            alert_service_pb2_grpc.AlertServiceStub,
+            "WatchAlerts",
+            alert_service_pb2.WatchAlertsRequest(resume_token="?"),
+            "resume_token",
+        ),
+        (
+            "gateway",
+            alert_service_pb2_grpc.AlertServiceStub,
+            "GetAlert",
+            alert_service_pb2.GetAlertRequest(),
+            "alert_id",
+        ),
+        (
+            "gateway",
+            alert_service_pb2_grpc.AlertServiceStub,
+            "ListAlerts",
+            alert_service_pb2.ListAlertsRequest(filter=FILTER),
+            "filter.min_peak_score",
+        ),
+        (
+            "gateway",
+            alert_service_pb2_grpc.AlertServiceStub,
+            "UpdateAlert",
+            alert_service_pb2.UpdateAlertRequest(alert=ALERT, update_mask=FieldMask(paths=["peak_score"]), actor="a"),
+            "update_mask",
+        ),
+        (
+            "gateway",
+            alert_service_pb2_grpc.AlertServiceStub,
+            "ListAlertEvents",
+            alert_service_pb2.ListAlertEventsRequest(),
+            "alert_id",
+        ),
+        (
+            "gateway",
+            alert_service_pb2_grpc.AlertServiceStub,
+            "GetEvidence",
+            alert_service_pb2.GetEvidenceRequest(),
+            "alert_id",
+        ),
+    )
+]
+WITHOUT_CONDITIONS = {
+    "StreamQuotes",  # any filter is a filter
+    "GetCoverage",
+    "GetCapacity",
+    "GetModel",  # an unknown version is NOT_FOUND
+    "ListModels",
+    "ReloadModel",
+}
+
+
+def violations(error: grpc.RpcError) -> list[str]:
+    status = rpc_status.from_call(error)
+    assert status is not None
+    for detail in status.details:
+        bad = error_details_pb2.BadRequest()
+        if detail.Unpack(bad):
+            return [violation.field for violation in bad.field_violations]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("service", "stub", "method", "request_", "field"), CASES, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_malformed_requests(
+    service: str,
+    stub: Callable[[grpc.Channel], Any],
+    method: str,
+    request_: Message,
+    field: str,
+    running_mesh: Mesh,
+) -> None:
+    with grpc.insecure_channel(getattr(running_mesh, service)) as channel:
+        call = getattr(stub(channel), method)
+        with pytest.raises(grpc.RpcError) as refused:
+            if isinstance(call, grpc.UnaryUnaryMultiCallable):
+                call(request_, timeout=10)
+            elif isinstance(call, grpc.StreamStreamMultiCallable):
+                list(call(iter([request_]), timeout=10))
+            else:
+                list(call(request_, timeout=10))
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, refused.value.details()
+        assert field in violations(refused.value)
+    assert running_mesh.command("health", getattr(running_mesh, service)).returncode == 0
+
+
+def test_every_rpc_is_tried() -> None:
+    methods = set()
+    for module in (
+        dispatch_service_pb2,
+        alert_service_pb2,
+        detection_service_pb2,
+        ingest_service_pb2,
+        model_service_pb2,
+        scorer_service_pb2,
+    ):
+        for service in module.DESCRIPTOR.services_by_name.values():
+            methods |= {method.name for method in service.methods}
+    assert methods == {case[2] for case in CASES} | WITHOUT_CONDITIONS
