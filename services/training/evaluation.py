@@ -291,7 +291,7 @@ def labelled_pumps(folder: Path) -> Figures:
         return RandomForestClassifier(200, max_depth=5, random_state=1, n_jobs=2)
 
     def trees() -> Any:
-        return ExtraTreesClassifier(150, min_samples_leaf=2, max_features=0.3, random_state=1, n_jobs=2)
+        return ExtraTreesClassifier(200, min_samples_leaf=2, max_features=0.4, random_state=1, n_jobs=2)
 
     flow = [i for i, name in enumerate(FEATURE_NAMES) if name not in pumps.FLOW]
     found = []
@@ -300,7 +300,7 @@ def labelled_pumps(folder: Path) -> Figures:
         ("trees, Tapewatch's and the study's features against the past", pumps.against_past(known), trees),
         ("trees, Tapewatch's features, price and volume only", known.features[:, flow], trees),
     ):
-        measured, delays = pumps.evaluate(known, features, make)
+        measured, delays = pumps.evaluate(known, features, make, thin=make is trees)
         finite = [float(d) for d in delays if np.isfinite(d)]
         found.append({"model": name, **asdict(measured), "delays": finite})
     return {"chunks": len(known.label), "events": int(known.label.sum()), "days": known.symbol_days, "models": found}
