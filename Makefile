@@ -47,11 +47,11 @@ check: $(VENV)/.dev ## Formatting, linting, strict types, import rules, protos
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python proto/check.py
+	$(BIN)/python proto/contracts.py check
 
 .PHONY: proto
 proto: $(VENV)/.dev ## Regenerate the code that is made from the protos
-	$(BIN)/python proto/generate.py
+	$(BIN)/python proto/contracts.py generate
 
 .PHONY: train
 train: $(VENV)/.dev ## Train a model

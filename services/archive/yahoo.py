@@ -4,7 +4,7 @@ For personal use only, by Yahoo's terms. Prices are Yahoo's own, splits are said
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -65,7 +65,7 @@ class Download(Protocol):
 
     def __call__(
         self, symbol: str, interval_seconds: int, start: datetime | None = None, end: datetime | None = None
-    ) -> list[YahooBar]:
+    ) -> Sequence[YahooBar]:
         """The bars in [start, end), oldest first; without a range those of the last session."""
         ...
 

@@ -72,7 +72,7 @@ async def run(settings: RunOnceSettings) -> Mapping[str, Any]:
             results = await score_then_record(quotes, service, gateway)
         finally:
             service.close()
-    errors = [each for each in decoded if isinstance(each, TapewatchError)]
+    errors: list[TapewatchError] = [each for each in decoded if isinstance(each, TapewatchError)]
     errors += [result for result in results if isinstance(result, TapewatchError)]
     return {
         "correlation_id": settings.correlation_id,

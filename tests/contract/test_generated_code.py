@@ -18,7 +18,7 @@ def files(root: Path) -> set[Path]:
 @pytest.mark.slow
 def test_nothing_drifted(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "proto/generate.py", "--output", str(tmp_path)],
+        [sys.executable, "proto/contracts.py", "generate", "--output", str(tmp_path)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -66,13 +66,13 @@ class Mesh:
         self.started.append(process)
         return process
 
-    def command(self, *arguments: str, timeout: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
+    def command(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [*TAPEWATCH, *arguments],
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=120,
             cwd=REPOSITORY,
         )
 

@@ -204,7 +204,7 @@ WITHOUT_CONDITIONS = {
 
 
 def violations(error: grpc.RpcError) -> list[str]:
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
     assert status is not None
     for detail in status.details:
         bad = error_details_pb2.BadRequest()

@@ -121,7 +121,11 @@ def test_recording_again_says_unchanged_or_different(running_mesh: Mesh, gateway
         item.score.ensemble = result.score.ensemble + change
         answer = gateway.RecordScores(detection_service_pb2.RecordScoresRequest(items=[item]))
         outcomes.append(answer.results[0].recorded.outcome)
-    assert outcomes == [RecordOutcome.UNCHANGED, RecordOutcome.UNCHANGED, RecordOutcome.DIFFERENT]
+    assert [RecordOutcome(outcome) for outcome in outcomes] == [
+        RecordOutcome.UNCHANGED,
+        RecordOutcome.UNCHANGED,
+        RecordOutcome.DIFFERENT,
+    ]
     (kept,) = stored(gateway, "twice", "TWICE")
     assert kept.record_count == 4
     assert kept.mismatch_count == 1

@@ -69,7 +69,7 @@ def test_server_streaming_and_triage(client: Client) -> None:
     seen = client.triage(alert, "ann", AlertState.ACKNOWLEDGED)
     with pytest.raises(grpc.RpcError) as stale:
         client.triage(alert, "bob", AlertState.INVESTIGATING)
-    assert stale.value.code() == grpc.StatusCode.ABORTED  # type: ignore[attr-defined]
+    assert stale.value.code() == grpc.StatusCode.ABORTED
     closed = client.triage(seen, "ann", AlertState.CLOSED, comment="earnings", disposition=Disposition.DISMISSED)
     assert closed.disposition == Disposition.DISMISSED
     evidence = client.evidence(closed.alert_id)

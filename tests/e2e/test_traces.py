@@ -2,7 +2,7 @@
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ class Span:
         return values(self.span.attributes)
 
 
-def values(attributes: "list[KeyValue]") -> dict[str, str]:  # type: ignore[valid-type]
+def values(attributes: Iterable[KeyValue]) -> dict[str, str]:
     return {a.key: a.value.string_value or str(a.value.int_value) for a in attributes}
 
 
@@ -62,8 +62,8 @@ def collector() -> Iterator[tuple[Collector, str]]:
     (port,) = free_ports(1)
     kept = Collector()
     server = grpc.server(futures.ThreadPoolExecutor(4))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)
-    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(kept, server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)  # type: ignore[no-untyped-call]
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(kept, server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     yield kept, f"http://127.0.0.1:{port}"

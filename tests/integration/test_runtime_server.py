@@ -76,7 +76,7 @@ async def running(
     loop = asyncio.get_running_loop()
     started: asyncio.Future[int] = loop.create_future()
     lifetimes: list[Lifetime] = []
-    servicer = Servicer()
+    servicer = Servicer()  # type: ignore[abstract]
 
     async def build(lifetime: Lifetime) -> Sequence[Mount]:
         lifetimes.append(lifetime)
@@ -106,9 +106,9 @@ async def test_health_and_reflection() -> None:
     async with running(ServerSettings()) as server:
         assert await address_serving(server.address, ClientSettings())
         async with open_channel(server.address, ClientSettings()) as channel:
-            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
             request = reflection_pb2.ServerReflectionRequest(list_services="")
-            async for response in stub.ServerReflectionInfo(iter([request])):
+            async for response in stub.ServerReflectionInfo(iter([request])):  # type: ignore[operator]
                 names = {service.name for service in response.list_services_response.service}
                 break
         assert {"tapewatch.gateway.v1.AlertService", "grpc.health.v1.Health"} <= names
@@ -138,10 +138,10 @@ async def test_idempotent_calls_are_retried_and_have_deadlines() -> None:
 
 
 async def test_a_token_is_asked_for_but_not_by_health() -> None:
-    async with running(ServerSettings(auth_token="sesame")) as server:  # type: ignore[arg-type]
+    async with running(ServerSettings(auth_token="sesame")) as server:
         assert await address_serving(server.address, ClientSettings())
         for token, expected in (("sesame", None), ("guess", grpc.StatusCode.UNAUTHENTICATED), ("", "same")):
-            settings = ClientSettings(auth_token=token)  # type: ignore[arg-type]
+            settings = ClientSettings(auth_token=token)
             async with open_channel(server.address, settings) as channel:
                 call = AlertServiceStub(channel).GetAlert(pb.GetAlertRequest(alert_id="fine"))
                 if expected is None:
@@ -191,7 +191,7 @@ def test_other_machines_need_tls_and_a_token(host: str, tmp_path: Path) -> None:
     assert not is_loopback(host)
     for settings in (
         ServerSettings(grpc_host=host),
-        ServerSettings(grpc_host=host, auth_token="sesame"),  # type: ignore[arg-type]
+        ServerSettings(grpc_host=host, auth_token="sesame"),
         ServerSettings(grpc_host=host, tls_cert_file=certificate_file, tls_key_file=key_file),
     ):
         with pytest.raises(NotConfiguredError, match="AUTH_TOKEN"):

@@ -35,7 +35,7 @@ class Yahoo:
 
     def __call__(
         self, symbol: str, interval_seconds: int, start: datetime | None = None, end: datetime | None = None
-    ) -> list[YahooBar]:
+    ) -> Sequence[YahooBar]:
         self.asked.append(symbol)
         given = self.answers[symbol]
         answer = given.pop(0) if len(given) > 1 else given[0]

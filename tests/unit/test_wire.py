@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,7 +107,7 @@ def test_enums_have_the_protos_numbers_and_names() -> None:
         (RecordOutcome, detection_service_pb2.RecordOutcome, "RECORD_OUTCOME_"),
     ):
         expected = {n.removeprefix(prefix): v for n, v in theirs.items()}
-        mine = {member.name: member.value for member in ours}  # type: ignore[attr-defined]
+        mine = {member.name: member.value for member in ours}
         assert {"UNSPECIFIED": 0, **mine} == expected
 
 
@@ -119,9 +121,9 @@ def test_defaults_are_filled_in() -> None:
     ("message", "field"),
     [
         (quote_pb2.Quote(symbol="AAPL"), "event_time"),
-        (quote_pb2.Quote(symbol="AAPL", event_time={"seconds": 10**15}), "event_time"),
-        (quote_pb2.Quote(symbol="AAPL", event_time={"seconds": 1}, interval={"nanos": 5}), "interval"),
-        (quote_pb2.Quote(symbol="AAPL", event_time={"seconds": 1}, quote_id="live/other"), "quote_id"),
+        (quote_pb2.Quote(symbol="AAPL", event_time=Timestamp(seconds=10**15)), "event_time"),
+        (quote_pb2.Quote(symbol="AAPL", event_time=Timestamp(seconds=1), interval=Duration(nanos=5)), "interval"),
+        (quote_pb2.Quote(symbol="AAPL", event_time=Timestamp(seconds=1), quote_id="live/other"), "quote_id"),
     ],
 )
 def test_what_cannot_be_a_quote_names_its_field(message: quote_pb2.Quote, field: str) -> None:
