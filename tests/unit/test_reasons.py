@@ -1,0 +1,52 @@
+"""Reasons: the features that hold the score up, strongest first, in words."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.domain import reasons
+from services.domain.feature_definitions import FEATURE_NAMES
+from services.domain.model import FeatureUsual
+
+USUAL = tuple(FeatureUsual(name, name, 0.0, -1.0, 1.0) for name in FEATURE_NAMES)
+COLUMN = {name: i for i, name in enumerate(FEATURE_NAMES)}
+
+
+def row(**values: float) -> NDArray[np.float32]:
+    features = np.zeros((1, len(FEATURE_NAMES)), np.float32)
+    for name, value in values.items():
+        features[0, COLUMN[name]] = value
+    return features
+
+
+def weighted(**weights: float) -> reasons.Margin:
+    def margin(features: NDArray[np.float32]) -> NDArray[np.float64]:
+        total = np.full(len(features), -3.0)
+        for name, weight in weights.items():
+            total += weight * features[:, COLUMN[name]]
+        return total
+
+    return margin
+
+
+def test_strongest_first_with_value_and_usual_range() -> None:
+    margin = weighted(volume_log_ratio=1.0, range_z=0.9, gap_z=0.1)
+    (found,) = reasons.explain(row(volume_log_ratio=2.639, range_z=5.0, gap_z=8.0, body_z=9.0), margin, USUAL)
+    assert [r.feature for r in found] == ["range_z", "volume_log_ratio", "gap_z"]
+    assert found[1].text == "volume 14.0x its usual (usual 0.37x to 2.7x)"
+    assert found[0].contribution > found[1].contribution > found[2].contribution > 0
+
+
+def test_a_feature_that_does_not_move_the_score_is_not_named() -> None:
+    (found,) = reasons.explain(row(volume_z=6.0, body_z=9.0), weighted(volume_z=1.0), USUAL)
+    assert [r.feature for r in found] == ["volume_z"]
+
+
+def test_one_price_change_is_not_named_twice_without_a_benchmark() -> None:
+    margin = weighted(return_z=0.5, relative_return_z=0.5, volume_z=0.1)
+    (found,) = reasons.explain(row(return_z=9.0, relative_return_z=9.0, volume_z=4.0), margin, USUAL)
+    assert [r.feature for r in found] == ["return_z", "volume_z"]
+
+
+def test_there_is_always_a_reason() -> None:
+    (found,) = reasons.explain(row(), weighted(), USUAL)
+    assert len(found) == 1
