@@ -55,7 +55,8 @@ def _quantised(metadata: ModelMetadata) -> str:
     return (
         f" With int8 weights both take {figures['quantised_bytes'] / 1024:.0f} instead of "
         f"{figures['float32_bytes'] / 1024:.0f} KiB; the score moves by "
-        f"{figures['quantised_mean_score_difference']:.5f} on average and PR-AUC falls by {figures['quantised_average_precision_loss']:.4f}."
+        f"{figures['quantised_mean_score_difference']:.5f} on average "
+        f"and PR-AUC falls by {figures['quantised_average_precision_loss']:.4f}."
     )
 
 
@@ -98,8 +99,8 @@ def _equities(found: dict[str, Any], folder: str) -> str:
 
 {found["tickers"]} unseen tickers, {found["first"]} to {found["last"]}, {found["bars"]:,} untouched bars; at most 1.5 %
 of bars manipulated. Strength is in the event's own deviations (`services/training/injection.py`). Figures count
-strengths from 4 on unless said otherwise; every other model's threshold is set by the same budget on the same validation bars.
-Intervals are bootstraps by ticker. An event is found when one of its bars is a detection.
+strengths from 4 on unless said otherwise; every other model's threshold is set by the same budget on the same
+validation bars. Intervals are bootstraps by ticker. An event is found when one of its bars is a detection.
 
 {chr(10).join(lines)}
 
@@ -165,8 +166,8 @@ def _pumps(found: dict[str, Any], folder: str) -> str:
 {found["events"]} pumps announced on Telegram (La Morgia et al. 2020), {found["chunks"]:,} chunks of 25 s,
 {found["days"]:.0f} symbol-days; five folds by event, thresholds chosen inside the training folds. These rows hold the
 weaker pumps of the study: never compare with its published figures (F1 0.926). Precision, recall and F1 are of
-chunks: one chunk of an event is right, its neighbours are wrong. The required figures (AP 0.90, F1 0.85, 0.93 within 120 s) are
-not reached where the table says less. These models are fitted to the pumps; the shipped model is not.
+chunks: one chunk of an event is right, its neighbours are wrong. The required figures (AP 0.90, F1 0.85, 0.93 within
+120 s) are not reached where the table says less. These models are fitted to the pumps; the shipped model is not.
 
 {chr(10).join(lines)}
 

@@ -73,6 +73,7 @@ def train_autoencoder(
     """A Keras model from raw features to their mean squared reconstruction error, (n, F) to (n, 1)."""
     keras = tensorflow().keras
     ops = keras.ops
+    keras.backend.clear_session()  # else layer names count on, and equal models make different files
     keras.utils.set_random_seed(seed)
     raw, scaled = _entry(standard)
     hidden = keras.layers.Dense(32, activation="relu")(scaled)
@@ -134,6 +135,7 @@ def train_classifier(
         progress: Called after each epoch.
     """
     keras = tensorflow().keras
+    keras.backend.clear_session()  # else layer names count on, and equal models make different files
     keras.utils.set_random_seed(seed)
     raw, scaled = _entry(standard)
     hidden = scaled
