@@ -1,6 +1,7 @@
 """What every lake adapter must do, whatever file system is behind it."""
 
 import io
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -142,6 +143,27 @@ def test_what_a_killed_writer_left_is_not_read_and_goes(tmp_path: Path) -> None:
     lake.write_quotes(quotes(1, 4))
     assert not left.exists()
     assert len(layout.read_quotes(str(tmp_path))) == 6
+
+
+def test_readers_see_whole_parts_while_they_are_replaced(tmp_path: Path) -> None:
+    lake = FileSystemLake(str(tmp_path))
+    part = quotes(1, 300)
+    lake.write_quotes(part)
+    done = threading.Event()
+
+    def rewrite() -> None:
+        for _ in range(40):
+            lake.write_quotes(part)
+        done.set()
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    reads = 0
+    while not done.is_set():
+        assert layout.read_table(str(tmp_path)).num_rows == 300
+        reads += 1
+    writer.join()
+    assert reads > 5
 
 
 def test_place_that_cannot_be_written_may_pass(tmp_path: Path) -> None:

@@ -256,6 +256,8 @@ def test_cursor_is_the_newest_event_time_of_the_series(store: Store) -> None:
     assert store.cursors([*series, unknown]) == [*(START + timedelta(minutes=m) for m in minutes), None]
     detect(store, spike(11))
     assert store.cursors(series[:1]) == [START + timedelta(minutes=11)]
+    store.put_scores([scored(4)], NOW)
+    assert store.cursors(series[:1]) == [START + timedelta(minutes=11)], "a late quote does not turn it back"
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])

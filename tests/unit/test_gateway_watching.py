@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from services.gateway.change_feed import ChangeFeed
 from services.gateway.ports import AlertQuery
 from services.gateway.service import GatewayService, Triage
 from services.gateway.sqlite import SqliteStore
-from tests.gateway_quotes import spike
+from tests.gateway_quotes import NOW, opening, spike
 
 EVERYTHING = AlertQuery()
 
@@ -81,6 +82,31 @@ async def test_own_commit_wakes_at_once(replicas: list[Replica]) -> None:
     await service.record([spike(0)])
     await watching  # nothing follows the store here: without the wake-up this would run into the timeout
     assert asyncio.get_running_loop().time() - started < 1.0
+
+
+async def test_commit_between_reading_and_waiting_is_not_missed(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    late = spike(0)
+
+    class Interrupted(SqliteStore):
+        """Commits and wakes right after the watcher has read an empty log."""
+
+        def changes_after(self, sequence: int, limit: int) -> list[AlertChange]:
+            found = super().changes_after(sequence, limit)
+            if not found and self.last_quote() == 0:
+                self.commit_detection(late, opening(late), NOW)
+                woken = threading.Event()
+                loop.call_soon_threadsafe(feed.wake)
+                loop.call_soon_threadsafe(woken.set)
+                woken.wait(5)
+            return found
+
+    store = Interrupted(tmp_path / "store.db")
+    feed = ChangeFeed(store)
+    started = loop.time()
+    assert [sequence for sequence, _ in await take(feed, 1)] == [1]
+    assert loop.time() - started < 5
+    store.close()
 
 
 async def test_triage_is_a_change_too(replicas: list[Replica]) -> None:
