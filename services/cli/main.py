@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from services.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISCONFIGURED
 from services.cli.settings import MeshSettings
 
 app = typer.Typer(
@@ -31,8 +32,6 @@ for name, group in (
     ("gateway", gateway_app),
 ):
     app.add_typer(group, name=name)
-
-EXIT_UNHEALTHY = 1
 
 
 class Source(StrEnum):
@@ -131,6 +130,8 @@ def up_command(
     """Start the whole mesh on this machine and keep it up until Ctrl-C."""
     from services.cli.run import up
 
+    if source is Source.CSV and location == "bokeh":
+        raise typer.BadParameter("--source csv needs --from with a CSV file or a folder of them")
     console = Console()
     raise SystemExit(
         asyncio.run(up(MeshSettings(), source.value, location, _split(symbols), interval, speed, scorers, console))
@@ -153,10 +154,7 @@ def watch_command(
     settings = MeshSettings()
     address = gateway or settings.gateway_address
     with_symbols = _split(symbols)
-    try:
-        asyncio.run(watch(address, settings, with_symbols, tape, min_score, from_start, resume_token, as_json))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    asyncio.run(watch(address, settings, with_symbols, tape, min_score, from_start, resume_token, as_json))
 
 
 @app.command("health")
@@ -171,7 +169,7 @@ def health_command(
         raise typer.BadParameter(f"{address!r} is not HOST:PORT")
     healthy = asyncio.run(address_serving(address, MeshSettings(), timeout))
     print(f"{address}: {'serving' if healthy else 'not serving'}")
-    raise SystemExit(0 if healthy else EXIT_UNHEALTHY)
+    raise SystemExit(0 if healthy else EXIT_FAILED)
 
 
 @app.command("replay")
@@ -219,7 +217,9 @@ def main() -> None:
         for wrong in error.errors():
             name = ".".join(str(part) for part in wrong["loc"]).upper()
             print(f"tapewatch: {name}={wrong['input']!r}: {wrong['msg']}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(EXIT_MISCONFIGURED) from None
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 if __name__ == "__main__":

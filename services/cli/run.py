@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.archive.location import quotes as source_quotes
+from services.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from services.cli.live_view import LiveView, Reading
 from services.cli.mesh import Mesh
 from services.cli.settings import MeshSettings
@@ -32,8 +33,6 @@ from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
 from tapewatch.ingest.v1 import coverage_pb2, ingest_service_pb2, replay_pb2
 from tapewatch.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 _POLL_SECONDS = 0.25
 _RPC_SECONDS = 5.0
 

@@ -7,18 +7,15 @@ the queue is opened with synchronous FULL (QUEUE_SYNCHRONOUS=full).
 
 import json
 import sqlite3
-import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal
 
-from services.domain.errors import DependencyUnavailableError, NotConfiguredError
 from services.queue.ports import (
     DEDUPLICATION_SECONDS,
     DeadLetter,
@@ -27,6 +24,7 @@ from services.queue.ports import (
     ReceivedMessage,
     SentMessage,
 )
+from services.runtime.embedded_database import EmbeddedDatabase
 
 DEFAULT_MAX_RECEIVE_COUNT: Final = 1_000
 _SCHEMA_VERSION = 1
@@ -52,7 +50,7 @@ CREATE TABLE messages (
 CREATE INDEX messages_by_group ON messages (group_id, sequence);
 CREATE INDEX messages_delivered ON messages (group_id, visible_time) WHERE receipt IS NOT NULL;
 
--- One row for each group that holds messages: its oldest one, and until when a delivered one blocks it.
+-- One row for each group that holds messages: its oldest one, and until when a delivered one blocks it
 CREATE TABLE groups (
     group_id TEXT PRIMARY KEY,
     head INTEGER NOT NULL,
@@ -113,66 +111,23 @@ class SqliteQueue:
         max_receive_count: int = DEFAULT_MAX_RECEIVE_COUNT,
         busy_seconds: float = _BUSY_SECONDS,
     ) -> None:
-        self._path = path
         self._max_receive_count = max_receive_count
-        self._lock = threading.Lock()
-        with _translated(path, opening=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(
-                path, timeout=busy_seconds, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._prepare(synchronous, busy_seconds)
-            except BaseException:
-                self._connection.close()
-                raise
-
-    def _prepare(self, synchronous: str, busy_seconds: float) -> None:
-        deadline = time.monotonic() + busy_seconds
-        while True:
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError as error:
-                # Turning the log on ignores the busy timeout while another process does the same.
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(_POLL_SECONDS)
-        self._connection.execute(f"PRAGMA synchronous = {'FULL' if synchronous == 'full' else 'NORMAL'}")
-        with self._transaction() as connection:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-            elif version != _SCHEMA_VERSION:
-                raise NotConfiguredError(
-                    f"the queue file {self._path} has format {version}, not {_SCHEMA_VERSION}; the queue",
-                    "QUEUE_PATH to another file",
-                )
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _translated(self._path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _translated(self._path):
-            yield self._connection
+        self._database = EmbeddedDatabase(
+            path,
+            _SCHEMA,
+            _SCHEMA_VERSION,
+            subject="the queue",
+            setting="QUEUE_PATH",
+            synchronous=synchronous,
+            busy_seconds=busy_seconds,
+        )
 
     def send(self, messages: Sequence[OutgoingMessage]) -> list[SentMessage]:
         """Make messages durable, in order, in one transaction: all of them or none."""
         if not messages:
             return []
         now = time.time()
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             connection.execute("DELETE FROM deduplication WHERE sent_time <= ?", (now - DEDUPLICATION_SECONDS,))
             known = _known(connection, [message.deduplication_id for message in messages])
             (last,) = connection.execute(
@@ -213,7 +168,7 @@ class SqliteQueue:
         deadline = time.monotonic() + wait_seconds
         while True:
             # A look that takes no lock first: idle receivers must not hold up senders.
-            with self._reading() as connection:
+            with self._database.reading() as connection:
                 ready = connection.execute(
                     "SELECT 1 FROM groups WHERE blocked_until <= ? LIMIT 1", (time.time(),)
                 ).fetchone()
@@ -228,7 +183,7 @@ class SqliteQueue:
         received: list[ReceivedMessage] = []
         exhausted: list[int] = []
         touched: set[str] = set()
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             now = time.time()
             receipt = uuid.uuid4().hex
             groups = connection.execute(
@@ -282,7 +237,7 @@ class SqliteQueue:
 
     def acknowledge(self, receipt_handles: Sequence[str]) -> None:
         """Delete delivered messages; handles that are not the current ones are ignored."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             touched = set()
             deleted = 0
             for sequence, receipt in map(_parse_handle, receipt_handles):
@@ -298,7 +253,7 @@ class SqliteQueue:
     def change_visibility(self, receipt_handles: Sequence[str], visibility_seconds: float) -> None:
         """Keep delivered messages invisible for that much longer from now; 0 releases them at once."""
         visible_time = time.time() + min(visibility_seconds, _FOREVER_SECONDS)
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             touched = set()
             for sequence, receipt in map(_parse_handle, receipt_handles):
                 row = connection.execute(
@@ -311,7 +266,7 @@ class SqliteQueue:
 
     def depth(self) -> QueueDepth:
         """What waits."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             total, in_flight, dead = connection.execute(
                 "SELECT (SELECT count(*) FROM messages),"
                 " (SELECT count(*) FROM messages WHERE receipt IS NOT NULL AND visible_time > ?),"
@@ -322,7 +277,7 @@ class SqliteQueue:
 
     def statistics(self) -> QueueStatistics:
         """What went through the queue since it was made, by all processes."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return QueueStatistics(**dict(connection.execute("SELECT name, value FROM counters").fetchall()))
 
     def send_dead_letter(self, letter: DeadLetter) -> None:
@@ -330,7 +285,7 @@ class SqliteQueue:
         now = time.time()
         attributes = json.dumps(dict(letter.attributes))
         digest = sha256("\0".join((letter.group_id, letter.reason, letter.body)).encode()).hexdigest()
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             connection.execute("DELETE FROM deduplication WHERE sent_time <= ?", (now - DEDUPLICATION_SECONDS,))
             added = connection.execute(
                 "INSERT INTO deduplication VALUES (?, '', ?) ON CONFLICT DO NOTHING", (f"dead letter {digest}", now)
@@ -343,7 +298,7 @@ class SqliteQueue:
 
     def list_dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """The newest dead letters, oldest of them first."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT body, group_id, reason, attributes FROM dead_letters ORDER BY number DESC LIMIT ?", (limit,)
             ).fetchall()
@@ -351,8 +306,7 @@ class SqliteQueue:
 
     def close(self) -> None:
         """Close the file. Calling it twice is harmless."""
-        with self._lock:
-            self._connection.close()
+        self._database.close()
 
 
 def _known(connection: sqlite3.Connection, deduplication_ids: Sequence[str]) -> dict[str, str]:
@@ -390,21 +344,3 @@ def _count(connection: sqlite3.Connection, **increments: int) -> None:
 def _parse_handle(handle: str) -> tuple[int, str]:
     sequence, _, receipt = handle.partition(":")
     return (int(sequence), receipt) if sequence.isdecimal() and len(sequence) < 19 else (0, "")
-
-
-@contextmanager
-def _translated(path: Path, *, opening: bool = False) -> Iterator[None]:
-    """SQLite's errors as ours, each a sentence that says what to do."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        text = str(error)
-        if "locked" in text or "busy" in text:
-            raise DependencyUnavailableError(
-                "queue", f"{path} is locked by another process; end it if it hangs, else this passes"
-            ) from error
-        if opening or "readonly" in text or "not a database" in text or "malformed" in text:
-            raise NotConfiguredError(
-                f"the queue file {path} cannot be used ({text}); the queue", "QUEUE_PATH to a file in a writable folder"
-            ) from error
-        raise DependencyUnavailableError("queue", f"{path}: {text}") from error

@@ -117,20 +117,20 @@ def test_a_closed_queue_is_unavailable(path: Path) -> None:
 
 def test_a_file_that_is_no_queue_is_one_clear_sentence(path: Path) -> None:
     path.write_bytes(b"this is not a database, not even a small one" * 100)
-    with pytest.raises(NotConfiguredError, match=r"queue\.db cannot be used .* set QUEUE_PATH to"):
+    with pytest.raises(NotConfiguredError, match=r"cannot use .*queue\.db .* set QUEUE_PATH to"):
         SqliteQueue(path)
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(NotConfiguredError, match="set QUEUE_PATH to a file in a writable folder"):
+    with pytest.raises(NotConfiguredError, match="set QUEUE_PATH to a writable file"):
         SqliteQueue(tmp_path / "file" / "queue.db")
 
 
 def test_a_read_only_file_is_one_clear_sentence(path: Path) -> None:
     SqliteQueue(path).close()
     queue = SqliteQueue(path)
-    queue._connection.execute("PRAGMA query_only = 1")  # what a read-only file does, also to root
+    queue._database._connection.execute("PRAGMA query_only = 1")  # what a read-only file does, also to root
     with pytest.raises(NotConfiguredError, match="set QUEUE_PATH"):
         queue.send(messages(1))
 
@@ -146,7 +146,7 @@ def test_another_format_is_refused(path: Path) -> None:
 def test_full_synchronous_is_a_setting(path: Path) -> None:
     queue = open_queue(QueueSettings(queue_path=path, queue_synchronous="full"))
     assert isinstance(queue, SqliteQueue)
-    assert queue._connection.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert queue._database._connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
 def test_sqs_without_a_url_is_one_clear_sentence() -> None:

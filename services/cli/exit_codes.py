@@ -1,0 +1,12 @@
+"""What the command's exit codes mean."""
+
+from typing import Final
+
+EXIT_FAILED: Final = 1
+"""It ran and did not succeed, or the server asked is not serving."""
+
+EXIT_MISCONFIGURED: Final = 2
+"""A setting or an argument is wrong; the message names it."""
+
+EXIT_INTERRUPTED: Final = 130
+"""Stopped by Ctrl-C."""
