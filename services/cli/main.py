@@ -11,8 +11,8 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from services.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISCONFIGURED
 from services.cli.settings import MeshSettings
+from services.runtime.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISCONFIGURED
 
 app = typer.Typer(
     name="tapewatch",

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from services.cli.settings import MeshSettings
 from services.domain.errors import DependencyUnavailableError
+from services.runtime.exit_codes import EXIT_MISCONFIGURED
 from services.runtime.health import address_serving
-from services.runtime.server import EXIT_MISCONFIGURED
 
 _log = logging.getLogger(__name__)
 PROCESSES_FILE = "processes.json"

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from services.archive.location import quotes as source_quotes
-from services.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from services.cli.live_view import LiveView, Reading
 from services.cli.mesh import Mesh
 from services.cli.settings import MeshSettings
@@ -25,6 +24,7 @@ from services.domain.errors import DependencyUnavailableError, TapewatchError
 from services.domain.quote import LIVE_TAPE, format_time
 from services.runtime.channels import open_channel
 from services.runtime.errors import error_from_rpc
+from services.runtime.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from services.wire.time import timestamp_from_proto
 from tapewatch.dispatch.v1 import dispatch_service_pb2
 from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceStub

@@ -5,13 +5,13 @@ from typing import Any
 
 from services.dispatch.service import DispatchMode, DispatchService
 from services.dispatch.settings import DispatchSettings
-from services.domain.errors import FieldViolation, InvalidQuoteError, InvalidRequestError, TapewatchError
+from services.domain.errors import FieldViolation, InvalidRequestError, TapewatchError
 from services.domain.quote import Quote
 from services.domain.score import Score
 from services.pipeline.warm_pool import WarmPool
 from services.queue.ports import Queue
 from services.runtime.errors import status_of
-from services.wire.quote import quote_from_proto
+from services.wire.quote import quotes_from_proto
 from services.wire.score import score_to_proto
 from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
 from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceServicer
@@ -46,12 +46,7 @@ class DispatchServicer(DispatchServiceServicer):
             mode = DispatchMode(request.mode or DispatchMode.WARM)
         except ValueError as error:
             raise InvalidRequestError([FieldViolation("mode", f"{request.mode} is not a mode")]) from error
-        formed: list[Quote | InvalidQuoteError] = []
-        for message in request.quotes:
-            try:
-                formed.append(quote_from_proto(message))
-            except InvalidQuoteError as error:
-                formed.append(error)
+        formed = quotes_from_proto(request.quotes)
         quotes = [each for each in formed if isinstance(each, Quote)]
         done = iter(await self._service.dispatch(quotes, mode))
         return pb.DispatchResponse(

@@ -23,12 +23,12 @@ from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
 
 from services.domain.errors import NotConfiguredError, TapewatchError
 from services.runtime.channels import MESSAGE_BYTES_LIMIT
+from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 from services.runtime.interceptors import AuthenticationInterceptor, ErrorInterceptor
 from services.runtime.settings import ServerSettings
 from services.runtime.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
-EXIT_MISCONFIGURED = 2
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on a busy port must fail, not share it
@@ -202,7 +202,7 @@ async def serve(name: str, settings: ServerSettings, build: Build, started: Call
     finally:
         lifetime.draining.set()
         await lifetime.close(settings.shutdown_grace_seconds)
-    return 0 if lifetime.failure is None else 1
+    return 0 if lifetime.failure is None else EXIT_FAILED
 
 
 def run_server(name: str, settings: ServerSettings, build: Build) -> int:

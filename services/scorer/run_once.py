@@ -22,14 +22,13 @@ from services.pipeline.gateway_client import HEALTH_SERVICE, GatewayClient
 from services.pipeline.score_then_record import score_then_record
 from services.queue import market_message
 from services.runtime.channels import open_channel
-from services.runtime.server import EXIT_MISCONFIGURED
+from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 from services.runtime.telemetry import Telemetry, context_of
 from services.scorer.main import make_service
 from services.scorer.registry import PACKAGED_MODELS, ModelRegistry
 from services.scorer.settings import RunOnceSettings
 
 _log = logging.getLogger(__name__)
-EXIT_INCOMPLETE = 1
 
 
 def decode_batch(settings: RunOnceSettings) -> list[Quote | InvalidQuoteError]:
@@ -95,8 +94,8 @@ def main() -> int:
             summary = asyncio.run(run(settings))
     except TapewatchError as error:
         print(f"tapewatch scorer run-once: {error.message}", file=sys.stderr)
-        return EXIT_INCOMPLETE if error.retryable else EXIT_MISCONFIGURED
+        return EXIT_FAILED if error.retryable else EXIT_MISCONFIGURED
     finally:
         telemetry.shutdown()
     print(json.dumps(summary))
-    return 0 if summary["recorded"] == summary["received"] else EXIT_INCOMPLETE
+    return 0 if summary["recorded"] == summary["received"] else EXIT_FAILED

@@ -10,7 +10,7 @@ from services.domain.score import Score
 from services.runtime.errors import status_of
 from services.scorer.convert import check_count
 from services.scorer.service import ScoringService, StreamProgress
-from services.wire.quote import cursors_from_proto, quote_from_proto
+from services.wire.quote import cursors_from_proto, quote_from_proto, quotes_from_proto
 from services.wire.score import score_to_proto
 from tapewatch.market.v1 import quote_pb2
 from tapewatch.scorer.v1 import scorer_service_pb2 as pb
@@ -73,12 +73,7 @@ class ScorerServicer(ScorerServiceServicer):
 
     async def _answer(self, request: pb.ScoreStreamRequest, progress: StreamProgress) -> pb.ScoreStreamResponse:
         check_count("quotes", request.quotes)
-        formed: list[Quote | InvalidQuoteError] = []
-        for message in request.quotes:
-            try:
-                formed.append(quote_from_proto(message))
-            except InvalidQuoteError as error:
-                formed.append(error)
+        formed = quotes_from_proto(request.quotes)
         quotes = [quote for quote in formed if isinstance(quote, Quote)]
         scored = iter(await self._service.score(quotes, cursors_from_proto(request.cursors), progress))
         return pb.ScoreStreamResponse(

@@ -96,6 +96,17 @@ def quote_from_proto(message: pb.Quote) -> Quote:
     return quote
 
 
+def quotes_from_proto(messages: Iterable[pb.Quote]) -> list[Quote | InvalidQuoteError]:
+    """Each message as a quote, or why it is none: one bad quote must not spoil a batch."""
+    formed: list[Quote | InvalidQuoteError] = []
+    for message in messages:
+        try:
+            formed.append(quote_from_proto(message))
+        except InvalidQuoteError as error:
+            formed.append(error)
+    return formed
+
+
 def series_to_proto(series: Series) -> pb.Series:
     """The series as its proto."""
     return pb.Series(
