@@ -45,6 +45,8 @@ held to the same budget by an offset.{_quantised(metadata)}
 **Intended use.** Pointing a market-surveillance analyst at bars worth a look. Not for trading, not as evidence alone.
 
 **What it can name.** {", ".join(t.words for t in metadata.typologies)}.
+Pump and dump is the practice of Annex II, Section 1, point 4(c) of Delegated Regulation (EU) 2016/522; the others are
+not mapped to points of it.
 **What it cannot see** (needs orders, identities or news): {", ".join(metadata.not_observable)}."""
 
 
