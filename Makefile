@@ -10,7 +10,8 @@ endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := requirements/constraints.txt
-GOBIN := $(CURDIR)/$(VENV)/go/bin
+GOBIN := $(abspath $(VENV))/go/bin
+SERVERS := .cache/servers
 
 .PHONY: help
 help: ## List the targets
@@ -58,11 +59,28 @@ train: $(VENV)/.dev ## Train a model
 	$(BIN)/python -m services.training.train
 
 .PHONY: tools
-tools: $(GOBIN)/grpcurl ## Install the programs that the tests need and pip does not have
+tools: $(GOBIN)/grpcurl $(GOBIN)/versitygw $(addprefix $(SERVERS)/,ministack/.installed elasticmq/.installed dynamodb-local/.installed) ## Install the programs that the tests need and pip does not have
 
 $(GOBIN)/grpcurl:
 	@command -v go >/dev/null || { echo "the tests need Go, to install grpcurl"; exit 1; }
 	GOBIN=$(GOBIN) go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+
+$(GOBIN)/versitygw:
+	@command -v go >/dev/null || { echo "the tests need Go, to install versitygw"; exit 1; }
+	GOBIN=$(GOBIN) go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
+# An environment of its own: ministack pins an old botocore.
+$(SERVERS)/ministack/.installed: tests/servers/ministack.txt | $(BIN)/python
+	rm -rf $(@D)
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(SERVERS)/%/.installed: tests/servers/%.pom.xml
+	@command -v mvn >/dev/null || { echo "the tests need Java 17 and Maven, to install $*"; exit 1; }
+	rm -rf $(@D)
+	mvn --batch-mode --quiet --file $< dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$(@D)
+	@touch $@
 
 .PHONY: constraints
 constraints: $(VENV)/.dev ## Pin anew what pip installs

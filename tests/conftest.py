@@ -1,9 +1,12 @@
-"""What every ring of tests shares: in CI, a skip of what must run is a failure."""
+"""What every ring of tests shares: the servers that stand in for AWS; in CI, a skip of what must run is a failure."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
+
+from tests.servers import stand_ins
+from tests.servers.process import Server
 
 MUST_RUN = ("tests/e2e/", "tests/contract/", "tests/integration/")
 
@@ -18,3 +21,30 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, and this run requires it: {report.longrepr}"
     return report
+
+
+def _running(server: Server) -> Iterator[Server]:
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _running(stand_ins.ministack(tmp_path_factory.mktemp("ministack")))
+
+
+@pytest.fixture(scope="session")
+def elasticmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _running(stand_ins.elasticmq(tmp_path_factory.mktemp("elasticmq")))
+
+
+@pytest.fixture(scope="session")
+def dynamodb_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _running(stand_ins.dynamodb_local(tmp_path_factory.mktemp("dynamodb-local")))
+
+
+@pytest.fixture(scope="session")
+def versitygw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _running(stand_ins.versitygw(tmp_path_factory.mktemp("versitygw")))

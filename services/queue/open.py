@@ -21,5 +21,4 @@ def open_queue(settings: QueueSettings) -> Queue:
         settings.sqs_queue_url,
         dead_letter_queue_url=settings.sqs_dead_letter_queue_url,
         region=settings.aws_region,
-        endpoint_url=settings.aws_endpoint_url,
     )

@@ -25,7 +25,6 @@ class QueueSettings(Settings):
         "", description="URL of the FIFO dead-letter queue; empty takes it from the queue's redrive policy"
     )
     aws_region: str = Field("", description="AWS region; empty takes it from the AWS configuration")
-    aws_endpoint_url: str = Field("", description="another endpoint than AWS's, for a local stand-in")
 
     @property
     def queue_name(self) -> str:

@@ -7,15 +7,16 @@ has what the caller wants), and depth is approximate.
 import hashlib
 import json
 import math
-import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError
 from services.queue.ports import DeadLetter, OutgoingMessage, QueueDepth, ReceivedMessage, SentMessage
+from services.runtime.aws import AwsResource, backoff_seconds, open_client
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -24,18 +25,19 @@ BATCH_LIMIT: Final = 10
 BATCH_BYTES_LIMIT: Final = 256 * 1024
 REASON_ATTRIBUTE: Final = "DeadLetterReason"
 _ATTEMPTS = 6
-_FIRST_BACKOFF_SECONDS = 0.1
-_LONGEST_BACKOFF_SECONDS = 5.0
 _MAX_VISIBILITY_SECONDS = 43_200
 _MAX_WAIT_SECONDS = 20
 _MAX_REASON_CHARACTERS = 1_000
 _PEEK_SECONDS = 1
-
-_MISSING = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"}
-_FORBIDDEN = {"AccessDenied", "AccessDeniedException", "InvalidClientTokenId", "UnrecognizedClientException",
-              "SignatureDoesNotMatch", "ExpiredToken", "InvalidSecurity", "KmsAccessDenied"}  # fmt: skip
-_THROTTLED = {"ThrottlingException", "Throttling", "RequestThrottled", "OverLimit", "TooManyRequestsException",
-              "KmsThrottled", "RequestLimitExceeded"}  # fmt: skip
+_AWS_URL = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com")
+_PERMISSIONS = (
+    "sqs:SendMessage",
+    "sqs:ReceiveMessage",
+    "sqs:DeleteMessage",
+    "sqs:ChangeMessageVisibility",
+    "sqs:GetQueueUrl",
+    "sqs:GetQueueAttributes",
+)
 
 
 class SqsQueue:
@@ -47,37 +49,25 @@ class SqsQueue:
         self._dead_letter_url = dead_letter_queue_url
 
     @classmethod
-    def connect(
-        cls, queue_url: str, *, dead_letter_queue_url: str = "", region: str = "", endpoint_url: str = ""
-    ) -> "SqsQueue":
+    def connect(cls, queue_url: str, *, dead_letter_queue_url: str = "", region: str = "") -> "SqsQueue":
         """The queue at `queue_url`, checked to be there and to be FIFO.
+
+        Without `region` it is the one that AWS's own URLs name, else the AWS configuration's.
 
         Raises: NotConfiguredError when boto3, credentials, region, permission or the queue is missing;
         DependencyUnavailableError when AWS cannot be reached.
         """
-        try:
-            import boto3
-            from botocore.config import Config
-        except ImportError as error:
-            raise NotConfiguredError(
-                "SQS needs boto3 (pip install 'tapewatch[aws]'); the queue", "QUEUE_BACKEND=sqlite to do without"
-            ) from error
         if not queue_url.endswith(".fifo"):
             raise NotConfiguredError(
                 f"{queue_url} is no FIFO queue; the queue", "SQS_QUEUE_URL to one (its name ends in .fifo)"
             )
-        with _translated(queue_url):
-            client = boto3.client(
-                "sqs",
-                region_name=region or None,
-                endpoint_url=endpoint_url or None,
-                config=Config(
-                    retries={"mode": "standard", "max_attempts": 3},
-                    connect_timeout=5,
-                    read_timeout=_MAX_WAIT_SECONDS + 10,
-                    max_pool_connections=32,
-                ),
-            )
+        client = open_client(
+            "sqs",
+            region or _region_of(queue_url),
+            _resource(queue_url),
+            "QUEUE_BACKEND=sqlite",
+            read_seconds=_MAX_WAIT_SECONDS + 10,
+        )
         queue = cls(client, queue_url, dead_letter_queue_url=dead_letter_queue_url)
         queue.depth()
         return queue
@@ -270,8 +260,7 @@ def _until_done(
     pending = list(entries)
     for attempt in range(_ATTEMPTS):
         if attempt:
-            longest = min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**attempt)
-            time.sleep(random.uniform(0, longest))  # noqa: S311
+            time.sleep(backoff_seconds(attempt))
         with _translated(url):
             response = call(pending)
         failed = {item["Id"]: item for item in response.get("Failed", [])}
@@ -318,31 +307,19 @@ def _whole_seconds(seconds: float) -> int:
     return min(math.ceil(seconds), _MAX_VISIBILITY_SECONDS)
 
 
-@contextmanager
-def _translated(url: str) -> Iterator[None]:
-    """AWS's errors as ours, each a sentence that says what to do."""
-    from botocore import exceptions as aws
+def _region_of(url: str) -> str:
+    """The region in one of AWS's own URLs; empty in any other.
 
-    try:
-        yield
-    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
-        raise NotConfiguredError(
-            f"AWS credentials are missing ({error}); the queue {url}",
-            "AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret",
-        ) from error
-    except aws.NoRegionError as error:
-        raise NotConfiguredError(f"the region of {url}", "AWS_REGION") from error
-    except aws.ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in _MISSING:
-            raise NotConfiguredError(f"there is no queue at {url}; it", "SQS_QUEUE_URL to one that exists") from error
-        if code in _FORBIDDEN:
-            raise NotConfiguredError(
-                f"AWS refuses the use of {url} ({code}); it",
-                "credentials with sqs:SendMessage, sqs:ReceiveMessage, sqs:DeleteMessage, sqs:ChangeMessageVisibility "
-                "and sqs:GetQueueAttributes",
-            ) from error
-        delay = 2.0 if code in _THROTTLED else 0.5
-        raise DependencyUnavailableError("queue", f"{url}: {error}", retry_delay_seconds=delay) from error
-    except aws.BotoCoreError as error:
-        raise DependencyUnavailableError("queue", f"{url}: {error}") from error
+    >>> _region_of("https://sqs.eu-central-1.amazonaws.com/123456789012/market_queue.fifo")
+    'eu-central-1'
+    """
+    match = _AWS_URL.match(url)
+    return match[1] if match else ""
+
+
+def _resource(url: str) -> AwsResource:
+    return AwsResource("queue", "queue", url, "SQS_QUEUE_URL", _PERMISSIONS)
+
+
+def _translated(url: str) -> AbstractContextManager[None]:
+    return _resource(url).translated()

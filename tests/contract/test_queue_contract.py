@@ -3,8 +3,10 @@
 import itertools
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +18,7 @@ from moto import mock_aws
 from services.queue.ports import DeadLetter, OutgoingMessage, Queue, ReceivedMessage
 from services.queue.sqlite import SqliteQueue
 from services.queue.sqs import SqsQueue
+from tests.servers.process import CREDENTIALS, REGION
 
 _unique = itertools.count()
 
@@ -24,54 +27,59 @@ class MakeQueue(Protocol):
     def __call__(self, max_receive_count: int = 1_000) -> Queue: ...
 
 
-MotoFault = Callable[[str], None]
+Fault = Callable[..., None]
 
 
-@pytest.fixture(params=["sqlite", "sqs"])
+@pytest.fixture(params=["sqlite", "moto", "ministack", "elasticmq"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def moto_fault(backend: str, request: pytest.FixtureRequest) -> MotoFault:
-    """Declares what moto does wrong; strict, so that a mended moto is noticed."""
+def fault(backend: str, request: pytest.FixtureRequest) -> Fault:
+    """Declares what a stand-in for SQS does wrong; strict, so that a mended one is noticed."""
 
-    def declare(fault: str) -> None:
-        if backend == "sqs":
-            request.applymarker(pytest.mark.xfail(strict=True, reason=f"moto {fault}"))
+    def declare(**faults: str) -> None:
+        if backend in faults:
+            request.applymarker(pytest.mark.xfail(strict=True, reason=f"{backend} {faults[backend]}"))
 
     return declare
 
 
+def sqs_queue(max_receive_count: int) -> SqsQueue:
+    """A new FIFO queue with its dead-letter queue."""
+    name = f"market_queue-{uuid.uuid4().hex[:12]}"
+    client = boto3.client("sqs", region_name=REGION)
+    dead = client.create_queue(QueueName=f"{name}-dead.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+    arn = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": max_receive_count})
+    attributes = {"FifoQueue": "true", "RedrivePolicy": policy}
+    url = client.create_queue(QueueName=f"{name}.fifo", Attributes=attributes)["QueueUrl"]  # type: ignore[arg-type]
+    client.close()
+    return SqsQueue.connect(url, region=REGION)
+
+
 @pytest.fixture
-def make_queue(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeQueue]:
+def make_queue(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[MakeQueue]:
     opened: list[Queue] = []
-    if backend == "sqlite":
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    if backend in ("ministack", "elasticmq"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", request.getfixturevalue(backend).url)
 
-        def make_sqlite(max_receive_count: int = 1_000) -> Queue:
+    def make(max_receive_count: int = 1_000) -> Queue:
+        if backend == "sqlite":
             opened.append(SqliteQueue(tmp_path / "queue.db", max_receive_count=max_receive_count))
-            return opened[-1]
+        else:
+            opened.append(sqs_queue(max_receive_count))
+        return opened[-1]
 
-        yield make_sqlite
-    else:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "testing")
-        with mock_aws():
-
-            def make_sqs(max_receive_count: int = 1_000) -> Queue:
-                client = boto3.client("sqs", region_name="us-east-1")
-                dead = client.create_queue(QueueName="dead.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
-                arn = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-                policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": max_receive_count})
-                url = client.create_queue(
-                    QueueName="market_queue.fifo", Attributes={"FifoQueue": "true", "RedrivePolicy": policy}
-                )["QueueUrl"]
-                opened.append(SqsQueue.connect(url, region="us-east-1"))
-                return opened[-1]
-
-            yield make_sqs
-    for queue in opened:
-        queue.close()
+    with mock_aws() if backend == "moto" else nullcontext():
+        yield make
+        for queue in opened:
+            queue.close()
 
 
 @pytest.fixture
@@ -142,8 +150,8 @@ def test_order_holds_within_each_group_whatever_the_batch(queue: Queue) -> None:
         assert [m.body for m in received if m.group_id == group] == [f"{group}{i:03d}" for i in range(35)]
 
 
-def test_sequence_numbers_rise_within_a_group(queue: Queue, moto_fault: MotoFault) -> None:
-    moto_fault("gives random sequence numbers")
+def test_sequence_numbers_rise_within_a_group(queue: Queue, fault: Fault) -> None:
+    fault(moto="gives random sequence numbers")
     queue.send([message(f"{i}") for i in range(10)])
     numbers = [int(m.sequence_number) for m in drain(queue)]
     assert len(numbers) == 10
@@ -186,8 +194,8 @@ def test_an_equal_deduplication_id_adds_nothing(queue: Queue) -> None:
     assert bodies(drain(queue)) == ["once", "other"]
 
 
-def test_an_equal_deduplication_id_adds_nothing_after_the_acknowledgement(queue: Queue, moto_fault: MotoFault) -> None:
-    moto_fault("forgets a deduplication id when its message is deleted; SQS keeps it for five minutes")
+def test_an_equal_deduplication_id_adds_nothing_after_the_acknowledgement(queue: Queue, fault: Fault) -> None:
+    fault(moto="forgets a deduplication id when its message is deleted; SQS keeps it for five minutes")
     queue.send([message("once", deduplication_id="same")])
     assert bodies(drain(queue)) == ["once"]
     queue.send([message("once", deduplication_id="same")])
@@ -209,8 +217,8 @@ def test_an_unacknowledged_message_comes_again_with_its_count(queue: Queue) -> N
     assert again[0].message_id == first[0].message_id
 
 
-def test_unacknowledged_messages_of_a_group_come_again_in_order(queue: Queue, moto_fault: MotoFault) -> None:
-    moto_fault("skips all but the last of a group's messages that timed out together")
+def test_unacknowledged_messages_of_a_group_come_again_in_order(queue: Queue, fault: Fault) -> None:
+    fault(moto="skips all but the last of a group's messages that timed out together")
     queue.send([message("a0"), message("a1")])
     assert bodies(queue.receive(10, 1)) == ["a0", "a1"]
     again = queue.receive(10, 30, wait_seconds=5)
@@ -229,8 +237,8 @@ def test_a_stale_handle_acknowledges_nothing(queue: Queue) -> None:
     assert queue.receive(10, 1) == []
 
 
-def test_a_stale_handle_leaves_the_message_to_its_holder(queue: Queue, moto_fault: MotoFault) -> None:
-    moto_fault("deletes by any receipt handle that was ever given; SQS FIFO refuses an expired one")
+def test_a_stale_handle_leaves_the_message_to_its_holder(queue: Queue, fault: Fault) -> None:
+    fault(moto="deletes by any receipt handle that was ever given; SQS FIFO refuses an expired one")
     queue.send([message("a0")])
     stale = queue.receive(10, 1)
     assert bodies(queue.receive(10, 1, wait_seconds=5)) == ["a0"]

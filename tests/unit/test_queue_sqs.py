@@ -5,7 +5,13 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    NoRegionError,
+    SSOTokenLoadError,
+)
 from moto import mock_aws
 
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError
@@ -105,6 +111,13 @@ def test_batches_stay_within_ten_messages_and_the_byte_limit() -> None:
             NotConfiguredError,
             "AWS refuses the use of .*sqs:SendMessage",
         ),
+        (
+            ClientError({"Error": {"Code": "ExpiredToken"}}, "SendMessageBatch"),
+            NotConfiguredError,
+            "AWS credentials have expired",
+        ),
+        (SSOTokenLoadError(error_msg="gone"), NotConfiguredError, "cannot be renewed .*aws sso login"),
+        (NoRegionError(), NotConfiguredError, "region of .* set AWS_REGION"),
         (NoCredentialsError(), NotConfiguredError, "AWS credentials are missing .* set AWS_PROFILE"),
         (
             ClientError({"Error": {"Code": "ThrottlingException", "Message": "slow"}}, "SendMessageBatch"),
@@ -128,7 +141,7 @@ def test_a_queue_that_is_missing_or_not_fifo_is_refused_on_connecting(monkeypatc
     with pytest.raises(NotConfiguredError, match="is no FIFO queue"):
         SqsQueue.connect(URL.removesuffix(".fifo"), region="us-east-1")
     with mock_aws(), pytest.raises(NotConfiguredError, match="there is no queue at"):
-        SqsQueue.connect(URL, region="us-east-1")
+        SqsQueue.connect(URL)  # the URL names its region
 
 
 def test_a_dead_letter_without_a_dead_letter_queue_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,145 @@
+"""AWS from here: clients made one way, and its errors as ours, each one sentence that says what to do.
+
+boto3 is optional and slow to import, so nothing here imports it before it is asked for. Credentials, endpoints
+(`AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_<SERVICE>`) and profiles are the default chain's: none is ours.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from services.domain.errors import DependencyUnavailableError, NotConfiguredError
+
+THROTTLED: Final = frozenset(
+    {
+        "KmsThrottled",
+        "LimitExceededException",
+        "OverLimit",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
+"""Codes that say: the same call succeeds later."""
+
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
+_FORBIDDEN = {
+    "AccessDenied",
+    "AccessDeniedException",
+    "InvalidClientTokenId",
+    "InvalidSecurity",
+    "InvalidSignatureException",
+    "KmsAccessDenied",
+    "MissingAuthenticationToken",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
+}
+_MISSING = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "ResourceNotFoundException"}
+
+
+@dataclass(frozen=True, slots=True)
+class AwsResource:
+    """What a call is about, for its error's sentence.
+
+    `kind` and `name` as in "no queue at https://…"; `dependency` is the service's word for it; `setting` names it in
+    the environment; `permissions` are all that its use needs; `region` is where it was looked for.
+    """
+
+    dependency: str
+    kind: str
+    name: str
+    setting: str
+    permissions: tuple[str, ...]
+    region: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.region}" if self.region else self.name
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """AWS's errors as ours.
+
+        Raises: NotConfiguredError when credentials, region, permission or the resource is missing;
+        DependencyUnavailableError when AWS is away or throttles.
+        """
+        from botocore import exceptions as aws
+
+        try:
+            yield
+        except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
+            raise NotConfiguredError(
+                f"AWS credentials are missing ({error}); the {self.kind} {self}",
+                "AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret",
+            ) from error
+        except (aws.SSOError, aws.CredentialRetrievalError, aws.TokenRetrievalError) as error:
+            raise NotConfiguredError(
+                f"AWS credentials cannot be renewed ({error}); the {self.kind} {self}",
+                "AWS_PROFILE to one that is signed in (aws sso login)",
+            ) from error
+        except aws.NoRegionError as error:
+            raise NotConfiguredError(f"the region of {self.name}", "AWS_REGION") from error
+        except aws.ClientError as error:
+            raise self.error_of(error.response.get("Error", {})) from error
+        except aws.BotoCoreError as error:
+            raise DependencyUnavailableError(self.dependency, f"{self}: {error}") from error
+
+    def error_of(self, failure: Any) -> DependencyUnavailableError | NotConfiguredError:
+        """The error of an answer's `Code` and `Message`."""
+        code, text = failure.get("Code", ""), failure.get("Message", "")
+        if code in _MISSING:
+            return NotConfiguredError(
+                f"there is no {self.kind} at {self}; it", f"{self.setting} to one that exists, or AWS_REGION to its own"
+            )
+        if code in _EXPIRED:
+            return NotConfiguredError(
+                f"AWS credentials have expired ({code}); the {self.kind} {self}", "credentials that are still good"
+            )
+        if code in _FORBIDDEN:
+            return NotConfiguredError(
+                f"AWS refuses the use of {self} ({code}{': ' if text else ''}{text}); it",
+                f"credentials with {', '.join(self.permissions[:-1])} and {self.permissions[-1]}",
+            )
+        delay = 2.0 if code in THROTTLED else 0.5
+        return DependencyUnavailableError(self.dependency, f"{self}: {code} {text}", retry_delay_seconds=delay)
+
+
+def open_client(service: str, region: str, resource: AwsResource, embedded: str, *, read_seconds: float) -> Any:
+    """A boto3 client, safe to share between threads.
+
+    Args:
+        service: AWS's name of the service.
+        region: Where; empty takes it from the AWS configuration.
+        resource: What it is for.
+        embedded: The setting that does without AWS.
+        read_seconds: Longest wait for an answer.
+
+    Raises: NotConfiguredError when boto3, region or profile is missing.
+    """
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError as error:
+        raise NotConfiguredError(
+            f"AWS needs boto3 (pip install 'tapewatch[aws]'); the {resource.kind}", f"{embedded} to do without"
+        ) from error
+    config = Config(
+        retries={"mode": "standard", "max_attempts": 3},
+        connect_timeout=5,
+        read_timeout=read_seconds,
+        max_pool_connections=32,
+        tcp_keepalive=True,
+    )
+    with resource.translated():
+        return boto3.client(service, region_name=region or None, config=config)  # type: ignore[call-overload]
+
+
+def backoff_seconds(attempt: int, first: float = 0.1, longest: float = 5.0) -> float:
+    """How long to wait before the given attempt (the first repetition is 1): full jitter under a doubling cap."""
+    return random.uniform(0, min(longest, first * math.pow(2, attempt)))  # noqa: S311

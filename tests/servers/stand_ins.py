@@ -1,0 +1,77 @@
+"""The servers that stand in for AWS, as `make tools` installs them; versions are pinned beside this file and there."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.servers.process import ACCESS_KEY, INSTALLED, REGION, SECRET_KEY, Server, free_port, installed
+
+_HEAP = "-Xmx512m"
+
+
+def _java() -> str:
+    found = shutil.which("java")
+    if found is None:
+        pytest.skip("Java is not installed; ElasticMQ and DynamoDB Local need version 17")
+    return found
+
+
+def ministack(folder: Path) -> Server:
+    """SQS, DynamoDB, S3, Lambda and more in one process. Everything is in memory."""
+    program = installed(INSTALLED / "ministack" / "bin" / "ministack")
+    port = free_port()
+    environment = {
+        "BIND_HOST": "127.0.0.1",  # else it listens on every interface
+        "GATEWAY_PORT": str(port),
+        "MINISTACK_REGION": REGION,
+        "LOG_LEVEL": "WARNING",
+        "SFTP_ENABLED": "0",
+        "IOT_MTLS_ENABLED": "0",
+        "TMPDIR": str(folder),
+        "S3_DATA_DIR": str(folder / "s3"),
+    }
+    return Server([str(program)], port, folder / "ministack.log", environment)
+
+
+def elasticmq(folder: Path) -> Server:
+    """SQS by another hand. Everything is in memory."""
+    jars = installed(INSTALLED / "elasticmq" / ".installed").parent
+    port = free_port()
+    options = {
+        "rest-sqs.bind-hostname": "127.0.0.1",
+        "rest-sqs.bind-port": str(port),
+        "rest-sqs.sqs-limits": "strict",
+        "node-address.host": "127.0.0.1",
+        "node-address.port": str(port),
+        "rest-stats.enabled": "false",
+        "aws.region": REGION,
+    }
+    command = [_java(), _HEAP, *(f"-D{name}={value}" for name, value in options.items())]
+    return Server([*command, "-cp", f"{jars}/*", "org.elasticmq.server.Main"], port, folder / "elasticmq.log")
+
+
+def dynamodb_local(folder: Path) -> Server:
+    """AWS's own DynamoDB for developers, in memory."""
+    jars = installed(INSTALLED / "dynamodb-local" / ".installed").parent
+    port = free_port()
+    command = [_java(), _HEAP, f"-Djava.library.path={jars}", "-cp", f"{jars}/*"]
+    main = "software.amazon.dynamodb.services.local.main.ServerRunner"
+    return Server(
+        [*command, main, "-inMemory", "-sharedDb", "-disableTelemetry", "-port", str(port)],
+        port,
+        folder / "dynamodb-local.log",
+    )
+
+
+def versitygw(folder: Path) -> Server:
+    """S3 over a folder; it checks signatures."""
+    program = installed(Path(sys.prefix) / "go" / "bin" / "versitygw")
+    port = free_port()
+    files = folder / "objects"
+    files.mkdir(parents=True)
+    command = [str(program), "--port", f"127.0.0.1:{port}", "--region", REGION, "--quiet", "posix", str(files)]
+    return Server(
+        command, port, folder / "versitygw.log", {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
+    )
