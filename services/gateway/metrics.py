@@ -1,5 +1,6 @@
 """What the gateway counts."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from opentelemetry import metrics
@@ -30,14 +31,19 @@ class GatewayMetrics:
 
     def count(self, items: Sequence[ScoredQuote], results: Sequence[Recorded | TapewatchError]) -> None:
         """Count one batch."""
+        recorded: Counter[tuple[str, bool]] = Counter()
+        mismatches: Counter[str] = Counter()
         for item, result in zip(items, results, strict=True):
             if isinstance(result, TapewatchError):
                 continue
-            tape = {names.ATTRIBUTE_TAPE: _tape(item.quote.tape)}
-            self._recorded.add(1, {**tape, "created": result.created})
-            if not result.same:
-                self._mismatches.add(1, tape)
+            tape = _tape(item.quote.tape)
+            recorded[tape, result.created] += 1
+            mismatches[tape] += not result.same
             if result.created and result.alert_id:
-                by_typology = {**tape, "typology": item.score.typology.name}
-                self._detections.add(1, by_typology)
-                self._alerts.add(result.opened, by_typology)
+                attributes = {names.ATTRIBUTE_TAPE: tape, "typology": item.score.typology.name}
+                self._detections.add(1, attributes)
+                self._alerts.add(result.opened, attributes)
+        for (tape, created), count in recorded.items():
+            self._recorded.add(count, {names.ATTRIBUTE_TAPE: tape, "created": created})
+        for tape, count in mismatches.items():
+            self._mismatches.add(count, {names.ATTRIBUTE_TAPE: tape})
