@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -144,7 +144,9 @@ class ModelMetadata:
     """What is known of one model version. `checksums` are the SHA-256 of its files by name.
 
     `min_history_quotes` is the history below which a score is WARMING_UP. `trained_on` says in a sentence what data
-    made it; `training_fingerprint` is the SHA-256 of that data, the code and the settings.
+    made it; `training_fingerprint` is the SHA-256 of that data, the code and the settings. `reference`, optional, has
+    a value's evenly spaced quantiles on normal bars (k of them at shares i / (k + 1)) by feature name, and of the
+    ensemble as "score": what drift is measured against.
     """
 
     version: str
@@ -162,6 +164,7 @@ class ModelMetadata:
     checksums: Mapping[str, str]
     typologies: tuple[Typology, ...]
     not_observable: tuple[str, ...] = NOT_OBSERVABLE
+    reference: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The metadata file's text."""
@@ -204,6 +207,8 @@ class ModelMetadata:
             "metrics": dict(sorted(self.metrics.items())),
             "checksums": dict(sorted(self.checksums.items())),
         }
+        if self.reference:
+            document["reference"] = {name: list(quantiles) for name, quantiles in self.reference.items()}
         return json.dumps(document, indent=2) + "\n"
 
     @classmethod
@@ -256,6 +261,7 @@ def _metadata(document: Mapping[str, Any]) -> ModelMetadata:
         checksums={str(name): str(value) for name, value in document["checksums"].items()},
         typologies=tuple(Typology[name] for name in document["typologies"]),
         not_observable=tuple(str(name) for name in document["not_observable"]),
+        reference={str(name): _numbers(values) for name, values in document.get("reference", {}).items()},
     )
 
 
@@ -298,3 +304,6 @@ def _validate(metadata: ModelMetadata) -> None:
     for usual in metadata.features:
         if not usual.low <= usual.median <= usual.high:
             raise ValueError(f"has a usual range of {usual.name} that does not ascend")
+    for name, quantiles in metadata.reference.items():
+        if not quantiles or any(not math.isfinite(q) for q in quantiles) or any(np.diff(quantiles) < 0):
+            raise ValueError(f"has reference quantiles of {name} that do not ascend")

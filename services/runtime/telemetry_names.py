@@ -28,3 +28,29 @@ ALERTS_OPENED = "tapewatch.gateway.alerts_opened"
 
 SCORES_MISMATCHED = "tapewatch.gateway.mismatches"
 """Counter, {score}: scores recorded again with another value than the first, by tape."""
+
+ATTRIBUTE_VALUE = "tapewatch.value"
+ATTRIBUTE_MODEL = "tapewatch.model_version"
+ATTRIBUTE_AGREEMENT = "tapewatch.agreement"
+ATTRIBUTE_CANARY = "tapewatch.canary"
+
+MODEL_STABILITY_INDEX = "tapewatch.scorer.stability_index"
+"""Gauge, 1: population stability index of a feature or of the score against training, by kind of tape and value."""
+
+SHADOW_QUOTES = "tapewatch.scorer.shadow.quotes"
+"""Counter, {quote}: quotes that a shadow model judged, by whether it agrees on the detection."""
+
+SHADOW_DIFFERENCE = "tapewatch.scorer.shadow.difference"
+"""Gauge, 1: mean absolute difference of a shadow's ensemble from the recorded one."""
+
+CANARY_MODEL_QUOTES = "tapewatch.scorer.canary_model.quotes"
+"""Counter, {quote}: quotes that a canary model judged for real."""
+
+CANARY_PLAYED = "tapewatch.canary.played"
+"""Counter, {canary}: canaries played through the live path, by name and whether they alerted."""
+
+CANARY_DELAY = "tapewatch.canary.delay"
+"""Histogram, s: from the publication of a canary's first manipulated bar to its alert being seen, by name."""
+
+CANARY_HEALTHY = "tapewatch.canary.healthy"
+"""Gauge, 1: 1 when the newest play's canaries all alerted, 0 when one was missed; nothing before the first play."""

@@ -5,6 +5,9 @@ from typing import Any
 
 from services.domain.errors import FieldViolation, InvalidRequestError
 from services.domain.model import ModelMetadata
+from services.domain.threshold import ThresholdCalibration
+from services.scorer.deployment import ModelRole
+from services.scorer.deployment_watch import CanaryTally, Drift, ShadowTally
 from services.wire.time import timestamp_to_proto
 from tapewatch.scorer.v1 import model_service_pb2 as pb
 
@@ -17,8 +20,10 @@ def check_count(field: str, items: Sequence[Any], most: int = QUOTES_LIMIT, leas
         raise InvalidRequestError([FieldViolation(field, f"has {len(items)} items; {least} to {most:,} are allowed")])
 
 
-def model_to_proto(metadata: ModelMetadata, serving: bool) -> pb.Model:
-    """The model as its proto."""
+def model_to_proto(
+    metadata: ModelMetadata, roles: Sequence[ModelRole] = (), calibration: ThresholdCalibration | None = None
+) -> pb.Model:
+    """The model as its proto, with what it does in this scorer and where its threshold comes from."""
     seen = [
         pb.TypologyCoverage(
             name=typology.words,
@@ -33,7 +38,8 @@ def model_to_proto(metadata: ModelMetadata, serving: bool) -> pb.Model:
     ]
     return pb.Model(
         version=metadata.version,
-        serving=serving,
+        serving=ModelRole.SERVING in roles,
+        roles=[role.value for role in roles],  # type: ignore[misc]
         features=[
             pb.Feature(
                 name=f.name,
@@ -53,4 +59,62 @@ def model_to_proto(metadata: ModelMetadata, serving: bool) -> pb.Model:
         metrics=dict(metadata.metrics),
         train_time=timestamp_to_proto(metadata.train_time),
         checksums=dict(metadata.checksums),
+        threshold_calibration=None if calibration is None else _calibration_to_proto(calibration),
+    )
+
+
+def _calibration_to_proto(calibration: ThresholdCalibration) -> pb.ThresholdCalibration:
+    return pb.ThresholdCalibration(
+        threshold=calibration.threshold,
+        trained_threshold=calibration.trained_threshold,
+        budget=calibration.budget,
+        budget_unit=calibration.budget_unit,
+        expected_alerts=calibration.expected_alerts,
+        source=calibration.source,
+        tape=calibration.tape,
+        quotes=calibration.quotes,
+        symbol_days=calibration.symbol_days,
+        create_time=timestamp_to_proto(calibration.create_time),
+    )
+
+
+def shadow_to_proto(tally: ShadowTally | None) -> pb.ShadowReport | None:
+    """The shadow's report; None without a shadow."""
+    if tally is None:
+        return None
+    return pb.ShadowReport(
+        model_version=tally.model_version,
+        start_time=timestamp_to_proto(tally.start_time),
+        quotes=tally.quotes,
+        mean_absolute_difference=tally.mean_absolute_difference,
+        largest_difference=tally.largest_difference,
+        both_detections=tally.both_detections,
+        shadow_only_detections=tally.shadow_only_detections,
+        recorded_only_detections=tally.recorded_only_detections,
+        detection_difference_share=tally.detection_difference_share,
+        failed_batches=tally.failed_batches,
+    )
+
+
+def canary_to_proto(tally: CanaryTally | None) -> pb.CanaryReport | None:
+    """The canary's report; None without a canary."""
+    if tally is None:
+        return None
+    return pb.CanaryReport(
+        model_version=tally.model_version,
+        weight=tally.weight,
+        start_time=timestamp_to_proto(tally.start_time),
+        quotes=tally.quotes,
+        detections=tally.detections,
+        serving_quotes=tally.serving_quotes,
+        serving_detections=tally.serving_detections,
+    )
+
+
+def drift_to_proto(drift: Drift) -> pb.Drift:
+    """One kind of tape's drift."""
+    return pb.Drift(
+        tape=drift.tape,
+        quotes=drift.quotes,
+        values=[pb.PopulationStability(name=v.name, index=v.index, bins=v.bins) for v in drift.values],
     )

@@ -11,11 +11,13 @@ from services.queue.event_source import consume
 from services.queue.open import open_queue
 from services.runtime.channels import open_channel
 from services.runtime.server import Lifetime, Mount, run_server
+from services.scorer.metrics import observe_deployment
 from services.scorer.model_servicer import ModelServicer
 from services.scorer.registry import PACKAGED_MODELS, ModelRegistry
 from services.scorer.scorer_servicer import ScorerServicer
 from services.scorer.service import ScoringService
 from services.scorer.settings import ScorerSettings
+from services.scorer.thresholds import ModelLoader
 from services.scorer.yahoo_history import YahooHistory
 from tapewatch.scorer.v1 import model_service_pb2, scorer_service_pb2
 from tapewatch.scorer.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
@@ -33,19 +35,35 @@ def open_gateway(settings: ScorerSettings, lifetime: Lifetime) -> GatewayClient 
     return GatewayClient(channel)
 
 
-def make_service(settings: ScorerSettings, registry: ModelRegistry, gateway: GatewayClient | None) -> ScoringService:
-    """The scoring service with the configured model. Raises: ModelUnusableError."""
-    model = registry.load(settings.model_version)
+def make_loader(settings: ScorerSettings) -> ModelLoader:
+    """What loads model versions."""
+    return ModelLoader(ModelRegistry(settings.model_dir or PACKAGED_MODELS), settings.threshold_file)
+
+
+def make_service(settings: ScorerSettings, loader: ModelLoader, gateway: GatewayClient | None) -> ScoringService:
+    """The scoring service with the configured models.
+
+    Raises: ModelUnusableError, NotFoundError, InvalidRequestError, each with the reason.
+    """
+    model = loader.load(settings.model_version)
     fallback = YahooHistory(yfinance_download("FALLBACK_TO_YFINANCE")) if settings.fallback_to_yfinance else None
-    return ScoringService(model, gateway, fallback)
+    service = ScoringService(model, gateway, fallback)
+    deployment = service.deployment
+    if settings.shadow_model_version:
+        deployment = deployment.with_shadow(loader.load(settings.shadow_model_version))
+    if settings.canary_model_version:
+        deployment = deployment.with_canary(loader.load(settings.canary_model_version), settings.canary_weight)
+    service.deploy(deployment)
+    return service
 
 
 async def build(lifetime: Lifetime, settings: ScorerSettings) -> Sequence[Mount]:
     """Wire the scorer; with USE_SQS_DATA_SOURCE also the queue that it consumes itself."""
-    registry = ModelRegistry(settings.model_dir or PACKAGED_MODELS)
+    loader = make_loader(settings)
     gateway = open_gateway(settings, lifetime)
-    service = await asyncio.to_thread(make_service, settings, registry, gateway)
+    service = await asyncio.to_thread(make_service, settings, loader, gateway)
     lifetime.on_close(service.close)
+    observe_deployment(service.watch)
     if settings.use_sqs_data_source:
         if gateway is None:
             raise NotConfiguredError("USE_SQS_DATA_SOURCE without a gateway to record to", "GATEWAY_ADDRESS")
@@ -63,7 +81,7 @@ async def build(lifetime: Lifetime, settings: ScorerSettings) -> Sequence[Mount]
         ),
         Mount(
             add_ModelServiceServicer_to_server,
-            ModelServicer(service, registry),
+            ModelServicer(service, loader),
             model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
         ),
     ]

@@ -1,7 +1,7 @@
 """Batch what is waiting: windows of concurrent streams are judged together, with no delay added."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -9,31 +9,34 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+About = TypeVar("About")
 Result = TypeVar("Result")
 MAX_ROWS = 2_048
 
 
 @dataclass(slots=True)
-class _Waiting(Generic[Result]):
+class _Waiting(Generic[About, Result]):
     windows: NDArray[np.float64]
+    about: Sequence[About]
     future: "asyncio.Future[list[Result]]"
 
 
-class MicroBatcher(Generic[Result]):
+class MicroBatcher(Generic[About, Result]):
     """Runs `work` on windows in one thread of its own (an interpreter belongs to one thread).
 
-    `work` takes float64 (n, WINDOW, fields) and gives n results; further windows gather while it runs.
+    `work` takes float64 (n, WINDOW, fields) and what is known about each window, and gives n results; further windows
+    gather while it runs.
     """
 
-    def __init__(self, work: Callable[[NDArray[np.float64]], list[Result]]) -> None:
+    def __init__(self, work: Callable[[NDArray[np.float64], Sequence[About]], list[Result]]) -> None:
         self._work = work
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
-        self._waiting: list[_Waiting[Result]] = []
+        self._waiting: list[_Waiting[About, Result]] = []
         self._running: asyncio.Task[None] | None = None
 
-    async def run(self, windows: NDArray[np.float64]) -> list[Result]:
+    async def run(self, windows: NDArray[np.float64], about: Sequence[About]) -> list[Result]:
         """One result per window."""
-        entry = _Waiting[Result](windows, asyncio.get_running_loop().create_future())
+        entry = _Waiting[About, Result](windows, about, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         if self._running is None:
             self._running = asyncio.create_task(self._drain())
@@ -49,8 +52,9 @@ class MicroBatcher(Generic[Result]):
                     batch.append(self._waiting.pop(0))
                     rows += len(batch[-1].windows)
                 windows = batch[0].windows if len(batch) == 1 else np.concatenate([entry.windows for entry in batch])
+                about = [each for entry in batch for each in entry.about]
                 try:
-                    results = await loop.run_in_executor(self._thread, self._work, windows)
+                    results = await loop.run_in_executor(self._thread, self._work, windows, about)
                 except Exception as error:
                     for entry in batch:
                         if not entry.future.done():

@@ -24,8 +24,7 @@ from services.queue import market_message
 from services.runtime.channels import open_channel
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 from services.runtime.telemetry import Telemetry, context_of
-from services.scorer.main import make_service
-from services.scorer.registry import PACKAGED_MODELS, ModelRegistry
+from services.scorer.main import make_loader, make_service
 from services.scorer.settings import RunOnceSettings
 
 _log = logging.getLogger(__name__)
@@ -64,9 +63,7 @@ async def run(settings: RunOnceSettings) -> Mapping[str, Any]:
     quotes = [each for each in decoded if isinstance(each, Quote)]
     async with open_channel(settings.gateway_address, settings, health_service=HEALTH_SERVICE) as channel:
         gateway = GatewayClient(channel)
-        service = await asyncio.to_thread(
-            make_service, settings, ModelRegistry(settings.model_dir or PACKAGED_MODELS), gateway
-        )
+        service = await asyncio.to_thread(make_service, settings, make_loader(settings), gateway)
         try:
             results = await score_then_record(quotes, service, gateway)
         finally:

@@ -18,10 +18,13 @@ from services.domain.errors import (
     TapewatchError,
 )
 from services.domain.features import FEATURE_HASH, WINDOW, compute
+from services.domain.model import Judgements
 from services.domain.quote import LIVE_TAPE, Quote, Series, violations
 from services.domain.score import Quality, Reason, Score
 from services.domain.typology import Typology
 from services.pipeline.ports import Cursors, History
+from services.scorer.deployment import Deployment
+from services.scorer.deployment_watch import Batch, DeploymentWatch, detections
 from services.scorer.held_series import HeldSeries
 from services.scorer.micro_batch import MicroBatcher
 from services.scorer.ports import Model
@@ -34,6 +37,14 @@ MAX_HELD_SERIES = 50_000
 
 def _utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _About:
+    """Whose window it is, and how many quotes of history are in it."""
+
+    series: Series
+    history: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,10 +68,10 @@ class StreamProgress:
 
 
 class ScoringService:
-    """Judges quotes with the model that serves, keeping one HeldSeries per series.
+    """Judges quotes with the models that are deployed, keeping one HeldSeries per series.
 
     `history` is the gateway's; without it a series begins empty. `fallback` completes a history of the live tape that
-    is shorter than the window. Swap `model` to serve another one: a batch is judged by the one it began with.
+    is shorter than the window. `deploy` changes the models: a batch is judged by those it began with.
     """
 
     def __init__(
@@ -70,14 +81,25 @@ class ScoringService:
         fallback: History | None = None,
         clock: Callable[[], datetime] = _utc_now,
     ) -> None:
-        self.model = model
+        self._deployment = Deployment(model)
+        self.watch = DeploymentWatch(self._deployment, clock)
         self._history = history
         self._fallback = fallback
         self._clock = clock
         self._held: dict[Series, HeldSeries] = {}
         self._locks: defaultdict[Series, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._batcher: MicroBatcher[_Judged] = MicroBatcher(self._judge)
+        self._batcher: MicroBatcher[_About, _Judged] = MicroBatcher(self._judge)
         self.rebuilds = 0
+
+    @property
+    def deployment(self) -> Deployment:
+        """The models that judge."""
+        return self._deployment
+
+    def deploy(self, deployment: Deployment) -> None:
+        """Judge with other models from the next batch on."""
+        self._deployment = deployment
+        self.watch.follow(deployment)
 
     async def score(
         self, quotes: Sequence[Quote], cursors: Cursors, progress: StreamProgress | None = None
@@ -181,7 +203,8 @@ class ScoringService:
     async def _judge_parts(self, parts: Sequence["_Prepared"]) -> dict[Series, list[Score]]:
         if not parts:
             return {}
-        judged = await self._batcher.run(np.concatenate([part.windows for part in parts]))
+        about = [_About(part.series, history) for part in parts for history in part.histories]
+        judged = await self._batcher.run(np.concatenate([part.windows for part in parts]), about)
         scores: dict[Series, list[Score]] = {}
         start = 0
         now = self._clock()
@@ -194,26 +217,27 @@ class ScoringService:
             ]
         return scores
 
-    def _judge(self, windows: NDArray[np.float64]) -> list[_Judged]:
+    def _judge(self, windows: NDArray[np.float64], about: Sequence["_About"]) -> list[_Judged]:
         """Runs in the batcher's thread."""
-        model = self.model
+        deployment = self._deployment
         features = compute(windows)
-        found = model.judge(features)
-        alarming = np.flatnonzero(found.ensemble >= model.metadata.threshold)
-        reasons = dict(zip(alarming.tolist(), model.explain(features[alarming]), strict=True)) if len(alarming) else {}
-        percentiles, probabilities = found.autoencoder_percentile, found.classifier_probability
-        return [
-            _Judged(
-                model=model,
-                ensemble=float(found.ensemble[i]),
-                autoencoder_percentile=None if percentiles is None else float(percentiles[i]),
-                classifier_probability=None if probabilities is None else float(probabilities[i]),
-                typology=Typology(int(found.typology[i])),
-                typology_confidence=float(found.typology_confidence[i]),
-                reasons=reasons.get(i, ()),
-            )
-            for i in range(len(windows))
-        ]
+        series = [each.series for each in about]
+        history = np.array([each.history for each in about], dtype=np.int64)
+        judged: list[_Judged | None] = [None] * len(about)
+        ensemble = np.empty(len(about))
+        detection = np.empty(len(about), dtype=bool)
+        parts = []
+        for model, rows in deployment.parts(series):
+            own = features if len(rows) == len(about) else features[rows]
+            found = model.judge(own)
+            parts.append((model, rows, found))
+            ensemble[rows] = found.ensemble
+            detection[rows] = detections(model, found.ensemble, history[rows])
+            for row, result in zip(rows.tolist(), _results(model, own, found), strict=True):
+                judged[row] = result
+        shadow = None if deployment.shadow is None else _try_to_judge(deployment.shadow, features)
+        self.watch.observe(deployment, Batch(series, history, features, ensemble, detection, parts, shadow))
+        return [each for each in judged if each is not None]
 
     def close(self) -> None:
         """End the judging thread."""
@@ -235,6 +259,34 @@ class _Prepared:
     def make(cls, series: Series, held: HeldSeries, quotes: list[Quote]) -> "_Prepared":
         after, limits, histories = held.extended(quotes)
         return cls(series, quotes, held.state.windows(quotes), after, limits, histories)
+
+
+def _results(model: Model, features: NDArray[np.float32], found: Judgements) -> list[_Judged]:
+    """The judgements by row, with the reasons of those at the threshold."""
+    alarming = np.flatnonzero(found.ensemble >= model.metadata.threshold)
+    reasons = dict(zip(alarming.tolist(), model.explain(features[alarming]), strict=True)) if len(alarming) else {}
+    percentiles, probabilities = found.autoencoder_percentile, found.classifier_probability
+    return [
+        _Judged(
+            model=model,
+            ensemble=float(found.ensemble[i]),
+            autoencoder_percentile=None if percentiles is None else float(percentiles[i]),
+            classifier_probability=None if probabilities is None else float(probabilities[i]),
+            typology=Typology(int(found.typology[i])),
+            typology_confidence=float(found.typology_confidence[i]),
+            reasons=reasons.get(i, ()),
+        )
+        for i in range(len(features))
+    ]
+
+
+def _try_to_judge(shadow: Model, features: NDArray[np.float32]) -> Judgements | None:
+    """The shadow's judgements; None when it fails, which must touch nothing that is recorded."""
+    try:
+        return shadow.judge(features)
+    except Exception:
+        _log.exception("the shadow %s cannot judge", shadow.metadata.version)
+        return None
 
 
 def _score(quote: Quote, judged: _Judged, limits: tuple[Quality, ...], history: int, now: datetime) -> Score:

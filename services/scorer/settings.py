@@ -15,6 +15,13 @@ class ScorerSettings(ServerSettings, QueueSettings):
     gateway_address: str = Field("127.0.0.1:50054", description="gateway that history is read from; `none` for none")
     model_dir: Path | None = Field(None, description="folder of model versions; empty takes the shipped ones")
     model_version: str = Field("", description="version to serve; empty takes the newest")
+    threshold_file: Path | None = Field(
+        None,
+        description="threshold that `tapewatch calibrate` wrote, read at start and on reload; the model's own without",
+    )
+    shadow_model_version: str = Field("", description="version that judges every quote beside, and alerts nothing")
+    canary_model_version: str = Field("", description="version that judges a share of the series for real")
+    canary_weight: float = Field(0.05, gt=0, le=1, description="share of the series that the canary model judges")
     fallback_to_yfinance: bool = Field(
         False, description="complete a live series' short history from Yahoo Finance (quality FALLBACK)"
     )

@@ -22,6 +22,7 @@ from tapewatch.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 from tapewatch.market.v1 import quote_pb2
 from tapewatch.scorer.v1 import (
     model_service_pb2,
+    model_service_pb2_grpc,
     scorer_service_pb2,
     scorer_service_pb2_grpc,
 )
@@ -50,6 +51,27 @@ CASES: list[Case] = [
             "ScoreStream",
             scorer_service_pb2.ScoreStreamRequest(),
             "quotes",
+        ),
+        (
+            "scorer",
+            model_service_pb2_grpc.ModelServiceStub,
+            "SetShadowModel",
+            model_service_pb2.SetShadowModelRequest(),
+            "version",
+        ),
+        (
+            "scorer",
+            model_service_pb2_grpc.ModelServiceStub,
+            "SetCanaryModel",
+            model_service_pb2.SetCanaryModelRequest(version="m", weight=2),
+            "weight",
+        ),
+        (
+            "scorer",
+            model_service_pb2_grpc.ModelServiceStub,
+            "ClearCandidateModel",
+            model_service_pb2.ClearCandidateModelRequest(role=model_service_pb2.MODEL_ROLE_SERVING),
+            "role",
         ),
         (
             "dispatch",

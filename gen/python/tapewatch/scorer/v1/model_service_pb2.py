@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tapewatch.scorer.v1 import score_pb2 as tapewatch_dot_scorer_dot_v1_dot_score__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tapewatch/scorer/v1/model_service.proto\x12\x13tapewatch.scorer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftapewatch/scorer/v1/score.proto\"\x9e\x01\n\x07\x46\x65\x61ture\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12 \n\x0b\x64\x65scription\x18\x02 \x01(\tR\x0b\x64\x65scription\x12!\n\x0cusual_median\x18\x03 \x01(\x01R\x0busualMedian\x12\x1b\n\tusual_low\x18\x04 \x01(\x01R\x08usualLow\x12\x1d\n\nusual_high\x18\x05 \x01(\x01R\tusualHigh\"\xab\x01\n\x10TypologyCoverage\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x39\n\x08typology\x18\x02 \x01(\x0e\x32\x1d.tapewatch.scorer.v1.TypologyR\x08typology\x12H\n\robservability\x18\x03 \x01(\x0e\x32\".tapewatch.scorer.v1.ObservabilityR\robservability\"\xc5\x05\n\x05Model\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x18\n\x07serving\x18\x02 \x01(\x08R\x07serving\x12\x38\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x1c.tapewatch.scorer.v1.FeatureR\x08\x66\x65\x61tures\x12!\n\x0c\x66\x65\x61ture_hash\x18\x04 \x01(\tR\x0b\x66\x65\x61tureHash\x12#\n\rwindow_quotes\x18\x05 \x01(\x05R\x0cwindowQuotes\x12\x1c\n\tthreshold\x18\x06 \x01(\x01R\tthreshold\x12-\n\x12\x61utoencoder_weight\x18\x07 \x01(\x01R\x11\x61utoencoderWeight\x12\x45\n\ntypologies\x18\x08 \x03(\x0b\x32%.tapewatch.scorer.v1.TypologyCoverageR\ntypologies\x12\x31\n\x14training_fingerprint\x18\t \x01(\tR\x13trainingFingerprint\x12\x41\n\x07metrics\x18\n \x03(\x0b\x32\'.tapewatch.scorer.v1.Model.MetricsEntryR\x07metrics\x12\x39\n\ntrain_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ttrainTime\x12G\n\tchecksums\x18\x0c \x03(\x0b\x32).tapewatch.scorer.v1.Model.ChecksumsEntryR\tchecksums\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\x1a<\n\x0e\x43hecksumsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"+\n\x0fGetModelRequest\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\"D\n\x10GetModelResponse\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ModelR\x05model\"\x13\n\x11ListModelsRequest\"H\n\x12ListModelsResponse\x12\x32\n\x06models\x18\x01 \x03(\x0b\x32\x1a.tapewatch.scorer.v1.ModelR\x06models\".\n\x12ReloadModelRequest\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\"G\n\x13ReloadModelResponse\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ModelR\x05model*n\n\rObservability\x12\x1d\n\x19OBSERVABILITY_UNSPECIFIED\x10\x00\x12\x1c\n\x18OBSERVABILITY_OBSERVABLE\x10\x01\x12 \n\x1cOBSERVABILITY_NOT_OBSERVABLE\x10\x02\x32\xa8\x02\n\x0cModelService\x12W\n\x08GetModel\x12$.tapewatch.scorer.v1.GetModelRequest\x1a%.tapewatch.scorer.v1.GetModelResponse\x12]\n\nListModels\x12&.tapewatch.scorer.v1.ListModelsRequest\x1a\'.tapewatch.scorer.v1.ListModelsResponse\x12`\n\x0bReloadModel\x12\'.tapewatch.scorer.v1.ReloadModelRequest\x1a(.tapewatch.scorer.v1.ReloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tapewatch/scorer/v1/model_service.proto\x12\x13tapewatch.scorer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftapewatch/scorer/v1/score.proto\"\x9e\x01\n\x07\x46\x65\x61ture\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12 \n\x0b\x64\x65scription\x18\x02 \x01(\tR\x0b\x64\x65scription\x12!\n\x0cusual_median\x18\x03 \x01(\x01R\x0busualMedian\x12\x1b\n\tusual_low\x18\x04 \x01(\x01R\x08usualLow\x12\x1d\n\nusual_high\x18\x05 \x01(\x01R\tusualHigh\"\xab\x01\n\x10TypologyCoverage\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x39\n\x08typology\x18\x02 \x01(\x0e\x32\x1d.tapewatch.scorer.v1.TypologyR\x08typology\x12H\n\robservability\x18\x03 \x01(\x0e\x32\".tapewatch.scorer.v1.ObservabilityR\robservability\"\xdb\x06\n\x05Model\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x18\n\x07serving\x18\x02 \x01(\x08R\x07serving\x12\x38\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x1c.tapewatch.scorer.v1.FeatureR\x08\x66\x65\x61tures\x12!\n\x0c\x66\x65\x61ture_hash\x18\x04 \x01(\tR\x0b\x66\x65\x61tureHash\x12#\n\rwindow_quotes\x18\x05 \x01(\x05R\x0cwindowQuotes\x12\x1c\n\tthreshold\x18\x06 \x01(\x01R\tthreshold\x12-\n\x12\x61utoencoder_weight\x18\x07 \x01(\x01R\x11\x61utoencoderWeight\x12\x45\n\ntypologies\x18\x08 \x03(\x0b\x32%.tapewatch.scorer.v1.TypologyCoverageR\ntypologies\x12\x31\n\x14training_fingerprint\x18\t \x01(\tR\x13trainingFingerprint\x12\x41\n\x07metrics\x18\n \x03(\x0b\x32\'.tapewatch.scorer.v1.Model.MetricsEntryR\x07metrics\x12\x39\n\ntrain_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ttrainTime\x12G\n\tchecksums\x18\x0c \x03(\x0b\x32).tapewatch.scorer.v1.Model.ChecksumsEntryR\tchecksums\x12\x34\n\x05roles\x18\r \x03(\x0e\x32\x1e.tapewatch.scorer.v1.ModelRoleR\x05roles\x12^\n\x15threshold_calibration\x18\x0e \x01(\x0b\x32).tapewatch.scorer.v1.ThresholdCalibrationR\x14thresholdCalibration\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\x1a<\n\x0e\x43hecksumsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xe5\x02\n\x14ThresholdCalibration\x12\x1c\n\tthreshold\x18\x01 \x01(\x01R\tthreshold\x12+\n\x11trained_threshold\x18\x02 \x01(\x01R\x10trainedThreshold\x12\x16\n\x06\x62udget\x18\x03 \x01(\x01R\x06\x62udget\x12\x1f\n\x0b\x62udget_unit\x18\x04 \x01(\tR\nbudgetUnit\x12\'\n\x0f\x65xpected_alerts\x18\x05 \x01(\x01R\x0e\x65xpectedAlerts\x12\x16\n\x06source\x18\x06 \x01(\tR\x06source\x12\x12\n\x04tape\x18\x07 \x01(\tR\x04tape\x12\x16\n\x06quotes\x18\x08 \x01(\x03R\x06quotes\x12\x1f\n\x0bsymbol_days\x18\t \x01(\x03R\nsymbolDays\x12;\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\"\xed\x03\n\x0cShadowReport\x12#\n\rmodel_version\x18\x01 \x01(\tR\x0cmodelVersion\x12\x39\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x16\n\x06quotes\x18\x03 \x01(\x03R\x06quotes\x12\x38\n\x18mean_absolute_difference\x18\x04 \x01(\x01R\x16meanAbsoluteDifference\x12-\n\x12largest_difference\x18\x05 \x01(\x01R\x11largestDifference\x12\'\n\x0f\x62oth_detections\x18\x06 \x01(\x03R\x0e\x62othDetections\x12\x34\n\x16shadow_only_detections\x18\x07 \x01(\x03R\x14shadowOnlyDetections\x12\x38\n\x18recorded_only_detections\x18\x08 \x01(\x03R\x16recordedOnlyDetections\x12<\n\x1a\x64\x65tection_difference_share\x18\t \x01(\x01R\x18\x64\x65tectionDifferenceShare\x12%\n\x0e\x66\x61iled_batches\x18\n \x01(\x03R\rfailedBatches\"\x94\x02\n\x0c\x43\x61naryReport\x12#\n\rmodel_version\x18\x01 \x01(\tR\x0cmodelVersion\x12\x16\n\x06weight\x18\x02 \x01(\x01R\x06weight\x12\x39\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x16\n\x06quotes\x18\x04 \x01(\x03R\x06quotes\x12\x1e\n\ndetections\x18\x05 \x01(\x03R\ndetections\x12%\n\x0eserving_quotes\x18\x06 \x01(\x03R\rservingQuotes\x12-\n\x12serving_detections\x18\x07 \x01(\x03R\x11servingDetections\"u\n\x05\x44rift\x12\x12\n\x04tape\x18\x01 \x01(\tR\x04tape\x12\x16\n\x06quotes\x18\x02 \x01(\x03R\x06quotes\x12@\n\x06values\x18\x03 \x03(\x0b\x32(.tapewatch.scorer.v1.PopulationStabilityR\x06values\"b\n\x13PopulationStability\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n\x05index\x18\x02 \x01(\x01H\x00R\x05index\x88\x01\x01\x12\x12\n\x04\x62ins\x18\x03 \x01(\x05R\x04\x62insB\x08\n\x06_index\"+\n\x0fGetModelRequest\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\"\xee\x01\n\x10GetModelResponse\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ModelR\x05model\x12\x32\n\x06\x64rifts\x18\x02 \x03(\x0b\x32\x1a.tapewatch.scorer.v1.DriftR\x06\x64rifts\x12\x39\n\x06shadow\x18\x03 \x01(\x0b\x32!.tapewatch.scorer.v1.ShadowReportR\x06shadow\x12\x39\n\x06\x63\x61nary\x18\x04 \x01(\x0b\x32!.tapewatch.scorer.v1.CanaryReportR\x06\x63\x61nary\"\x13\n\x11ListModelsRequest\"H\n\x12ListModelsResponse\x12\x32\n\x06models\x18\x01 \x03(\x0b\x32\x1a.tapewatch.scorer.v1.ModelR\x06models\".\n\x12ReloadModelRequest\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\"G\n\x13ReloadModelResponse\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ModelR\x05model\"1\n\x15SetShadowModelRequest\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\"J\n\x16SetShadowModelResponse\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ModelR\x05model\"I\n\x15SetCanaryModelRequest\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x16\n\x06weight\x18\x02 \x01(\x01R\x06weight\"J\n\x16SetCanaryModelResponse\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ModelR\x05model\"P\n\x1a\x43learCandidateModelRequest\x12\x32\n\x04role\x18\x01 \x01(\x0e\x32\x1e.tapewatch.scorer.v1.ModelRoleR\x04role\"9\n\x1b\x43learCandidateModelResponse\x12\x1a\n\x08versions\x18\x01 \x03(\tR\x08versions*m\n\tModelRole\x12\x1a\n\x16MODEL_ROLE_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_ROLE_SERVING\x10\x01\x12\x15\n\x11MODEL_ROLE_SHADOW\x10\x02\x12\x15\n\x11MODEL_ROLE_CANARY\x10\x03*n\n\rObservability\x12\x1d\n\x19OBSERVABILITY_UNSPECIFIED\x10\x00\x12\x1c\n\x18OBSERVABILITY_OBSERVABLE\x10\x01\x12 \n\x1cOBSERVABILITY_NOT_OBSERVABLE\x10\x02\x32\xf8\x04\n\x0cModelService\x12W\n\x08GetModel\x12$.tapewatch.scorer.v1.GetModelRequest\x1a%.tapewatch.scorer.v1.GetModelResponse\x12]\n\nListModels\x12&.tapewatch.scorer.v1.ListModelsRequest\x1a\'.tapewatch.scorer.v1.ListModelsResponse\x12`\n\x0bReloadModel\x12\'.tapewatch.scorer.v1.ReloadModelRequest\x1a(.tapewatch.scorer.v1.ReloadModelResponse\x12i\n\x0eSetShadowModel\x12*.tapewatch.scorer.v1.SetShadowModelRequest\x1a+.tapewatch.scorer.v1.SetShadowModelResponse\x12i\n\x0eSetCanaryModel\x12*.tapewatch.scorer.v1.SetCanaryModelRequest\x1a+.tapewatch.scorer.v1.SetCanaryModelResponse\x12x\n\x13\x43learCandidateModel\x12/.tapewatch.scorer.v1.ClearCandidateModelRequest\x1a\x30.tapewatch.scorer.v1.ClearCandidateModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,30 +37,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_MODEL_CHECKSUMSENTRY']._loaded_options = None
   _globals['_MODEL_CHECKSUMSENTRY']._serialized_options = b'8\001'
-  _globals['_OBSERVABILITY']._serialized_start=1508
-  _globals['_OBSERVABILITY']._serialized_end=1618
+  _globals['_MODELROLE']._serialized_start=3602
+  _globals['_MODELROLE']._serialized_end=3711
+  _globals['_OBSERVABILITY']._serialized_start=3713
+  _globals['_OBSERVABILITY']._serialized_end=3823
   _globals['_FEATURE']._serialized_start=131
   _globals['_FEATURE']._serialized_end=289
   _globals['_TYPOLOGYCOVERAGE']._serialized_start=292
   _globals['_TYPOLOGYCOVERAGE']._serialized_end=463
   _globals['_MODEL']._serialized_start=466
-  _globals['_MODEL']._serialized_end=1175
-  _globals['_MODEL_METRICSENTRY']._serialized_start=1055
-  _globals['_MODEL_METRICSENTRY']._serialized_end=1113
-  _globals['_MODEL_CHECKSUMSENTRY']._serialized_start=1115
-  _globals['_MODEL_CHECKSUMSENTRY']._serialized_end=1175
-  _globals['_GETMODELREQUEST']._serialized_start=1177
-  _globals['_GETMODELREQUEST']._serialized_end=1220
-  _globals['_GETMODELRESPONSE']._serialized_start=1222
-  _globals['_GETMODELRESPONSE']._serialized_end=1290
-  _globals['_LISTMODELSREQUEST']._serialized_start=1292
-  _globals['_LISTMODELSREQUEST']._serialized_end=1311
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1313
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1385
-  _globals['_RELOADMODELREQUEST']._serialized_start=1387
-  _globals['_RELOADMODELREQUEST']._serialized_end=1433
-  _globals['_RELOADMODELRESPONSE']._serialized_start=1435
-  _globals['_RELOADMODELRESPONSE']._serialized_end=1506
-  _globals['_MODELSERVICE']._serialized_start=1621
-  _globals['_MODELSERVICE']._serialized_end=1917
+  _globals['_MODEL']._serialized_end=1325
+  _globals['_MODEL_METRICSENTRY']._serialized_start=1205
+  _globals['_MODEL_METRICSENTRY']._serialized_end=1263
+  _globals['_MODEL_CHECKSUMSENTRY']._serialized_start=1265
+  _globals['_MODEL_CHECKSUMSENTRY']._serialized_end=1325
+  _globals['_THRESHOLDCALIBRATION']._serialized_start=1328
+  _globals['_THRESHOLDCALIBRATION']._serialized_end=1685
+  _globals['_SHADOWREPORT']._serialized_start=1688
+  _globals['_SHADOWREPORT']._serialized_end=2181
+  _globals['_CANARYREPORT']._serialized_start=2184
+  _globals['_CANARYREPORT']._serialized_end=2460
+  _globals['_DRIFT']._serialized_start=2462
+  _globals['_DRIFT']._serialized_end=2579
+  _globals['_POPULATIONSTABILITY']._serialized_start=2581
+  _globals['_POPULATIONSTABILITY']._serialized_end=2679
+  _globals['_GETMODELREQUEST']._serialized_start=2681
+  _globals['_GETMODELREQUEST']._serialized_end=2724
+  _globals['_GETMODELRESPONSE']._serialized_start=2727
+  _globals['_GETMODELRESPONSE']._serialized_end=2965
+  _globals['_LISTMODELSREQUEST']._serialized_start=2967
+  _globals['_LISTMODELSREQUEST']._serialized_end=2986
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2988
+  _globals['_LISTMODELSRESPONSE']._serialized_end=3060
+  _globals['_RELOADMODELREQUEST']._serialized_start=3062
+  _globals['_RELOADMODELREQUEST']._serialized_end=3108
+  _globals['_RELOADMODELRESPONSE']._serialized_start=3110
+  _globals['_RELOADMODELRESPONSE']._serialized_end=3181
+  _globals['_SETSHADOWMODELREQUEST']._serialized_start=3183
+  _globals['_SETSHADOWMODELREQUEST']._serialized_end=3232
+  _globals['_SETSHADOWMODELRESPONSE']._serialized_start=3234
+  _globals['_SETSHADOWMODELRESPONSE']._serialized_end=3308
+  _globals['_SETCANARYMODELREQUEST']._serialized_start=3310
+  _globals['_SETCANARYMODELREQUEST']._serialized_end=3383
+  _globals['_SETCANARYMODELRESPONSE']._serialized_start=3385
+  _globals['_SETCANARYMODELRESPONSE']._serialized_end=3459
+  _globals['_CLEARCANDIDATEMODELREQUEST']._serialized_start=3461
+  _globals['_CLEARCANDIDATEMODELREQUEST']._serialized_end=3541
+  _globals['_CLEARCANDIDATEMODELRESPONSE']._serialized_start=3543
+  _globals['_CLEARCANDIDATEMODELRESPONSE']._serialized_end=3600
+  _globals['_MODELSERVICE']._serialized_start=3826
+  _globals['_MODELSERVICE']._serialized_end=4458
 # @@protoc_insertion_point(module_scope)

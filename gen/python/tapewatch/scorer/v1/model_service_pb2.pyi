@@ -21,6 +21,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ModelRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_ROLE_UNSPECIFIED: _ModelRole.ValueType  # 0
+    """Nothing: it is in the registry only. In a request: every candidate."""
+    MODEL_ROLE_SERVING: _ModelRole.ValueType  # 1
+    """Judges, all series that no canary has."""
+    MODEL_ROLE_SHADOW: _ModelRole.ValueType  # 2
+    """Judges every quote beside the others and alerts nothing."""
+    MODEL_ROLE_CANARY: _ModelRole.ValueType  # 3
+    """Judges a share of the series for real."""
+
+class ModelRole(_ModelRole, metaclass=_ModelRoleEnumTypeWrapper):
+    """What a version does in this scorer."""
+
+MODEL_ROLE_UNSPECIFIED: ModelRole.ValueType  # 0
+"""Nothing: it is in the registry only. In a request: every candidate."""
+MODEL_ROLE_SERVING: ModelRole.ValueType  # 1
+"""Judges, all series that no canary has."""
+MODEL_ROLE_SHADOW: ModelRole.ValueType  # 2
+"""Judges every quote beside the others and alerts nothing."""
+MODEL_ROLE_CANARY: ModelRole.ValueType  # 3
+"""Judges a share of the series for real."""
+Global___ModelRole: _TypeAlias = ModelRole  # noqa: Y015
+
 class _Observability:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -171,6 +199,8 @@ class Model(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     TRAIN_TIME_FIELD_NUMBER: _builtins.int
     CHECKSUMS_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    THRESHOLD_CALIBRATION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version, unique in the registry."""
     serving: _builtins.bool
@@ -205,6 +235,14 @@ class Model(_message.Message):
     def checksums(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """SHA-256 of each of its files, by name."""
 
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___ModelRole.ValueType]:
+        """What it does in this scorer. Empty when it is in the registry only."""
+
+    @_builtins.property
+    def threshold_calibration(self) -> Global___ThresholdCalibration:
+        """Where the threshold comes from. Absent when it is the one that training set, and on a version without a role."""
+
     def __init__(
         self,
         *,
@@ -220,14 +258,254 @@ class Model(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         train_time: _timestamp_pb2.Timestamp | None = ...,
         checksums: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        roles: _abc.Iterable[Global___ModelRole.ValueType] | None = ...,
+        threshold_calibration: Global___ThresholdCalibration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["train_time", b"train_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["threshold_calibration", b"threshold_calibration", "train_time", b"train_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoencoder_weight", b"autoencoder_weight", "checksums", b"checksums", "feature_hash", b"feature_hash", "features", b"features", "metrics", b"metrics", "serving", b"serving", "threshold", b"threshold", "train_time", b"train_time", "training_fingerprint", b"training_fingerprint", "typologies", b"typologies", "version", b"version", "window_quotes", b"window_quotes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoencoder_weight", b"autoencoder_weight", "checksums", b"checksums", "feature_hash", b"feature_hash", "features", b"features", "metrics", b"metrics", "roles", b"roles", "serving", b"serving", "threshold", b"threshold", "threshold_calibration", b"threshold_calibration", "train_time", b"train_time", "training_fingerprint", b"training_fingerprint", "typologies", b"typologies", "version", b"version", "window_quotes", b"window_quotes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ThresholdCalibration(_message.Message):
+    """A threshold that `tapewatch calibrate` set by an alert budget."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    TRAINED_THRESHOLD_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    BUDGET_UNIT_FIELD_NUMBER: _builtins.int
+    EXPECTED_ALERTS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TAPE_FIELD_NUMBER: _builtins.int
+    QUOTES_FIELD_NUMBER: _builtins.int
+    SYMBOL_DAYS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    threshold: _builtins.float
+    """A score of at least this is a detection."""
+    trained_threshold: _builtins.float
+    """The threshold that training set."""
+    budget: _builtins.float
+    """Alerts allowed, in the unit that budget_unit names."""
+    budget_unit: _builtins.str
+    """"day" (alerts a day) or "500-symbol-day" (alerts per 500 symbols and day)."""
+    expected_alerts: _builtins.float
+    """Alerts that the threshold gives on the scores it was set from, in the same unit."""
+    source: _builtins.str
+    """Where these scores were read: a lake or a gateway."""
+    tape: _builtins.str
+    """Their tape."""
+    quotes: _builtins.int
+    """How many there were."""
+    symbol_days: _builtins.int
+    """On how many symbol-days."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was set."""
+
+    def __init__(
+        self,
+        *,
+        threshold: _builtins.float = ...,
+        trained_threshold: _builtins.float = ...,
+        budget: _builtins.float = ...,
+        budget_unit: _builtins.str = ...,
+        expected_alerts: _builtins.float = ...,
+        source: _builtins.str = ...,
+        tape: _builtins.str = ...,
+        quotes: _builtins.int = ...,
+        symbol_days: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "budget_unit", b"budget_unit", "create_time", b"create_time", "expected_alerts", b"expected_alerts", "quotes", b"quotes", "source", b"source", "symbol_days", b"symbol_days", "tape", b"tape", "threshold", b"threshold", "trained_threshold", b"trained_threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThresholdCalibration: _TypeAlias = ThresholdCalibration  # noqa: Y015
+
+@_typing.final
+class ShadowReport(_message.Message):
+    """How a shadow's judgements differ from the recorded ones."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    QUOTES_FIELD_NUMBER: _builtins.int
+    MEAN_ABSOLUTE_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    LARGEST_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    BOTH_DETECTIONS_FIELD_NUMBER: _builtins.int
+    SHADOW_ONLY_DETECTIONS_FIELD_NUMBER: _builtins.int
+    RECORDED_ONLY_DETECTIONS_FIELD_NUMBER: _builtins.int
+    DETECTION_DIFFERENCE_SHARE_FIELD_NUMBER: _builtins.int
+    FAILED_BATCHES_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The shadow."""
+    quotes: _builtins.int
+    """Quotes that both judged."""
+    mean_absolute_difference: _builtins.float
+    """Mean of |shadow's ensemble - recorded ensemble|: [0, 1]."""
+    largest_difference: _builtins.float
+    """Largest of these differences: [0, 1]."""
+    both_detections: _builtins.int
+    """Quotes that are a detection of both, of the shadow only, and of the recorded score only."""
+    shadow_only_detections: _builtins.int
+    """Of the shadow only."""
+    recorded_only_detections: _builtins.int
+    """Of the recorded score only."""
+    detection_difference_share: _builtins.float
+    """Share of the quotes on which the two differ in whether it is a detection: [0, 1]."""
+    failed_batches: _builtins.int
+    """Batches that the shadow failed to judge; the recorded scores are not touched by it."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        quotes: _builtins.int = ...,
+        mean_absolute_difference: _builtins.float = ...,
+        largest_difference: _builtins.float = ...,
+        both_detections: _builtins.int = ...,
+        shadow_only_detections: _builtins.int = ...,
+        recorded_only_detections: _builtins.int = ...,
+        detection_difference_share: _builtins.float = ...,
+        failed_batches: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["both_detections", b"both_detections", "detection_difference_share", b"detection_difference_share", "failed_batches", b"failed_batches", "largest_difference", b"largest_difference", "mean_absolute_difference", b"mean_absolute_difference", "model_version", b"model_version", "quotes", b"quotes", "recorded_only_detections", b"recorded_only_detections", "shadow_only_detections", b"shadow_only_detections", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowReport: _TypeAlias = ShadowReport  # noqa: Y015
+
+@_typing.final
+class CanaryReport(_message.Message):
+    """What a canary has judged for real."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    QUOTES_FIELD_NUMBER: _builtins.int
+    DETECTIONS_FIELD_NUMBER: _builtins.int
+    SERVING_QUOTES_FIELD_NUMBER: _builtins.int
+    SERVING_DETECTIONS_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The canary."""
+    weight: _builtins.float
+    """Share of the series that it judges: [0, 1]."""
+    quotes: _builtins.int
+    """Quotes that it judged."""
+    detections: _builtins.int
+    """Detections among them."""
+    serving_quotes: _builtins.int
+    """Quotes that the serving model judged meanwhile."""
+    serving_detections: _builtins.int
+    """Detections among those."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        quotes: _builtins.int = ...,
+        detections: _builtins.int = ...,
+        serving_quotes: _builtins.int = ...,
+        serving_detections: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detections", b"detections", "model_version", b"model_version", "quotes", b"quotes", "serving_detections", b"serving_detections", "serving_quotes", b"serving_quotes", "start_time", b"start_time", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CanaryReport: _TypeAlias = CanaryReport  # noqa: Y015
+
+@_typing.final
+class Drift(_message.Message):
+    """How far the newest quotes are from what the serving model was trained on. Canary quotes and quotes with too little
+    history are left out.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAPE_FIELD_NUMBER: _builtins.int
+    QUOTES_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    tape: _builtins.str
+    """"live", or "replay" for all replays together."""
+    quotes: _builtins.int
+    """Quotes that it is measured on: the newest 8,000 to 10,000."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___PopulationStability]:
+        """Population stability index of each feature, in the order of the model's features, then of "autoencoder_percentile"
+        where that half is there, then of "score" where the training distribution of scores is known.
+        """
+
+    def __init__(
+        self,
+        *,
+        tape: _builtins.str = ...,
+        quotes: _builtins.int = ...,
+        values: _abc.Iterable[Global___PopulationStability] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quotes", b"quotes", "tape", b"tape", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drift: _TypeAlias = Drift  # noqa: Y015
+
+@_typing.final
+class PopulationStability(_message.Message):
+    """A population stability index: sum over bins of (share now - share in training) * ln(share now / share in training).
+    Below 0.1 stable, up to 0.25 shifting, above drifted (the usual reading).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    BINS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What is measured: a feature's name, "autoencoder_percentile" or "score"."""
+    index: _builtins.float
+    """The index: >= 0. Absent with fewer than 500 quotes."""
+    bins: _builtins.int
+    """Number of bins. 4 when only the usual quantiles of training are known, more with its full reference."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        index: _builtins.float | None = ...,
+        bins: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "index", b"index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "bins", b"bins", "index", b"index", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
+    _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__index) -> _WhichOneofReturnType__index | None: ...
+
+Global___PopulationStability: _TypeAlias = PopulationStability  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
@@ -253,23 +531,41 @@ Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
 
 @_typing.final
 class GetModelResponse(_message.Message):
-    """The model."""
+    """The model, and how it does in this scorer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    DRIFTS_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> Global___Model:
         """The model."""
+
+    @_builtins.property
+    def drifts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Drift]:
+        """How far today's quotes are from its training, by kind of tape. Empty unless it is the one that serves."""
+
+    @_builtins.property
+    def shadow(self) -> Global___ShadowReport:
+        """How the scorer's shadow differs from what is recorded. Absent without one."""
+
+    @_builtins.property
+    def canary(self) -> Global___CanaryReport:
+        """What the scorer's canary has judged. Absent without one."""
 
     def __init__(
         self,
         *,
         model: Global___Model | None = ...,
+        drifts: _abc.Iterable[Global___Drift] | None = ...,
+        shadow: Global___ShadowReport | None = ...,
+        canary: Global___CanaryReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "model", b"model", "shadow", b"shadow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "drifts", b"drifts", "model", b"model", "shadow", b"shadow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -361,3 +657,145 @@ class ReloadModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReloadModelResponse: _TypeAlias = ReloadModelResponse  # noqa: Y015
+
+@_typing.final
+class SetShadowModelRequest(_message.Message):
+    """What to judge beside the serving model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Version in the registry, other than the serving one. Required."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetShadowModelRequest: _TypeAlias = SetShadowModelRequest  # noqa: Y015
+
+@_typing.final
+class SetShadowModelResponse(_message.Message):
+    """The shadow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """The model."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetShadowModelResponse: _TypeAlias = SetShadowModelResponse  # noqa: Y015
+
+@_typing.final
+class SetCanaryModelRequest(_message.Message):
+    """What to judge a share of the series with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Version in the registry, other than the serving one. Required."""
+    weight: _builtins.float
+    """Share of the series: above 0, at most 1."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCanaryModelRequest: _TypeAlias = SetCanaryModelRequest  # noqa: Y015
+
+@_typing.final
+class SetCanaryModelResponse(_message.Message):
+    """The canary."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """The model."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCanaryModelResponse: _TypeAlias = SetCanaryModelResponse  # noqa: Y015
+
+@_typing.final
+class ClearCandidateModelRequest(_message.Message):
+    """What to take away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    role: Global___ModelRole.ValueType
+    """SHADOW or CANARY. Unspecified means both."""
+    def __init__(
+        self,
+        *,
+        role: Global___ModelRole.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearCandidateModelRequest: _TypeAlias = ClearCandidateModelRequest  # noqa: Y015
+
+@_typing.final
+class ClearCandidateModelResponse(_message.Message):
+    """What was taken away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The versions. Empty when there was nothing to take away."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearCandidateModelResponse: _TypeAlias = ClearCandidateModelResponse  # noqa: Y015

@@ -50,6 +50,21 @@ class ModelServiceStub:
                 request_serializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.ReloadModelRequest.SerializeToString,
                 response_deserializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.ReloadModelResponse.FromString,
                 _registered_method=True)
+        self.SetShadowModel = channel.unary_unary(
+                '/tapewatch.scorer.v1.ModelService/SetShadowModel',
+                request_serializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.SetShadowModelRequest.SerializeToString,
+                response_deserializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.SetShadowModelResponse.FromString,
+                _registered_method=True)
+        self.SetCanaryModel = channel.unary_unary(
+                '/tapewatch.scorer.v1.ModelService/SetCanaryModel',
+                request_serializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.SetCanaryModelRequest.SerializeToString,
+                response_deserializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.SetCanaryModelResponse.FromString,
+                _registered_method=True)
+        self.ClearCandidateModel = channel.unary_unary(
+                '/tapewatch.scorer.v1.ModelService/ClearCandidateModel',
+                request_serializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.ClearCandidateModelRequest.SerializeToString,
+                response_deserializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.ClearCandidateModelResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -71,8 +86,35 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReloadModel(self, request, context):
-        """Serves another version from now on. Quotes in flight are judged by the version they began with. A damaged or
-        mismatched model is refused with FAILED_PRECONDITION, and the one that was serving goes on.
+        """Serves another version from now on, and reads its threshold calibration again. Quotes in flight are judged by the
+        version they began with. A damaged or mismatched model is refused with FAILED_PRECONDITION, and the one that was
+        serving goes on. Candidates stay, but for one that serves by now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetShadowModel(self, request, context):
+        """Lets a second version judge every quote beside the one that serves. It alerts nothing; GetModel reports how far the
+        two disagree. Takes the place of an earlier shadow and counts anew. Refused like ReloadModel. Holds for this scorer
+        until it ends: SHADOW_MODEL_VERSION is what a scorer starts with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetCanaryModel(self, request, context):
+        """Lets a second version judge a share of the series for real: its scores are recorded and alert, and carry its
+        version. The share is chosen by a hash of the series alone, so every scorer chooses alike, a redelivered quote goes
+        to the same version, and a higher weight only adds series. Takes the place of an earlier canary. Refused like
+        ReloadModel. Holds for this scorer until it ends: CANARY_MODEL_VERSION is what a scorer starts with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClearCandidateModel(self, request, context):
+        """Takes candidates away. Clearing what is not there changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +137,21 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ReloadModel,
                     request_deserializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.ReloadModelRequest.FromString,
                     response_serializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.ReloadModelResponse.SerializeToString,
+            ),
+            'SetShadowModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetShadowModel,
+                    request_deserializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.SetShadowModelRequest.FromString,
+                    response_serializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.SetShadowModelResponse.SerializeToString,
+            ),
+            'SetCanaryModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCanaryModel,
+                    request_deserializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.SetCanaryModelRequest.FromString,
+                    response_serializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.SetCanaryModelResponse.SerializeToString,
+            ),
+            'ClearCandidateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearCandidateModel,
+                    request_deserializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.ClearCandidateModelRequest.FromString,
+                    response_serializer=tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.ClearCandidateModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +236,87 @@ class ModelService:
             '/tapewatch.scorer.v1.ModelService/ReloadModel',
             tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.ReloadModelRequest.SerializeToString,
             tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.ReloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetShadowModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tapewatch.scorer.v1.ModelService/SetShadowModel',
+            tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.SetShadowModelRequest.SerializeToString,
+            tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.SetShadowModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCanaryModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tapewatch.scorer.v1.ModelService/SetCanaryModel',
+            tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.SetCanaryModelRequest.SerializeToString,
+            tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.SetCanaryModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearCandidateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tapewatch.scorer.v1.ModelService/ClearCandidateModel',
+            tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.ClearCandidateModelRequest.SerializeToString,
+            tapewatch_dot_scorer_dot_v1_dot_model__service__pb2.ClearCandidateModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

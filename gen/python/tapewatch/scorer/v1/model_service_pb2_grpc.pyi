@@ -38,9 +38,23 @@ class ModelServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
     """The models in the scorer's registry, newest first. The registry is small: one page holds them all."""
     ReloadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ReloadModelRequest, _model_service_pb2.ReloadModelResponse]
-    """Serves another version from now on. Quotes in flight are judged by the version they began with. A damaged or
-    mismatched model is refused with FAILED_PRECONDITION, and the one that was serving goes on.
+    """Serves another version from now on, and reads its threshold calibration again. Quotes in flight are judged by the
+    version they began with. A damaged or mismatched model is refused with FAILED_PRECONDITION, and the one that was
+    serving goes on. Candidates stay, but for one that serves by now.
     """
+    SetShadowModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.SetShadowModelRequest, _model_service_pb2.SetShadowModelResponse]
+    """Lets a second version judge every quote beside the one that serves. It alerts nothing; GetModel reports how far the
+    two disagree. Takes the place of an earlier shadow and counts anew. Refused like ReloadModel. Holds for this scorer
+    until it ends: SHADOW_MODEL_VERSION is what a scorer starts with.
+    """
+    SetCanaryModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.SetCanaryModelRequest, _model_service_pb2.SetCanaryModelResponse]
+    """Lets a second version judge a share of the series for real: its scores are recorded and alert, and carry its
+    version. The share is chosen by a hash of the series alone, so every scorer chooses alike, a redelivered quote goes
+    to the same version, and a higher weight only adds series. Takes the place of an earlier canary. Refused like
+    ReloadModel. Holds for this scorer until it ends: CANARY_MODEL_VERSION is what a scorer starts with.
+    """
+    ClearCandidateModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ClearCandidateModelRequest, _model_service_pb2.ClearCandidateModelResponse]
+    """Takes candidates away. Clearing what is not there changes nothing."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -52,9 +66,23 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """The models in the scorer's registry, newest first. The registry is small: one page holds them all."""
     ReloadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ReloadModelRequest, _model_service_pb2.ReloadModelResponse]  # type: ignore[assignment]
-    """Serves another version from now on. Quotes in flight are judged by the version they began with. A damaged or
-    mismatched model is refused with FAILED_PRECONDITION, and the one that was serving goes on.
+    """Serves another version from now on, and reads its threshold calibration again. Quotes in flight are judged by the
+    version they began with. A damaged or mismatched model is refused with FAILED_PRECONDITION, and the one that was
+    serving goes on. Candidates stay, but for one that serves by now.
     """
+    SetShadowModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.SetShadowModelRequest, _model_service_pb2.SetShadowModelResponse]  # type: ignore[assignment]
+    """Lets a second version judge every quote beside the one that serves. It alerts nothing; GetModel reports how far the
+    two disagree. Takes the place of an earlier shadow and counts anew. Refused like ReloadModel. Holds for this scorer
+    until it ends: SHADOW_MODEL_VERSION is what a scorer starts with.
+    """
+    SetCanaryModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.SetCanaryModelRequest, _model_service_pb2.SetCanaryModelResponse]  # type: ignore[assignment]
+    """Lets a second version judge a share of the series for real: its scores are recorded and alert, and carry its
+    version. The share is chosen by a hash of the series alone, so every scorer chooses alike, a redelivered quote goes
+    to the same version, and a higher weight only adds series. Takes the place of an earlier canary. Refused like
+    ReloadModel. Holds for this scorer until it ends: CANARY_MODEL_VERSION is what a scorer starts with.
+    """
+    ClearCandidateModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ClearCandidateModelRequest, _model_service_pb2.ClearCandidateModelResponse]  # type: ignore[assignment]
+    """Takes candidates away. Clearing what is not there changes nothing."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the scorer judges with."""
@@ -81,8 +109,40 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ReloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ReloadModelResponse, _abc.Awaitable[_model_service_pb2.ReloadModelResponse]]:
-        """Serves another version from now on. Quotes in flight are judged by the version they began with. A damaged or
-        mismatched model is refused with FAILED_PRECONDITION, and the one that was serving goes on.
+        """Serves another version from now on, and reads its threshold calibration again. Quotes in flight are judged by the
+        version they began with. A damaged or mismatched model is refused with FAILED_PRECONDITION, and the one that was
+        serving goes on. Candidates stay, but for one that serves by now.
         """
+
+    @_abc_1.abstractmethod
+    def SetShadowModel(
+        self,
+        request: _model_service_pb2.SetShadowModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.SetShadowModelResponse, _abc.Awaitable[_model_service_pb2.SetShadowModelResponse]]:
+        """Lets a second version judge every quote beside the one that serves. It alerts nothing; GetModel reports how far the
+        two disagree. Takes the place of an earlier shadow and counts anew. Refused like ReloadModel. Holds for this scorer
+        until it ends: SHADOW_MODEL_VERSION is what a scorer starts with.
+        """
+
+    @_abc_1.abstractmethod
+    def SetCanaryModel(
+        self,
+        request: _model_service_pb2.SetCanaryModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.SetCanaryModelResponse, _abc.Awaitable[_model_service_pb2.SetCanaryModelResponse]]:
+        """Lets a second version judge a share of the series for real: its scores are recorded and alert, and carry its
+        version. The share is chosen by a hash of the series alone, so every scorer chooses alike, a redelivered quote goes
+        to the same version, and a higher weight only adds series. Takes the place of an earlier canary. Refused like
+        ReloadModel. Holds for this scorer until it ends: CANARY_MODEL_VERSION is what a scorer starts with.
+        """
+
+    @_abc_1.abstractmethod
+    def ClearCandidateModel(
+        self,
+        request: _model_service_pb2.ClearCandidateModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.ClearCandidateModelResponse, _abc.Awaitable[_model_service_pb2.ClearCandidateModelResponse]]:
+        """Takes candidates away. Clearing what is not there changes nothing."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,14 +4,20 @@
 # This file has been @generated
 
 __all__ = (
+    "CanaryReport",
+    "ClearCandidateModelRequest",
+    "ClearCandidateModelResponse",
+    "Drift",
     "Feature",
     "GetModelRequest",
     "GetModelResponse",
     "ListModelsRequest",
     "ListModelsResponse",
     "Model",
+    "ModelRole",
     "ModelServiceStub",
     "Observability",
+    "PopulationStability",
     "Quality",
     "Reason",
     "ReloadModelRequest",
@@ -23,6 +29,12 @@ __all__ = (
     "ScoreStreamRequest",
     "ScoreStreamResponse",
     "ScorerServiceStub",
+    "SetCanaryModelRequest",
+    "SetCanaryModelResponse",
+    "SetShadowModelRequest",
+    "SetShadowModelResponse",
+    "ShadowReport",
+    "ThresholdCalibration",
     "Typology",
     "TypologyCoverage",
 )
@@ -38,6 +50,50 @@ from ....message_pool import default_message_pool
 
 _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
+
+
+class ModelRole(betterproto2.Enum):
+    """
+    What a version does in this scorer.
+    """
+
+    UNSPECIFIED = 0
+    """
+    Nothing: it is in the registry only. In a request: every candidate.
+    """
+
+    SERVING = 1
+    """
+    Judges, all series that no canary has.
+    """
+
+    SHADOW = 2
+    """
+    Judges every quote beside the others and alerts nothing.
+    """
+
+    CANARY = 3
+    """
+    Judges a share of the series for real.
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "MODEL_ROLE_UNSPECIFIED",
+            1: "MODEL_ROLE_SERVING",
+            2: "MODEL_ROLE_SHADOW",
+            3: "MODEL_ROLE_CANARY",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "MODEL_ROLE_UNSPECIFIED": 0,
+            "MODEL_ROLE_SERVING": 1,
+            "MODEL_ROLE_SHADOW": 2,
+            "MODEL_ROLE_CANARY": 3,
+        }
 
 
 class Observability(betterproto2.Enum):
@@ -202,6 +258,110 @@ class Typology(betterproto2.Enum):
 
 
 @dataclass(eq=False, repr=False)
+class CanaryReport(betterproto2.Message):
+    """
+    What a canary has judged for real.
+    """
+
+    model_version: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    The canary.
+    """
+
+    weight: "float" = betterproto2.field(2, betterproto2.TYPE_DOUBLE)
+    """
+    Share of the series that it judges: [0, 1].
+    """
+
+    start_time: "datetime.datetime | None" = betterproto2.field(
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    When it began.
+    """
+
+    quotes: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    Quotes that it judged.
+    """
+
+    detections: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
+    """
+    Detections among them.
+    """
+
+    serving_quotes: "int" = betterproto2.field(6, betterproto2.TYPE_INT64)
+    """
+    Quotes that the serving model judged meanwhile.
+    """
+
+    serving_detections: "int" = betterproto2.field(7, betterproto2.TYPE_INT64)
+    """
+    Detections among those.
+    """
+
+
+default_message_pool.register_message("tapewatch.scorer.v1", "CanaryReport", CanaryReport)
+
+
+@dataclass(eq=False, repr=False)
+class ClearCandidateModelRequest(betterproto2.Message):
+    """
+    What to take away.
+    """
+
+    role: "ModelRole" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: ModelRole(0))
+    """
+    SHADOW or CANARY. Unspecified means both.
+    """
+
+
+default_message_pool.register_message("tapewatch.scorer.v1", "ClearCandidateModelRequest", ClearCandidateModelRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ClearCandidateModelResponse(betterproto2.Message):
+    """
+    What was taken away.
+    """
+
+    versions: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    The versions. Empty when there was nothing to take away.
+    """
+
+
+default_message_pool.register_message("tapewatch.scorer.v1", "ClearCandidateModelResponse", ClearCandidateModelResponse)
+
+
+@dataclass(eq=False, repr=False)
+class Drift(betterproto2.Message):
+    """
+    How far the newest quotes are from what the serving model was trained on. Canary quotes and quotes with too little
+    history are left out.
+    """
+
+    tape: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    "live", or "replay" for all replays together.
+    """
+
+    quotes: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+    """
+    Quotes that it is measured on: the newest 8,000 to 10,000.
+    """
+
+    values: "list[PopulationStability]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Population stability index of each feature, in the order of the model's features, then of "autoencoder_percentile"
+    where that half is there, then of "score" where the training distribution of scores is known.
+    """
+
+
+default_message_pool.register_message("tapewatch.scorer.v1", "Drift", Drift)
+
+
+@dataclass(eq=False, repr=False)
 class Feature(betterproto2.Message):
     """
     One input of the model.
@@ -254,12 +414,27 @@ default_message_pool.register_message("tapewatch.scorer.v1", "GetModelRequest", 
 @dataclass(eq=False, repr=False)
 class GetModelResponse(betterproto2.Message):
     """
-    The model.
+    The model, and how it does in this scorer.
     """
 
     model: "Model | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The model.
+    """
+
+    drifts: "list[Drift]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    How far today's quotes are from its training, by kind of tape. Empty unless it is the one that serves.
+    """
+
+    shadow: "ShadowReport | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    How the scorer's shadow differs from what is recorded. Absent without one.
+    """
+
+    canary: "CanaryReport | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    What the scorer's canary has judged. Absent without one.
     """
 
 
@@ -365,8 +540,46 @@ class Model(betterproto2.Message):
     SHA-256 of each of its files, by name.
     """
 
+    roles: "list[ModelRole]" = betterproto2.field(13, betterproto2.TYPE_ENUM, repeated=True)
+    """
+    What it does in this scorer. Empty when it is in the registry only.
+    """
+
+    threshold_calibration: "ThresholdCalibration | None" = betterproto2.field(
+        14, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Where the threshold comes from. Absent when it is the one that training set, and on a version without a role.
+    """
+
 
 default_message_pool.register_message("tapewatch.scorer.v1", "Model", Model)
+
+
+@dataclass(eq=False, repr=False)
+class PopulationStability(betterproto2.Message):
+    """
+    A population stability index: sum over bins of (share now - share in training) * ln(share now / share in training).
+    Below 0.1 stable, up to 0.25 shifting, above drifted (the usual reading).
+    """
+
+    name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    What is measured: a feature's name, "autoencoder_percentile" or "score".
+    """
+
+    index: "float | None" = betterproto2.field(2, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    The index: >= 0. Absent with fewer than 500 quotes.
+    """
+
+    bins: "int" = betterproto2.field(3, betterproto2.TYPE_INT32)
+    """
+    Number of bins. 4 when only the usual quantiles of training are known, more with its full reference.
+    """
+
+
+default_message_pool.register_message("tapewatch.scorer.v1", "PopulationStability", PopulationStability)
 
 
 @dataclass(eq=False, repr=False)
@@ -623,6 +836,195 @@ default_message_pool.register_message("tapewatch.scorer.v1", "ScoreStreamRespons
 
 
 @dataclass(eq=False, repr=False)
+class SetCanaryModelRequest(betterproto2.Message):
+    """
+    What to judge a share of the series with.
+    """
+
+    version: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Version in the registry, other than the serving one. Required.
+    """
+
+    weight: "float" = betterproto2.field(2, betterproto2.TYPE_DOUBLE)
+    """
+    Share of the series: above 0, at most 1.
+    """
+
+
+default_message_pool.register_message("tapewatch.scorer.v1", "SetCanaryModelRequest", SetCanaryModelRequest)
+
+
+@dataclass(eq=False, repr=False)
+class SetCanaryModelResponse(betterproto2.Message):
+    """
+    The canary.
+    """
+
+    model: "Model | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    The model.
+    """
+
+
+default_message_pool.register_message("tapewatch.scorer.v1", "SetCanaryModelResponse", SetCanaryModelResponse)
+
+
+@dataclass(eq=False, repr=False)
+class SetShadowModelRequest(betterproto2.Message):
+    """
+    What to judge beside the serving model.
+    """
+
+    version: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Version in the registry, other than the serving one. Required.
+    """
+
+
+default_message_pool.register_message("tapewatch.scorer.v1", "SetShadowModelRequest", SetShadowModelRequest)
+
+
+@dataclass(eq=False, repr=False)
+class SetShadowModelResponse(betterproto2.Message):
+    """
+    The shadow.
+    """
+
+    model: "Model | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    The model.
+    """
+
+
+default_message_pool.register_message("tapewatch.scorer.v1", "SetShadowModelResponse", SetShadowModelResponse)
+
+
+@dataclass(eq=False, repr=False)
+class ShadowReport(betterproto2.Message):
+    """
+    How a shadow's judgements differ from the recorded ones.
+    """
+
+    model_version: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    The shadow.
+    """
+
+    start_time: "datetime.datetime | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    When it began.
+    """
+
+    quotes: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+    """
+    Quotes that both judged.
+    """
+
+    mean_absolute_difference: "float" = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
+    """
+    Mean of |shadow's ensemble - recorded ensemble|: [0, 1].
+    """
+
+    largest_difference: "float" = betterproto2.field(5, betterproto2.TYPE_DOUBLE)
+    """
+    Largest of these differences: [0, 1].
+    """
+
+    both_detections: "int" = betterproto2.field(6, betterproto2.TYPE_INT64)
+    """
+    Quotes that are a detection of both, of the shadow only, and of the recorded score only.
+    """
+
+    shadow_only_detections: "int" = betterproto2.field(7, betterproto2.TYPE_INT64)
+    """
+    Of the shadow only.
+    """
+
+    recorded_only_detections: "int" = betterproto2.field(8, betterproto2.TYPE_INT64)
+    """
+    Of the recorded score only.
+    """
+
+    detection_difference_share: "float" = betterproto2.field(9, betterproto2.TYPE_DOUBLE)
+    """
+    Share of the quotes on which the two differ in whether it is a detection: [0, 1].
+    """
+
+    failed_batches: "int" = betterproto2.field(10, betterproto2.TYPE_INT64)
+    """
+    Batches that the shadow failed to judge; the recorded scores are not touched by it.
+    """
+
+
+default_message_pool.register_message("tapewatch.scorer.v1", "ShadowReport", ShadowReport)
+
+
+@dataclass(eq=False, repr=False)
+class ThresholdCalibration(betterproto2.Message):
+    """
+    A threshold that `tapewatch calibrate` set by an alert budget.
+    """
+
+    threshold: "float" = betterproto2.field(1, betterproto2.TYPE_DOUBLE)
+    """
+    A score of at least this is a detection.
+    """
+
+    trained_threshold: "float" = betterproto2.field(2, betterproto2.TYPE_DOUBLE)
+    """
+    The threshold that training set.
+    """
+
+    budget: "float" = betterproto2.field(3, betterproto2.TYPE_DOUBLE)
+    """
+    Alerts allowed, in the unit that budget_unit names.
+    """
+
+    budget_unit: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    "day" (alerts a day) or "500-symbol-day" (alerts per 500 symbols and day).
+    """
+
+    expected_alerts: "float" = betterproto2.field(5, betterproto2.TYPE_DOUBLE)
+    """
+    Alerts that the threshold gives on the scores it was set from, in the same unit.
+    """
+
+    source: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    Where these scores were read: a lake or a gateway.
+    """
+
+    tape: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    Their tape.
+    """
+
+    quotes: "int" = betterproto2.field(8, betterproto2.TYPE_INT64)
+    """
+    How many there were.
+    """
+
+    symbol_days: "int" = betterproto2.field(9, betterproto2.TYPE_INT64)
+    """
+    On how many symbol-days.
+    """
+
+    create_time: "datetime.datetime | None" = betterproto2.field(
+        10, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    When it was set.
+    """
+
+
+default_message_pool.register_message("tapewatch.scorer.v1", "ThresholdCalibration", ThresholdCalibration)
+
+
+@dataclass(eq=False, repr=False)
 class TypologyCoverage(betterproto2.Message):
     """
     What the model can say of a kind of manipulation.
@@ -684,14 +1086,53 @@ class ModelServiceStub:
 
     def reload_model(self, message: "ReloadModelRequest") -> "ReloadModelResponse":
         """
-        Serves another version from now on. Quotes in flight are judged by the version they began with. A damaged or
-        mismatched model is refused with FAILED_PRECONDITION, and the one that was serving goes on.
+        Serves another version from now on, and reads its threshold calibration again. Quotes in flight are judged by the
+        version they began with. A damaged or mismatched model is refused with FAILED_PRECONDITION, and the one that was
+        serving goes on. Candidates stay, but for one that serves by now.
         """
 
         return self._channel.unary_unary(
             "/tapewatch.scorer.v1.ModelService/ReloadModel",
             ReloadModelRequest.SerializeToString,
             ReloadModelResponse.FromString,
+        )(message)
+
+    def set_shadow_model(self, message: "SetShadowModelRequest") -> "SetShadowModelResponse":
+        """
+        Lets a second version judge every quote beside the one that serves. It alerts nothing; GetModel reports how far the
+        two disagree. Takes the place of an earlier shadow and counts anew. Refused like ReloadModel. Holds for this scorer
+        until it ends: SHADOW_MODEL_VERSION is what a scorer starts with.
+        """
+
+        return self._channel.unary_unary(
+            "/tapewatch.scorer.v1.ModelService/SetShadowModel",
+            SetShadowModelRequest.SerializeToString,
+            SetShadowModelResponse.FromString,
+        )(message)
+
+    def set_canary_model(self, message: "SetCanaryModelRequest") -> "SetCanaryModelResponse":
+        """
+        Lets a second version judge a share of the series for real: its scores are recorded and alert, and carry its
+        version. The share is chosen by a hash of the series alone, so every scorer chooses alike, a redelivered quote goes
+        to the same version, and a higher weight only adds series. Takes the place of an earlier canary. Refused like
+        ReloadModel. Holds for this scorer until it ends: CANARY_MODEL_VERSION is what a scorer starts with.
+        """
+
+        return self._channel.unary_unary(
+            "/tapewatch.scorer.v1.ModelService/SetCanaryModel",
+            SetCanaryModelRequest.SerializeToString,
+            SetCanaryModelResponse.FromString,
+        )(message)
+
+    def clear_candidate_model(self, message: "ClearCandidateModelRequest") -> "ClearCandidateModelResponse":
+        """
+        Takes candidates away. Clearing what is not there changes nothing.
+        """
+
+        return self._channel.unary_unary(
+            "/tapewatch.scorer.v1.ModelService/ClearCandidateModel",
+            ClearCandidateModelRequest.SerializeToString,
+            ClearCandidateModelResponse.FromString,
         )(message)
 
 

@@ -1,0 +1,146 @@
+"""Whether today's values are still those of training: the population stability index over a moving window."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.domain.model import ModelMetadata
+
+Array = NDArray[np.float64]
+
+SCORE = "score"
+AUTOENCODER_PERCENTILE = "autoencoder_percentile"
+USUAL_SHARES = (0.05, 0.5, 0.95)
+"""What a feature's usual low, median and high are quantiles of."""
+
+FEWEST_ROWS = 500
+BLOCK_ROWS = 2_000
+BLOCKS = 5
+_SMALLEST_SHARE = 1e-4
+"""Stands for an empty bin, whose logarithm would be infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A value's distribution in training: its quantiles `edges` at the cumulative `shares`, both ascending."""
+
+    name: str
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+
+    def bounds(self) -> tuple[Array, Array, Array]:
+        """The distinct edges, and between which bounds the share at or below each lies.
+
+        Where quantiles coincide, many training values were equal to that edge: the share at or below it is then only
+        known to lie between the last coinciding quantile's and the next one's.
+        """
+        edges = np.array(sorted(set(self.edges)))
+        low = np.array([max(s for e, s in zip(self.edges, self.shares, strict=True) if e == edge) for edge in edges])
+        after = np.append(low[1:], 1.0)
+        tied = np.array([self.edges.count(float(edge)) > 1 for edge in edges])
+        return edges, low, np.where(tied, after, low)
+
+
+def references(metadata: ModelMetadata, *, with_autoencoder: bool = True) -> tuple[Reference, ...]:
+    """What each value was like on the normal bars of training, features first, in the model's order.
+
+    A feature's full `reference` in the metadata is used where there is one, its usual low, median and high otherwise.
+    The percentile of the reconstruction error is uniform on normal bars by its definition. The score is left out when
+    the metadata has no reference of it.
+    """
+    found = []
+    for usual in metadata.features:
+        if usual.name in metadata.reference:
+            found.append(_evenly(usual.name, metadata.reference[usual.name]))
+        else:
+            found.append(Reference(usual.name, (usual.low, usual.median, usual.high), USUAL_SHARES))
+    if with_autoencoder:
+        found.append(_evenly(AUTOENCODER_PERCENTILE, tuple(i / 10 for i in range(1, 10))))
+    if SCORE in metadata.reference:
+        found.append(_evenly(SCORE, metadata.reference[SCORE]))
+    return tuple(found)
+
+
+def _evenly(name: str, edges: Sequence[float]) -> Reference:
+    count = len(edges) + 1
+    return Reference(name, tuple(edges), tuple(i / count for i in range(1, count)))
+
+
+@dataclass(frozen=True, slots=True)
+class Stability:
+    """One value's index, None while there are too few rows, over `bins` bins."""
+
+    name: str
+    index: float | None
+    bins: int
+
+
+class StabilityMonitor:
+    """Counts values into the bins of their references, over the newest BLOCKS blocks of BLOCK_ROWS rows.
+
+    Not safe to call from several threads at once.
+    """
+
+    def __init__(self, against: Sequence[Reference]) -> None:
+        self._names = [reference.name for reference in against]
+        bounds = [reference.bounds() for reference in against]
+        self._sizes = [len(edges) + 1 for edges, _, _ in bounds]
+        width = max(self._sizes, default=1)
+        self._low, self._high = [low for _, low, _ in bounds], [high for _, _, high in bounds]
+        self._edges = np.full((len(against), width - 1), np.inf, dtype=np.float64)
+        for i, (edges, _, _) in enumerate(bounds):
+            self._edges[i, : len(edges)] = edges
+        self._offsets = np.arange(len(against)) * width
+        self._shape = (len(against), width)
+        self._full: deque[NDArray[np.int64]] = deque(maxlen=BLOCKS - 1)
+        self._open = np.zeros(self._shape, dtype=np.int64)
+        self._open_rows = 0
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What the columns of `observe` are."""
+        return self._names
+
+    @property
+    def rows(self) -> int:
+        """Rows that the indices stand on."""
+        return self._open_rows + BLOCK_ROWS * len(self._full)
+
+    def observe(self, values: Array) -> None:
+        """Count rows, float64 (n, len(names)), in the references' order."""
+        for start in range(0, len(values), BLOCK_ROWS):  # at most one block is closed per turn
+            self._count(values[start : start + BLOCK_ROWS])
+
+    def _count(self, values: Array) -> None:
+        room = BLOCK_ROWS - self._open_rows
+        for part in (values[:room], values[room:]):
+            if not len(part):
+                continue
+            bins = np.count_nonzero(part[:, :, None] > self._edges, axis=2)
+            counts = np.bincount((bins + self._offsets).ravel(), minlength=self._open.size)
+            self._open += counts.reshape(self._shape)
+            self._open_rows += len(part)
+            if self._open_rows >= BLOCK_ROWS:
+                self._full.append(self._open)
+                self._open, self._open_rows = np.zeros(self._shape, dtype=np.int64), 0
+
+    def read(self) -> list[Stability]:
+        """The index of each value."""
+        rows = self.rows
+        if rows < FEWEST_ROWS:
+            return [Stability(name, None, size) for name, size in zip(self._names, self._sizes, strict=True)]
+        counts = sum(self._full, self._open)
+        return [
+            Stability(name, _index(counts[i, :size] / rows, self._low[i], self._high[i]), size)
+            for i, (name, size) in enumerate(zip(self._names, self._sizes, strict=True))
+        ]
+
+
+def _index(now: Array, low: Array, high: Array) -> float:
+    below = np.clip(np.cumsum(now)[:-1], low, high)  # the most favourable of what training may have been
+    expected = np.diff(np.concatenate([[0.0], below, [1.0]]))
+    p, q = np.maximum(now, _SMALLEST_SHARE), np.maximum(expected, _SMALLEST_SHARE)
+    return float(np.sum((p - q) * np.log(p / q)))

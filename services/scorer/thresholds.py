@@ -1,0 +1,93 @@
+"""A model at the threshold that `tapewatch calibrate` set for it."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.domain.errors import ModelUnusableError
+from services.domain.model import Judgements, ModelMetadata
+from services.domain.score import Reason
+from services.domain.threshold import THRESHOLD_FILE, ThresholdCalibration
+from services.scorer.ports import Model
+from services.scorer.registry import ModelRegistry
+
+_log = logging.getLogger(__name__)
+
+
+class CalibratedModel:
+    """A model whose metadata has a calibrated threshold; it judges as before."""
+
+    def __init__(self, model: Model, calibration: ThresholdCalibration) -> None:
+        self._model = model
+        self.calibration = calibration
+        self._metadata = replace(model.metadata, threshold=calibration.threshold)
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """The model's, with the calibrated threshold."""
+        return self._metadata
+
+    @property
+    def partial(self) -> bool:
+        """Whether one of its two halves is missing."""
+        return self._model.partial
+
+    def judge(self, features: NDArray[np.float32]) -> Judgements:
+        """The judgement of each row."""
+        return self._model.judge(features)
+
+    def explain(self, features: NDArray[np.float32]) -> list[tuple[Reason, ...]]:
+        """What moved each row's score most."""
+        return self._model.explain(features)
+
+
+def calibration_of(model: Model) -> ThresholdCalibration | None:
+    """Where the model's threshold comes from; None when it is the one that training set."""
+    return model.calibration if isinstance(model, CalibratedModel) else None
+
+
+def _read(path: Path) -> ThresholdCalibration | None:
+    """The file's calibration; None when there is no such file. Raises: ModelUnusableError when it is damaged."""
+    try:
+        return ThresholdCalibration.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ModelUnusableError(str(path), f"{error}; run tapewatch calibrate again, or remove the file") from error
+
+
+class ModelLoader:
+    """Loads versions from a registry, each at its calibrated threshold.
+
+    `threshold_file` is looked at first, then `threshold.json` in the version's folder. A calibration counts for the
+    version it was made for only: another one's scores are on another scale.
+    """
+
+    def __init__(self, registry: ModelRegistry, threshold_file: Path | None = None) -> None:
+        self.registry = registry
+        self._threshold_file = threshold_file
+
+    def load(self, version: str = "") -> Model:
+        """A version ready to judge; empty means the newest.
+
+        Raises: NotFoundError, ModelUnusableError, also for a damaged threshold file.
+        """
+        model = self.registry.load(version)
+        version = model.metadata.version
+        for path in (self._threshold_file, self.registry.folder / version / THRESHOLD_FILE):
+            calibration = None if path is None else _read(path)
+            if calibration is None:
+                continue
+            if calibration.model_version == version:
+                _log.info("model %s judges at threshold %.6g from %s", version, calibration.threshold, path)
+                return CalibratedModel(model, calibration)
+            _log.warning(
+                "%s is for model %s and not used for %s: run tapewatch calibrate for it",
+                path,
+                calibration.model_version,
+                version,
+            )
+        return model
