@@ -119,13 +119,12 @@ def takes(alert: Alert, scored: ScoredQuote) -> bool:
     )
 
 
-def summarise(scored: ScoredQuote, detection_count: int) -> str:
-    """The alert in one sentence: never a finding of intent, only what price and volume are consistent with."""
+def summarise(scored: ScoredQuote) -> str:
+    """The alert in one sentence, as of its peak: what price and volume are consistent with, never a finding of intent."""
     quote, score = scored.quote, scored.score
     reasons = "; ".join(reason.text for reason in score.reasons)
-    times = "" if detection_count == 1 else f", {detection_count} detections"
     return (
-        f"{quote.symbol} {format_time(quote.event_time)}{times}: price and volume consistent with "
+        f"{quote.symbol} {format_time(quote.event_time)}: price and volume consistent with "
         f"{score.typology.words} (score {score.ensemble:.3f}): {reasons}"
     )
 
@@ -147,7 +146,7 @@ def open_alert(scored: ScoredQuote, now: datetime) -> Alert:
         peak_score=score.ensemble,
         peak_quote_id=quote.quote_id,
         reasons=score.reasons,
-        summary=summarise(scored, 1),
+        summary=summarise(scored),
         create_time=now,
         update_time=now,
     )
@@ -172,7 +171,7 @@ def add_detection(alert: Alert, scored: ScoredQuote, now: datetime) -> Alert:
         peak_score=score.ensemble,
         peak_quote_id=quote.quote_id,
         reasons=score.reasons,
-        summary=summarise(scored, count),
+        summary=summarise(scored),
     )
 
 
