@@ -11,13 +11,22 @@ from numpy.typing import NDArray
 from services.archive.bars import Bars
 from services.domain import reasons
 from services.domain.feature_definitions import FEATURE_NAMES
-from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE, METADATA_FILE, ModelMetadata, log_odds, logistic
+from services.domain.model import ModelMetadata, log_odds, logistic
 from services.domain.typology import OBSERVABLE, Typology
 from services.training import calibrate, dataset, figures, pumps
 from services.training.dataset import Part, Rows
 from services.training.figures import STRONG
 from services.training.injection import MANIPULATED
-from services.training.train import ALERTS_PER_SYMBOL_DAY, BUDGET_SHARE, Held, Outputs, Source, Training, held_out
+from services.training.train import (
+    ALERTS_PER_SYMBOL_DAY,
+    BUDGET_SHARE,
+    Held,
+    Outputs,
+    Source,
+    Training,
+    held_out,
+    read_version,
+)
 
 Array = NDArray[np.float64]
 Figures = dict[str, Any]
@@ -51,12 +60,8 @@ class Version:
 
 
 def load(folder: Path) -> Version:
-    """The version in a folder."""
-    return Version(
-        ModelMetadata.from_json((folder / METADATA_FILE).read_text(encoding="utf-8")),
-        (folder / AUTOENCODER_FILE).read_bytes(),
-        (folder / CLASSIFIER_FILE).read_bytes(),
-    )
+    """The version in a folder. Raises: TapewatchError when it holds no whole one."""
+    return Version(*read_version(folder))
 
 
 def z_score_rule(rows: Rows) -> Array:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from services.archive import location as location_reader
 from services.archive.bars import Bars
-from services.domain.errors import TapewatchError
+from services.domain.errors import ModelUnusableError, TapewatchError
 from services.domain.feature_definitions import FEATURE_HASH, FEATURE_NAMES, FEATURES, WINDOW
 from services.domain.model import (
     AUTOENCODER_FILE,
@@ -318,24 +318,54 @@ def describe(sources: Sequence[Source], seed: int) -> str:
 
 
 def run(
-    locations: Sequence[str], output: Path, *, seed: int, epochs: int, passes: int, console: Console
+    locations: Sequence[str],
+    output: Path,
+    *,
+    seed: int,
+    epochs: int,
+    passes: int,
+    console: Console,
+    networks_of: Path | None = None,
 ) -> ModelMetadata:
     """Trains, calibrates, measures and writes a version under `output`; nothing is left half-written.
 
-    Raises: TapewatchError when the data cannot be used or TensorFlow is missing.
+    Args:
+        locations: One for each bar length.
+        output: Folder of model versions.
+        seed: Decides injection, weights and order.
+        epochs: Passes over the rows.
+        passes: Injections into the training series.
+        console: Shows the progress.
+        networks_of: A version's folder whose networks are taken as they are, so that only the calibration is new.
+
+    Raises:
+        TapewatchError: The data cannot be used, TensorFlow is missing, or there is no version in that folder.
     """
-    networks.tensorflow()
+    if networks_of is None:
+        networks.tensorflow()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         training = Training(locations, seed=seed, epochs=epochs, passes=passes, progress=progress)
         normals = [training.rows(source, Part.TRAIN) for source in training.sources]
-        exported = training.networks(normals)
-        autoencoder, classifier = exported.autoencoder, exported.classifier
+        if networks_of is None:
+            exported = training.networks(normals)
+            autoencoder, classifier = exported.autoencoder, exported.classifier
+            trained_on = describe(training.sources, seed)
+        else:
+            exported = None
+            earlier, autoencoder, classifier = read_version(networks_of)
+            trained_on = f"{earlier.trained_on} Calibrated on {describe(training.sources, seed)}"
+            training.fingerprint = hashlib.sha256(
+                f"{earlier.training_fingerprint}/{training.fingerprint}".encode()
+            ).hexdigest()
         validation, test = (
             [held_out(training, source, part, autoencoder, classifier) for source in training.sources]
             for part in (Part.VALIDATION, Part.TEST)
         )
     calibration, threshold, weight = calibrated(validation)
+    figures = measured(calibration, threshold, test)
+    if exported is not None:
+        figures |= quantisation(exported, calibration, test[0])
     files = {AUTOENCODER_FILE: autoencoder, CLASSIFIER_FILE: classifier}
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     metadata = ModelMetadata(
@@ -348,14 +378,23 @@ def run(
         autoencoder_weight=weight,
         calibration=calibration,
         training_fingerprint=training.fingerprint,
-        trained_on=describe(training.sources, seed),
+        trained_on=trained_on,
         train_time=datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC).replace(microsecond=0),
-        metrics=measured(calibration, threshold, test) | quantisation(exported, calibration, test[0]),
+        metrics=figures,
         checksums={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         typologies=OBSERVABLE,
     )
     write(output, metadata, files)
     return metadata
+
+
+def read_version(folder: Path) -> tuple[ModelMetadata, bytes, bytes]:
+    """A version: metadata, autoencoder, classifier. Raises: ModelUnusableError when the folder holds no whole one."""
+    try:
+        metadata = ModelMetadata.from_json((folder / METADATA_FILE).read_text(encoding="utf-8"))
+        return metadata, (folder / AUTOENCODER_FILE).read_bytes(), (folder / CLASSIFIER_FILE).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ModelUnusableError(str(folder), str(error)) from error
 
 
 def held_out(training: Training, source: Source, part: Part, autoencoder: bytes, classifier: bytes) -> Held:
@@ -396,10 +435,21 @@ def train(
     seed: Annotated[int, typer.Option(help="Decides injection, weights and order.")] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 12,
     passes: Annotated[int, typer.Option(min=1, help="Injections into the training series.")] = 6,
+    networks_of: Annotated[
+        Path | None, typer.Option(help="A version's folder: keep its networks, only calibrate on the data.")
+    ] = None,
 ) -> None:
     """Trains a model version on real bars with injected manipulations."""
     try:
-        metadata = run(data or ["bokeh"], output, seed=seed, epochs=epochs, passes=passes, console=_console)
+        metadata = run(
+            data or ["bokeh"],
+            output,
+            seed=seed,
+            epochs=epochs,
+            passes=passes,
+            console=_console,
+            networks_of=networks_of,
+        )
     except TapewatchError as error:
         _console.print(f"[red]{error.message}[/red]", highlight=False)
         raise typer.Exit(1) from error
