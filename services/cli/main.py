@@ -108,6 +108,14 @@ def gateway_serve() -> None:
     raise SystemExit(serve())
 
 
+@gateway_app.command("create-table")
+def gateway_create_table() -> None:
+    """Make the DynamoDB table STORE_TABLE where there is none, for local use."""
+    from services.gateway.main import create_table
+
+    raise SystemExit(create_table())
+
+
 @app.command("run")
 def run_command(location: Location = "bokeh", symbols: Symbols = "", scorers: Scorers = 1) -> None:
     """Replay a tape through the whole mesh on this machine, then end with a summary. Goes on where it was stopped."""

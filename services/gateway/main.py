@@ -2,23 +2,47 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Sequence
 
-from services.domain.errors import DependencyUnavailableError
+from services.domain.errors import DependencyUnavailableError, TapewatchError
 from services.gateway.alert_servicer import AlertServicer
 from services.gateway.archiver import Archiver
 from services.gateway.change_feed import ChangeFeed
 from services.gateway.detection_servicer import DetectionServicer
+from services.gateway.dynamodb import DynamoDbStore
+from services.gateway.dynamodb_table import DynamoDbTable
 from services.gateway.lake import FileSystemLake
+from services.gateway.ports import Store
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from services.gateway.sqlite import SqliteStore
+from services.runtime.exit_codes import EXIT_MISCONFIGURED
 from services.runtime.server import Lifetime, Mount, run_server
 from tapewatch.gateway.v1 import alert_service_pb2, detection_service_pb2
 from tapewatch.gateway.v1.alert_service_pb2_grpc import add_AlertServiceServicer_to_server
 from tapewatch.gateway.v1.detection_service_pb2_grpc import add_DetectionServiceServicer_to_server
 
 _log = logging.getLogger(__name__)
+
+
+def _open_store(settings: GatewaySettings) -> Store:
+    """The configured store. Raises: NotConfiguredError or DependencyUnavailableError when it cannot be used."""
+    if settings.store_backend == "sqlite":
+        return SqliteStore(settings.store_path, synchronous=settings.store_synchronous)
+    return DynamoDbStore(DynamoDbTable.connect(settings.store_table, settings.aws_region), settings.retention)
+
+
+def create_table() -> int:
+    """Make the configured DynamoDB table, for local use: on AWS the stack makes it. The exit code."""
+    settings = GatewaySettings()
+    try:
+        DynamoDbTable.connect(settings.store_table, settings.aws_region).create()
+    except TapewatchError as error:
+        print(f"tapewatch: {error.message}", file=sys.stderr)
+        return EXIT_MISCONFIGURED
+    print(f"the table {settings.store_table} is there")
+    return 0
 
 
 def _write_the_rest(archiver: Archiver) -> None:
@@ -31,7 +55,7 @@ def _write_the_rest(archiver: Archiver) -> None:
 
 async def build(lifetime: Lifetime, settings: GatewaySettings) -> Sequence[Mount]:
     """Wire the store, the lake and the servicers."""
-    store = await asyncio.to_thread(SqliteStore, settings.store_path, synchronous=settings.store_synchronous)
+    store = await asyncio.to_thread(_open_store, settings)
     lifetime.on_close(store.close)
     if settings.lake:
         lake = FileSystemLake(settings.lake)

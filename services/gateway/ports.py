@@ -23,7 +23,7 @@ Position = tuple[int | str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
-    """Items, and where the next page goes on; None when this is the last."""
+    """Items, and where the next page goes on; None when this is the last. A page may be short and not the last."""
 
     items: list[Item]
     next: Position | None

@@ -5,12 +5,12 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from services.runtime.settings import Settings
+from services.runtime.settings import AwsSettings
 
 EMBEDDED_NAME: Final = "market_queue.fifo"
 
 
-class QueueSettings(Settings):
+class QueueSettings(AwsSettings):
     """The quote queue between ingest and dispatch; both need the same one."""
 
     queue_backend: Literal["sqlite", "sqs"] = Field(
@@ -24,7 +24,6 @@ class QueueSettings(Settings):
     sqs_dead_letter_queue_url: str = Field(
         "", description="URL of the FIFO dead-letter queue; empty takes it from the queue's redrive policy"
     )
-    aws_region: str = Field("", description="AWS region; empty takes it from the AWS configuration")
 
     @property
     def queue_name(self) -> str:

@@ -23,6 +23,12 @@ class TelemetrySettings(Settings):
     )
 
 
+class AwsSettings(Settings):
+    """Where AWS is. Credentials, profiles and endpoints (`AWS_ENDPOINT_URL_SQS`, …) are AWS's own variables."""
+
+    aws_region: str = Field("", description="AWS region; empty takes it from the AWS configuration")
+
+
 class ClientSettings(Settings):
     """How to call other services."""
 

@@ -1,6 +1,7 @@
 """What every store adapter must do, whatever is behind it."""
 
 import dataclasses
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -12,6 +13,8 @@ from services.domain.alert import AlertChangeKind, AlertState, Disposition, add_
 from services.domain.errors import ConflictError
 from services.domain.score import RecordedQuote, ScoredQuote
 from services.domain.typology import Typology
+from services.gateway.dynamodb import DynamoDbStore
+from services.gateway.dynamodb_table import DynamoDbTable
 from services.gateway.ports import (
     AlertQuery,
     AlertWrite,
@@ -24,6 +27,7 @@ from services.gateway.ports import (
 )
 from services.gateway.sqlite import SqliteStore
 from tests.gateway_quotes import NOW, START, adding, audit, opening, scored, spike
+from tests.servers.process import CREDENTIALS, REGION
 
 MakeStore = Callable[[], Store]
 """Opens the same data once more, as another gateway does."""
@@ -31,13 +35,21 @@ MakeStore = Callable[[], Store]
 LATER = NOW + timedelta(minutes=1)
 
 
-@pytest.fixture(params=["sqlite"])
-def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
+@pytest.fixture(params=["sqlite", "dynamodb_local", "ministack"])
+def make_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeStore]:
     opened: list[Store] = []
+    table = f"tapewatch-{uuid.uuid4().hex[:12]}"
+    if request.param != "sqlite":
+        for name, value in CREDENTIALS.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", request.getfixturevalue(request.param).url)
+        DynamoDbTable.connect(table, REGION).create()
 
     def make() -> Store:
-        assert request.param == "sqlite"
-        opened.append(SqliteStore(tmp_path / "store.db"))
+        if request.param == "sqlite":
+            opened.append(SqliteStore(tmp_path / "store.db"))
+        else:
+            opened.append(DynamoDbStore(DynamoDbTable.connect(table, REGION)))
         return opened[-1]
 
     yield make
