@@ -200,6 +200,10 @@ def _limits(metadata: ModelMetadata) -> str:
 - Untouched bars on which price change and volume both exceed twice the largest of 60 bars before are not shown to
   training as normal; on held-out bars they count as false alerts.
 - Below {metadata.min_history_quotes} quotes of history a score is WARMING_UP and raises nothing.
-- Bar lengths other than the trained ones are judged with the nearest one's offset: calibrate before relying on them.
+- Bar lengths other than the calibrated ones are judged with the nearest one's offset: calibrate before relying on them.
+- Figures of test bars were printed by earlier trainings while the features and the injection were being made; what was
+  chosen then was chosen for the bundled tape (`tests/integration/test_model_on_bundled_tape.py`), not for them.
+- On one-minute bars the budget asks for one alert in some 200,000 bars, and fewer than 200 symbol-days were at hand to
+  set the offset: it lies above every validation bar, so that next to nothing alerts there.
 - An index, or any series without volumes, is outside what it was trained on.
 - No time-of-day profile: on one-minute bars the open and the close look busy."""

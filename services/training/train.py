@@ -354,7 +354,7 @@ def run(
         else:
             exported = None
             earlier, autoencoder, classifier = read_version(networks_of)
-            trained_on = f"{earlier.trained_on} Calibrated on {describe(training.sources, seed)}"
+            trained_on = f"{earlier.trained_on}. Calibrated on {describe(training.sources, seed)}"
             training.fingerprint = hashlib.sha256(
                 f"{earlier.training_fingerprint}/{training.fingerprint}".encode()
             ).hexdigest()
