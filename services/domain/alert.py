@@ -120,7 +120,7 @@ def takes(alert: Alert, scored: ScoredQuote) -> bool:
 
 
 def summarise(scored: ScoredQuote) -> str:
-    """The alert in one sentence, as of its peak: what price and volume are consistent with, never a finding of intent."""
+    """The alert in one sentence, as of its peak: what price and volume are consistent with; no finding of intent."""
     quote, score = scored.quote, scored.score
     reasons = "; ".join(reason.text for reason in score.reasons)
     return (
