@@ -1,5 +1,6 @@
 """Why a bar was judged as it was: the features that move the score most, in words."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,6 +16,9 @@ Margin = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 """The log-odds of a score, float64 (n,), of feature rows, float32 (n, F)."""
 
 _BY_NAME = {feature.name: (i, feature) for i, feature in enumerate(FEATURES)}
+_USUAL_MOVE = _BY_NAME["usual_move"][0]
+_IN_USUAL_MOVES = frozenset(_BY_NAME[name][0] for name in ("return_z", "relative_return_z", "gap_z"))
+_BOUND = 60.0
 _SAME_WITHOUT_BENCHMARK = (_BY_NAME["return_z"][0], _BY_NAME["relative_return_z"][0])
 
 
@@ -83,7 +87,7 @@ def explain(features: NDArray[np.float32], margin: Margin, usual: Sequence[Featu
                     usual_low=usual[i].low,
                     usual_high=usual[i].high,
                     contribution=float(scores[0] - scores[k]),
-                    text=words(usual[i], float(row[i])),
+                    text=words(usual[i], float(row[i]), _percent(i, row)),
                 )
                 for k, i in enumerate(columns, start=1)
             )
@@ -91,8 +95,24 @@ def explain(features: NDArray[np.float32], margin: Margin, usual: Sequence[Featu
     return found
 
 
-def words(usual: FeatureUsual, value: float) -> str:
-    """One feature in words, for example "volume 14.0x its usual (usual 0.4x to 2.1x)"."""
+def _percent(column: int, row: NDArray[np.float32]) -> float | None:
+    """The price move behind a feature counted in usual moves of this bar, in percent; None for other features.
+
+    None as well where the feature has reached its bound, so that its move is not known.
+    """
+    if column not in _IN_USUAL_MOVES or abs(row[column]) >= _BOUND:
+        return None
+    return 100.0 * math.expm1(float(row[column]) * math.exp(float(row[_USUAL_MOVE])) / 100.0)
+
+
+def words(usual: FeatureUsual, value: float, percent: float | None = None) -> str:
+    """One feature in words, for example "volume 14.0x its usual (usual 0.4x to 2.1x)".
+
+    With `percent`: "price change -51.9 %, -17.8 robust deviations (usual -2.2 to +2.2)".
+    """
     feature = _BY_NAME[usual.name][1]
     low, high = feature.unit.words(usual.low), feature.unit.words(usual.high)
-    return f"{feature.phrase.format(value=feature.unit.words(value))} (usual {low} to {high})"
+    shown = feature.unit.words(value)
+    if percent is not None:
+        shown = f"{percent:+.1f} %, {shown}"
+    return f"{feature.phrase.format(value=shown)} (usual {low} to {high})"

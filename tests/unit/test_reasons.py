@@ -1,5 +1,7 @@
 """Reasons: the features that hold the score up, strongest first, in words."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,3 +52,11 @@ def test_one_price_change_is_not_named_twice_without_a_benchmark() -> None:
 def test_there_is_always_a_reason() -> None:
     (found,) = reasons.explain(row(), weighted(), USUAL)
     assert len(found) == 1
+
+
+def test_a_price_change_is_said_in_percent_too_unless_it_is_out_of_bounds() -> None:
+    margin = weighted(return_z=-0.5, relative_return_z=-0.5)
+    (found,) = reasons.explain(row(return_z=-9.0, relative_return_z=-9.0, usual_move=math.log(2.0)), margin, USUAL)
+    assert found[0].text == "price change -16.5 %, -9.0 robust deviations (usual -1.0 to +1.0)"
+    (found,) = reasons.explain(row(return_z=-60.0, relative_return_z=-60.0), margin, USUAL)
+    assert found[0].text == "price change -60.0 robust deviations (usual -1.0 to +1.0)"
