@@ -18,6 +18,8 @@ from pyarrow import fs
 
 from services.archive.bars import Bars
 from services.archive.errors import unreadable
+from services.archive.filesystem import explain, open_filesystem
+from services.domain.errors import NotConfiguredError
 from services.domain.quote import LIVE_TAPE, Quote
 from services.domain.score import RecordedQuote
 
@@ -132,11 +134,7 @@ def parts(recorded: Sequence[RecordedQuote]) -> dict[str, pa.Table]:
 
 def _open(location: str) -> tuple[fs.FileSystem, str]:
     """The file system and the folder with the `dt=` folders, for a lake's root or that folder itself."""
-    if "://" in location:
-        filesystem, root = fs.FileSystem.from_uri(location)
-    else:
-        filesystem, root = fs.LocalFileSystem(), location
-    root = root.rstrip("/")
+    filesystem, root = open_filesystem(location)
     below = f"{root}/{FOLDER}"
     is_root = filesystem.get_file_info(below).type == fs.FileType.Directory
     return filesystem, below if is_root else root
@@ -149,6 +147,12 @@ def is_lake(location: str) -> bool:
     return any(info.type == fs.FileType.Directory and info.base_name.startswith("dt=") for info in infos)
 
 
+def part_paths(filesystem: fs.FileSystem, folder: str) -> list[str]:
+    """The finished parts below a folder, in order."""
+    infos = filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+    return sorted(info.path for info in infos if info.base_name.endswith(".parquet"))
+
+
 def read_table(location: str, tape: str = "") -> pa.Table:
     """The rows of one tape in order of symbol and event_time, each quote once: its lowest sequence.
 
@@ -156,9 +160,11 @@ def read_table(location: str, tape: str = "") -> pa.Table:
 
     Raises: InvalidRequestError when there are no parts, one is damaged, or the tape is not there or not clear.
     """
-    filesystem, folder = _open(location)
-    infos = filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-    paths = sorted(info.path for info in infos if info.base_name.endswith(".parquet"))
+    try:
+        filesystem, folder = _open(location)
+        paths = part_paths(filesystem, folder)
+    except (OSError, NotConfiguredError) as error:
+        raise unreadable(location, f"cannot be read: {explain(error, location)}") from error
     if not paths:
         raise unreadable(location, "holds no parts of a lake (quotes/dt=…/part-….parquet)")
     tables = []

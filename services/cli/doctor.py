@@ -19,6 +19,7 @@ _SUPPORTED = ((3, 11), (3, 13))
 _OPTIONAL = (
     ("yfinance", "live quotes from Yahoo Finance", "pip install 'tapewatch[yahoo]'"),
     ("boto3", "the AWS adapters", "pip install 'tapewatch[aws]'"),
+    ("duckdb", "SQL over the lake", "pip install 'tapewatch[lake]'"),
     ("tensorflow", "training models", "pip install 'tapewatch[train]'"),
 )
 

@@ -24,12 +24,14 @@ app = typer.Typer(
 ingest_app = typer.Typer(help="Sources in, durable quotes in the queue out.", no_args_is_help=True)
 dispatch_app = typer.Typer(help="From the queue to a scorer, from the scorer to the gateway.", no_args_is_help=True)
 scorer_app = typer.Typer(help="Judges quotes.", no_args_is_help=True)
+lake_app = typer.Typer(help="Everything recorded, in Parquet.", no_args_is_help=True)
 gateway_app = typer.Typer(help="Keeps quotes, scores, detections and alerts; streams alerts.", no_args_is_help=True)
 for name, group in (
     ("ingest", ingest_app),
     ("dispatch", dispatch_app),
     ("scorer", scorer_app),
     ("gateway", gateway_app),
+    ("lake", lake_app),
 ):
     app.add_typer(group, name=name)
 
@@ -114,6 +116,28 @@ def gateway_create_table() -> None:
     from services.gateway.main import create_table
 
     raise SystemExit(create_table())
+
+
+class LakeFormat(StrEnum):
+    """How rows are printed."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+@lake_app.command("query")
+def lake_query(
+    sql: Annotated[str, typer.Argument(help="SQL over the tables `quotes` and `changes` (DuckDB).")],
+    lake: Annotated[str, typer.Option("--lake", help="The lake; empty takes LAKE_URI, else the embedded mesh's.")] = "",
+    how: Annotated[LakeFormat, typer.Option("--format", help="How to print rows.")] = LakeFormat.TABLE,
+) -> None:
+    """Ask the lake in SQL."""
+    from services.cli.lake_query import query
+
+    embedded = str(MeshSettings().tapewatch_dir / "lake")
+    location = lake or os.environ.get("LAKE_URI") or embedded
+    raise SystemExit(query(location, sql, how.value, Console()))
 
 
 @app.command("run")

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from services.archive import lake as layout
+from services.archive.filesystem import explain, make_folder, open_filesystem
 from services.domain.alert import AlertChange
-from services.domain.errors import DependencyUnavailableError, NotConfiguredError
+from services.domain.errors import DependencyUnavailableError
 from services.domain.score import RecordedQuote
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -68,14 +69,7 @@ class FileSystemLake:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        try:
-            if "://" in uri:
-                self._filesystem, root = fs.FileSystem.from_uri(uri)
-            else:
-                self._filesystem, root = fs.LocalFileSystem(), str(Path(uri).absolute())
-        except (pa.ArrowException, ValueError) as error:
-            raise NotConfiguredError(f"the lake {uri!r} ({error})", "LAKE_URI to a folder or a URI") from error
-        self._root = root.rstrip("/")
+        self._filesystem, self._root = open_filesystem(uri, "LAKE_URI")
 
     def write_quotes(self, quotes: Sequence[RecordedQuote]) -> None:
         """One part per UTC day of recording."""
@@ -98,13 +92,13 @@ class FileSystemLake:
     def _write(self, parts: Mapping[str, pa.Table]) -> None:
         try:
             for path, table in parts.items():
-                self._filesystem.create_dir(f"{self._root}/{path}".rpartition("/")[0], recursive=True)
+                make_folder(self._filesystem, f"{self._root}/{path}".rpartition("/")[0])
                 if isinstance(self._filesystem, fs.LocalFileSystem):
                     _replace(Path(self._root) / path, table)
                 else:  # an object appears whole, when it is closed
                     pq.write_table(table, f"{self._root}/{path}", filesystem=self._filesystem, compression="zstd")
         except (OSError, pa.ArrowException) as error:
-            raise DependencyUnavailableError("lake", f"{self._uri}: {error}", retry_delay_seconds=2.0) from error
+            raise DependencyUnavailableError("lake", explain(error, self._uri), retry_delay_seconds=2.0) from error
 
 
 def _replace(target: Path, table: pa.Table) -> None:

@@ -2,22 +2,26 @@
 
 import io
 import threading
+import uuid
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
 from services.archive import lake as layout
+from services.archive import location
 from services.domain.alert import AlertChange, AlertChangeKind, AlertState, open_alert, triage
-from services.domain.errors import DependencyUnavailableError, NotConfiguredError
+from services.domain.errors import DependencyUnavailableError, InvalidRequestError, NotConfiguredError
 from services.domain.score import RecordedQuote
 from services.domain.typology import Typology
 from services.gateway.lake import CHANGES_SCHEMA, FileSystemLake
 from tests.gateway_quotes import NOW, scored, spike
+from tests.servers.process import CREDENTIALS, REGION, Server
 
 TOMORROW = NOW + timedelta(days=1)
 
@@ -42,14 +46,28 @@ class Opened:
         return pq.ParquetFile(io.BytesIO(self.content(path))).read()
 
 
-@pytest.fixture(params=["path", "file uri", "object store"])
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
+@pytest.fixture(params=["path", "file uri", "object store", "versitygw", "ministack"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
+    if request.param in ("versitygw", "ministack"):
+        return Opened(bucket(request.getfixturevalue(request.param), monkeypatch))
     uris = {
         "path": str(tmp_path / "lake"),
         "file uri": (tmp_path / "lake").as_uri(),
         "object store": "mock:///lake",  # pyarrow's own in-memory file system, which cannot be renamed on
     }
     return Opened(uris[request.param])
+
+
+def bucket(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a lake in a new bucket."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+    name = f"lake-{uuid.uuid4().hex[:12]}"
+    client = boto3.client("s3", region_name=REGION)
+    client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+    client.close()
+    return f"s3://{name}/tapewatch/lake"
 
 
 def quotes(first: int = 1, count: int = 4) -> list[RecordedQuote]:
@@ -122,13 +140,44 @@ def test_changes(opened: Opened) -> None:
     assert first["alert_id"] == second["alert_id"] == open_alert(spike(0), NOW).alert_id
 
 
-def test_replay_reads_what_was_written(tmp_path: Path) -> None:
-    lake = FileSystemLake(str(tmp_path))
+@pytest.mark.parametrize("place", ["path", "versitygw", "ministack"])
+def test_replay_reads_what_was_written(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path) if place == "path" else bucket(request.getfixturevalue(place), monkeypatch)
+    lake = FileSystemLake(uri)
     lake.write_quotes(quotes(1, 4))
     lake.write_changes(changes())
     lake.write_quotes(quotes(5, 3))
     expected = sorted((r.scored.quote for r in quotes(1, 7)), key=lambda q: (q.event_time, q.symbol))
-    assert layout.read_quotes(str(tmp_path)) == expected
+    assert layout.read_quotes(uri) == expected
+    assert layout.read_quotes(f"{uri}/quotes") == expected
+    count, replayed = location.quotes(uri, tape="again", symbols=["MSFT"])
+    assert count == len(list(replayed)) == 3
+
+
+def test_a_bucket_that_is_missing_is_named(versitygw: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = bucket(versitygw, monkeypatch).replace("lake-", "nothing-")
+    with pytest.raises(DependencyUnavailableError, match=r"no bucket of s3://nothing-.* in eu-central-1"):
+        FileSystemLake(uri).write_quotes(quotes())
+    with pytest.raises(InvalidRequestError, match="s3://nothing-"):
+        layout.read_quotes(uri)
+
+
+def test_a_wrong_secret_is_refused_with_the_permissions(versitygw: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = bucket(versitygw, monkeypatch)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(DependencyUnavailableError, match="s3:PutObject"):
+        FileSystemLake(uri).write_quotes(quotes())
+    with pytest.raises(InvalidRequestError, match="s3:GetObject"):
+        layout.read_quotes(uri)
+
+
+def test_s3_without_a_region_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(NotConfiguredError, match="set AWS_REGION"):
+        FileSystemLake("s3://somewhere/lake")
 
 
 def test_what_a_killed_writer_left_is_not_read_and_goes(tmp_path: Path) -> None:
@@ -172,7 +221,7 @@ def test_place_that_cannot_be_written_may_pass(tmp_path: Path) -> None:
         FileSystemLake(str(tmp_path / "file")).write_quotes(quotes())
 
 
-@pytest.mark.parametrize("uri", ["gopher://lake", "://"])
+@pytest.mark.parametrize("uri", ["gopher://lake", "://", "s3:///lake"])
 def test_uri_that_nobody_knows_is_refused(uri: str) -> None:
     with pytest.raises(NotConfiguredError, match="LAKE_URI"):
         FileSystemLake(uri)

@@ -1,0 +1,73 @@
+"""Where files are: a folder of this machine, S3, or another file system that pyarrow knows."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from services.domain.errors import NotConfiguredError
+
+_S3 = "s3://"
+_CONNECT_SECONDS = 5.0
+_REQUEST_SECONDS = 30.0
+_ATTEMPTS = 5
+_PERMISSIONS = "s3:GetObject, s3:PutObject and s3:ListBucket"
+
+
+def open_filesystem(location: str, setting: str = "another location") -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it, without a slash at its end. Nothing is asked of it yet.
+
+    S3 takes credentials from AWS's default chain, the region from `AWS_REGION` or `AWS_DEFAULT_REGION`, and another
+    endpoint than AWS's from `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`.
+
+    Raises: NotConfiguredError naming `setting` when nobody knows such a location, or S3's region is missing.
+    """
+    if location.startswith(_S3):
+        return _open_s3(location, setting)
+    try:
+        if "://" in location:
+            filesystem, path = fs.FileSystem.from_uri(location)
+        else:
+            filesystem, path = fs.LocalFileSystem(), str(Path(location).absolute())
+    except (pa.ArrowException, ValueError) as error:
+        raise NotConfiguredError(f"the lake {location!r} ({error})", f"{setting} to a folder or a URI") from error
+    return filesystem, path.rstrip("/")
+
+
+def _open_s3(location: str, setting: str) -> tuple[fs.FileSystem, str]:
+    # Not from_uri: it asks AWS for the bucket's region, whatever the endpoint.
+    parts = urlsplit(location)
+    if not parts.netloc:
+        raise NotConfiguredError(f"the lake {location!r} (it names no bucket)", f"{setting} to s3://bucket/prefix")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if not region:
+        raise NotConfiguredError(f"the region of {location}", "AWS_REGION")
+    endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    filesystem = fs.S3FileSystem(
+        region=region,
+        endpoint_override=endpoint.netloc or None,
+        scheme="http" if endpoint.scheme == "http" else "https",
+        connect_timeout=_CONNECT_SECONDS,
+        request_timeout=_REQUEST_SECONDS,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+    )
+    return filesystem, f"{parts.netloc}{parts.path}".rstrip("/")
+
+
+def explain(error: Exception, location: str) -> str:
+    """A file system's error as a sentence that says what to do."""
+    text = str(error)
+    if "ACCESS_DENIED" in text or "HTTP status 403" in text or "SIGNATURE" in text.upper():
+        return f"AWS refuses the use of {location}: it needs credentials with {_PERMISSIONS} ({text})"
+    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        return f"there is no bucket of {location} in {region} ({text})"
+    return f"{location}: {text}"
+
+
+def make_folder(filesystem: fs.FileSystem, path: str) -> None:
+    """Make a folder and those above it, where the file system has folders: S3 has only keys."""
+    if not isinstance(filesystem, fs.S3FileSystem):
+        filesystem.create_dir(path, recursive=True)
