@@ -35,6 +35,9 @@ for name, group in (
 ):
     app.add_typer(group, name=name)
 
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""For commands whose options are defined where the work is."""
+
 
 class Source(StrEnum):
     """Where quotes come from."""
@@ -226,6 +229,22 @@ def doctor_command() -> None:
     from services.cli.doctor import doctor
 
     raise SystemExit(asyncio.run(doctor(MeshSettings(), Console())))
+
+
+@app.command("train", context_settings=_PASS_ON, add_help_option=False)
+def train_command(context: typer.Context) -> None:
+    """Train a model version; `tapewatch train --help` lists its options."""
+    from services.training.train import app as train
+
+    train(context.args, prog_name="tapewatch train")
+
+
+@app.command("evaluate", context_settings=_PASS_ON, add_help_option=False)
+def evaluate_command(context: typer.Context) -> None:
+    """Measure a model version and write its card; `tapewatch evaluate --help` lists its options."""
+    from services.training.evaluate import app as evaluate
+
+    evaluate(context.args, prog_name="tapewatch evaluate")
 
 
 @app.command("settings")
