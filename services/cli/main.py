@@ -231,6 +231,30 @@ def doctor_command() -> None:
     raise SystemExit(asyncio.run(doctor(MeshSettings(), Console())))
 
 
+@app.command("cost")
+def cost_command(
+    symbols: Annotated[int, typer.Option(min=1, help="Symbols watched.")] = 29,
+    interval: Annotated[float, typer.Option(min=1, help="Seconds between a symbol's quotes.")] = 60.0,
+    hours: Annotated[float, typer.Option(min=0.1, max=24, help="Market hours a day.")] = 6.5,
+    days: Annotated[float, typer.Option(min=1, max=31, help="Market days a month.")] = 21.0,
+    batch: Annotated[int, typer.Option(min=1, help="Messages in one task's batch.")] = 10,
+    region: Annotated[str, typer.Option(help="Region of the price table.")] = "us-east-1",
+    prices: Annotated[Path | None, typer.Option(help="Your own price table, as services/costs/prices.json.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw cost over load into this file (.png, .svg).")] = None,
+) -> None:
+    """What a month on AWS costs: warm, polling, task per batch, task per message; which to choose."""
+    from services.cli.cost import cost
+    from services.costs.model import Load
+    from services.domain.errors import TapewatchError
+
+    load = Load(symbols, interval, hours, days, batch_messages=batch)
+    try:
+        raise SystemExit(cost(load, region, prices, plot, Console()))
+    except TapewatchError as error:
+        print(f"tapewatch cost: {error.message}", file=sys.stderr)
+        raise SystemExit(EXIT_MISCONFIGURED) from None
+
+
 @app.command("train", context_settings=_PASS_ON, add_help_option=False)
 def train_command(context: typer.Context) -> None:
     """Train a model version; `tapewatch train --help` lists its options."""
