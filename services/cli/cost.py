@@ -42,9 +42,7 @@ def _claim(months: dict[str, dict[str, float]], reference: float, console: Conso
     for name in ("task per batch", "task per message"):
         saved = 1 - sum(months[name].values()) / reference
         verdict = "true here" if low <= saved else "not true here"
-        console.print(
-            f"The old claim, tasks {low:.0%} to {high:.0%} cheaper than polling, {name}: {verdict} ({saved:+.0%})."
-        )
+        console.print(f"Old claim, {low:.0%} to {high:.0%} cheaper than polling; {name}: {verdict} ({saved:+.0%}).")
 
 
 def _draw(load: Load, prices: Prices, path: Path) -> None:
@@ -54,9 +52,7 @@ def _draw(load: Load, prices: Prices, path: Path) -> None:
         matplotlib.use("Agg")
         from matplotlib import pyplot
     except ImportError as error:
-        raise NotConfiguredError(
-            "the plot needs matplotlib, which", "it up with pip install 'tapewatch[train]'"
-        ) from error
+        raise NotConfiguredError("the plot needs matplotlib, which", "it up: pip install 'tapewatch[train]'") from error
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for name, design in DESIGNS.items():
         axes.loglog(_SYMBOLS, [total(design, replace(load, symbols=n), prices) for n in _SYMBOLS], label=name)
