@@ -20,7 +20,7 @@ from services.archive.bars import Bars
 from services.archive.errors import unreadable
 from services.archive.filesystem import explain, open_filesystem
 from services.domain.errors import NotConfiguredError
-from services.domain.quote import LIVE_TAPE, Quote
+from services.domain.quote import CANARY_TAPE, LIVE_TAPE, Quote
 from services.domain.score import RecordedQuote
 
 FOLDER = "quotes"
@@ -156,7 +156,7 @@ def part_paths(filesystem: fs.FileSystem, folder: str) -> list[str]:
 def read_table(location: str, tape: str = "") -> pa.Table:
     """The rows of one tape in order of symbol and event_time, each quote once: its lowest sequence.
 
-    `tape` empty means `live`, or the lake's only tape.
+    `tape` empty means `live`, or the lake's only tape beside `canary`.
 
     Raises: InvalidRequestError when there are no parts, one is damaged, or the tape is not there or not clear.
     """
@@ -178,9 +178,10 @@ def read_table(location: str, tape: str = "") -> pa.Table:
     table = pa.concat_tables(tables)
     tapes = sorted(str(name) for name in table["tape"].unique().to_pylist())
     if not tape:
-        if LIVE_TAPE not in tapes and len(tapes) > 1:
+        others = [name for name in tapes if name != CANARY_TAPE]  # canaries are no market
+        if LIVE_TAPE not in others and len(others) > 1:
             raise unreadable(location, f"holds the tapes {', '.join(tapes)} and not {LIVE_TAPE}: name one")
-        tape = LIVE_TAPE if LIVE_TAPE in tapes or not tapes else tapes[0]
+        tape = LIVE_TAPE if LIVE_TAPE in others or not others else others[0]
     if tape not in tapes:
         raise unreadable(location, f"does not hold the tape {tape}, but {', '.join(tapes) or 'none'}")
     table = table.filter(pc.field("tape") == tape).sort_by("sequence")

@@ -10,7 +10,9 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from services.cli.canary import state_line as canary_line
 from services.cli.watch import line
+from tapewatch.dispatch.v1 import dispatch_service_pb2
 from tapewatch.gateway.v1 import alert_pb2
 
 _ALERT_LINES = 12
@@ -30,6 +32,7 @@ class Reading:
     position: str = ""
     services: dict[str, str] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
+    canaries: dispatch_service_pb2.GetCanariesResponse | None = None
 
     @property
     def recorded(self) -> int:
@@ -47,6 +50,7 @@ class LiveView:
         self._opened = 0
         self._readings: deque[tuple[float, int]] = deque()
         self._last_plain = 0.0
+        self._canary_state = dispatch_service_pb2.CANARY_STATE_UNSPECIFIED
         self._reading = Reading()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -96,6 +100,14 @@ class LiveView:
         elif now - self._last_plain >= _PLAIN_LINE_SECONDS:
             self._last_plain = now
             self._console.print(f"scored {reading.recorded:,} of {reading.total:,}, {rate:,.0f} quotes/s")
+        self._tell_canaries(reading.canaries)
+
+    def _tell_canaries(self, canaries: dispatch_service_pb2.GetCanariesResponse | None) -> None:
+        """On plain output, a line whenever the canaries' state changes."""
+        if self._live is None and canaries is not None and canaries.state != self._canary_state:
+            self._canary_state = canaries.state
+            if (text := canary_line(canaries)) is not None:
+                self._console.print(text, soft_wrap=True)
 
     def _status(self) -> Text:
         reading = self._reading
@@ -110,6 +122,8 @@ class LiveView:
         text = Text(" · ".join(parts))
         for name, state in reading.services.items():
             text.append(f"\n{name} {state}", style="yellow")
+        if (canaries := canary_line(reading.canaries)) is not None:
+            text.append("\n").append_text(canaries)
         if reading.stale:
             text.append(f"\nsilent: {', '.join(reading.stale)}", style="bold yellow")
         return text

@@ -196,14 +196,18 @@ def watch_command(
 def health_command(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The server to ask.")],
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 3.0,
+    service: Annotated[
+        str, typer.Option(help="A health name, e.g. `tapewatch.canary` of dispatch; empty asks for the whole server.")
+    ] = "",
 ) -> None:
     """Exit with 0 when the server is serving, with 1 otherwise: a container's health check."""
     from services.runtime.health import address_serving
 
     if ":" not in address:
         raise typer.BadParameter(f"{address!r} is not HOST:PORT")
-    healthy = asyncio.run(address_serving(address, MeshSettings(), timeout))
-    print(f"{address}: {'serving' if healthy else 'not serving'}")
+    healthy = asyncio.run(address_serving(address, MeshSettings(), timeout, service))
+    subject = f"{address} {service}".rstrip()
+    print(f"{subject}: {'serving' if healthy else 'not serving'}")
     raise SystemExit(0 if healthy else EXIT_FAILED)
 
 
@@ -221,6 +225,16 @@ def replay_command(
     settings = MeshSettings()
     address = ingest or settings.ingest_address
     raise SystemExit(asyncio.run(replay(address, settings, location, tape, _split(symbols), speed, Console())))
+
+
+@app.command("canary")
+def canary_command(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Which; none means all.")] = None,
+) -> None:
+    """Play known manipulations through a running mesh. Exits with 1 unless each alerts within two minutes."""
+    from services.cli.canary import canary
+
+    raise SystemExit(asyncio.run(canary(MeshSettings(), names or [], Console())))
 
 
 @app.command("doctor")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from services.cli.settings import MeshSettings
 from services.domain.errors import DependencyUnavailableError
+from services.domain.threshold import THRESHOLD_FILE
 from services.runtime.exit_codes import EXIT_MISCONFIGURED
 from services.runtime.health import address_serving
 
@@ -73,7 +74,9 @@ class MeshFailedError(DependencyUnavailableError):
         super().__init__(process.name, f"{detail} (log: {process.log})")
 
 
-def _processes(settings: MeshSettings, scorers: int, ingest: Mapping[str, str]) -> list[Process]:
+def _processes(
+    settings: MeshSettings, scorers: int, ingest: Mapping[str, str], dispatch: Mapping[str, str]
+) -> list[Process]:
     folder = settings.tapewatch_dir.resolve()
     pool = settings.pool(scorers)
     shared = {
@@ -81,6 +84,8 @@ def _processes(settings: MeshSettings, scorers: int, ingest: Mapping[str, str]) 
         "STORE_PATH": str(folder / "store.db"),
         "INGEST_PATH": str(folder / "ingest.db"),
         "LAKE_URI": str(folder / "lake"),
+        "THRESHOLD_FILE": str(folder / THRESHOLD_FILE),
+        "INGEST_ADDRESS": settings.ingest_address,
         "GATEWAY_ADDRESS": settings.gateway_address,
         "SCORER_ADDRESSES": ",".join(pool),
         "EXIT_WITH_PARENT": "true",
@@ -96,7 +101,7 @@ def _processes(settings: MeshSettings, scorers: int, ingest: Mapping[str, str]) 
     return [
         process("gateway", "gateway", settings.gateway_address),
         *(process(f"scorer-{i}" if many else "scorer", "scorer", address) for i, address in enumerate(pool, 1)),
-        process("dispatch", "dispatch", settings.dispatch_address),
+        process("dispatch", "dispatch", settings.dispatch_address, dispatch),
         process("ingest", "ingest", settings.ingest_address, ingest),
     ]
 
@@ -104,9 +109,16 @@ def _processes(settings: MeshSettings, scorers: int, ingest: Mapping[str, str]) 
 class Mesh:
     """All processes, in the order in which they are started; they are stopped in the opposite one."""
 
-    def __init__(self, settings: MeshSettings, scorers: int = 1, ingest: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        settings: MeshSettings,
+        scorers: int = 1,
+        ingest: Mapping[str, str] | None = None,
+        canary_interval_seconds: float = 0.0,
+    ) -> None:
         self._settings = settings
-        self.processes = _processes(settings, scorers, ingest or {})
+        dispatch = {"CANARY_INTERVAL_SECONDS": str(canary_interval_seconds)}
+        self.processes = _processes(settings, scorers, ingest or {}, dispatch)
         self._watching: asyncio.Task[None] | None = None
         self.failure: MeshFailedError | None = None
 

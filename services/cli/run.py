@@ -117,6 +117,10 @@ class _Observer:
         response = await self._dispatch.GetCapacity(dispatch_service_pb2.GetCapacityRequest(), timeout=_RPC_SECONDS)
         return response.backlog
 
+    async def canaries(self) -> dispatch_service_pb2.GetCanariesResponse:
+        """How the canaries did."""
+        return await self._dispatch.GetCanaries(dispatch_service_pb2.GetCanariesRequest(), timeout=_RPC_SECONDS)
+
     async def latency_seconds(self, tape: str) -> float | None:
         """From ingest to store, of the newest recorded quote of the symbol that ingest heard last."""
         heard = [c for c in await self.coverage() if c.series.tape == tape and c.HasField("last_ingest_time")]
@@ -277,7 +281,7 @@ async def up(
     ingest = {"SYMBOLS": ",".join(symbols)} if symbols else {}
     if source != "replay":
         ingest |= {"SOURCE": source, "POLL_INTERVAL_SECONDS": str(interval_seconds), "CSV_PATH": location}
-    mesh = Mesh(settings, scorers, ingest)
+    mesh = Mesh(settings, scorers, ingest, settings.canary_interval_seconds)
     tape = f"replay-{datetime.now(UTC):%Y%m%d-%H%M%S}" if source == "replay" else LIVE_TAPE
     observer = None
     async with interruptible() as stopping:
@@ -314,6 +318,7 @@ async def _follow_live(
                 reading, _ = await _replay_reading(observer, replay_tape)
             else:
                 reading = await _live_reading(observer)
+            reading.canaries = await observer.canaries()
             view.show(reading)
         with suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), _POLL_SECONDS * 2)

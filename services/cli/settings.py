@@ -16,6 +16,9 @@ class MeshSettings(ClientSettings):
     ingest_address: str = Field("127.0.0.1:50052", description="ingest's host:port")
     dispatch_address: str = Field("127.0.0.1:50053", description="dispatch's host:port")
     gateway_address: str = Field("127.0.0.1:50054", description="the gateway's host:port")
+    canary_interval_seconds: float = Field(
+        900.0, ge=0, description="time between plays of the canaries of `tapewatch up`, seconds; 0 plays none"
+    )
     scorer_addresses: str = Field("127.0.0.1:50051", description="the warm pool: host:port, several with commas")
 
     def pool(self, scorers: int = 1) -> list[str]:

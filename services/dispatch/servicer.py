@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+from services.dispatch.canary_watch import CanaryReport, CanaryState, CanaryWatch
+from services.dispatch.convert import canaries_to_proto
 from services.dispatch.service import DispatchMode, DispatchService
 from services.dispatch.settings import DispatchSettings
 from services.domain.errors import FieldViolation, InvalidRequestError, TapewatchError
@@ -26,15 +28,21 @@ def _result(quote_id: str, result: Score | TapewatchError) -> pb.DispatchResult:
 
 
 class DispatchServicer(DispatchServiceServicer):
-    """Dispatch and GetCapacity."""
+    """Dispatch, GetCapacity and GetCanaries."""
 
     def __init__(
-        self, service: DispatchService, pool: WarmPool, queue: Queue | None, settings: DispatchSettings
+        self,
+        service: DispatchService,
+        pool: WarmPool,
+        queue: Queue | None,
+        settings: DispatchSettings,
+        canaries: CanaryWatch | None = None,
     ) -> None:
         self._service = service
         self._pool = pool
         self._queue = queue
         self._settings = settings
+        self._canaries = canaries
 
     async def Dispatch(self, request: pb.DispatchRequest, context: Any) -> pb.DispatchResponse:
         """Score and record a batch."""
@@ -73,3 +81,8 @@ class DispatchServicer(DispatchServiceServicer):
             response.backlog.in_flight_messages = depth.in_flight
             response.backlog.dead_letters = depth.dead_letters
         return response
+
+    async def GetCanaries(self, request: pb.GetCanariesRequest, context: Any) -> pb.GetCanariesResponse:
+        """How the canaries did."""
+        report = self._canaries.report if self._canaries is not None else CanaryReport(CanaryState.OFF)
+        return canaries_to_proto(report)

@@ -12,6 +12,12 @@ class DispatchSettings(ServerSettings, QueueSettings):
     grpc_port: int = Field(50053, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     scorer_addresses: str = Field("127.0.0.1:50051", description="the warm pool: host:port, several with commas")
     gateway_address: str = Field("127.0.0.1:50054", description="gateway that scores are recorded in")
+    ingest_address: str = Field("127.0.0.1:50052", description="ingest that canaries are published to")
+    canary_interval_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="time between plays of the canaries, known manipulations that must alert, seconds; 0 plays none",
+    )
     event_source: str = Field(
         "embedded", pattern="^(embedded|none)$", description="`embedded` consumes the queue here; `none` with Lambda"
     )

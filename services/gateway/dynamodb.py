@@ -232,7 +232,7 @@ class DynamoDbStore:
 
         def wanted(item: Item) -> bool:
             return (
-                (not query.tape or item["tape"]["S"] == query.tape)
+                query.takes_tape(item["tape"]["S"])
                 and (not query.symbol or item["symbol"]["S"] == query.symbol)
                 and (not query.typology or item["typology"]["S"] == query.typology.name)
             )

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
 from services.domain.alert import Alert, AlertChange, AlertEvent, AlertState
-from services.domain.quote import Series
+from services.domain.quote import CANARY_TAPE, Series
 from services.domain.score import RecordedQuote, ScoredQuote
 from services.domain.typology import Typology
 
@@ -48,7 +48,10 @@ class QuoteQuery:
 
 @dataclass(frozen=True, slots=True)
 class DetectionQuery:
-    """Which detections, newest event first. Times are a half-open range; empty fields match everything."""
+    """Which detections, newest event first. Times are a half-open range; empty fields match everything.
+
+    With neither tape nor alert named, the canary tape is left out.
+    """
 
     tape: str = ""
     symbol: str = ""
@@ -57,10 +60,16 @@ class DetectionQuery:
     start_time: datetime | None = None
     end_time: datetime | None = None
 
+    def takes_tape(self, tape: str) -> bool:
+        """Whether a detection of this tape may be one of them."""
+        if self.tape or self.alert_id:
+            return self.tape in ("", tape)
+        return tape != CANARY_TAPE
+
 
 @dataclass(frozen=True, slots=True)
 class AlertQuery:
-    """Which alerts; empty fields match everything."""
+    """Which alerts; empty fields match everything, but the canary tape must be asked for by its name."""
 
     tape: str = ""
     symbols: tuple[str, ...] = ()
@@ -71,7 +80,7 @@ class AlertQuery:
     def matches(self, alert: Alert) -> bool:
         """Whether the alert is one of them."""
         return (
-            (not self.tape or alert.tape == self.tape)
+            (alert.tape == self.tape if self.tape else alert.tape != CANARY_TAPE)
             and (not self.symbols or alert.symbol in self.symbols)
             and (not self.typologies or alert.typology in self.typologies)
             and (not self.states or alert.state in self.states)

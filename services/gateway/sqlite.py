@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from services.domain.alert import Alert, AlertChange, AlertChangeKind, AlertEvent
 from services.domain.errors import ConflictError
-from services.domain.quote import Series
+from services.domain.quote import CANARY_TAPE, Series
 from services.domain.score import RecordedQuote, ScoredQuote
 from services.domain.typology import Typology
 from services.gateway.ports import AlertQuery, AlertWrite, Archived, DetectionQuery, Page, Position, QuoteQuery
@@ -190,7 +190,8 @@ class SqliteStore:
         where = _Where()
         where.add("alert_id <> ''")
         where.add_if("alert_id = ?", query.alert_id)
-        where.add_if("tape = ?", query.tape)
+        if query.tape or not query.alert_id:
+            where.add_tape(query.tape)
         where.add_if("symbol = ?", query.symbol)
         where.add_if("typology = ?", query.typology.value)
         where.add_times(query.start_time, query.end_time)
@@ -220,7 +221,7 @@ class SqliteStore:
         """In the order of alerts_by_change."""
         where = _Where()
         where.add("peak_score >= ?", query.min_peak_score)
-        where.add_if("tape = ?", query.tape)
+        where.add_tape(query.tape)
         where.add_any("symbol", query.symbols)
         where.add_any("typology", [typology.value for typology in query.typologies])
         where.add_any("state", [state.value for state in query.states])
@@ -339,6 +340,13 @@ class _Where:
     def add_if(self, condition: str, value: str | int) -> None:
         if value:
             self.add(condition, value)
+
+    def add_tape(self, tape: str) -> None:
+        """The tape; without one, all but canaries."""
+        if tape:
+            self.add("tape = ?", tape)
+        else:
+            self.add("tape <> ?", CANARY_TAPE)
 
     def add_any(self, column: str, values: Sequence[object]) -> None:
         if values:

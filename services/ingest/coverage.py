@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
 
-from services.domain.quote import Quote, Series
+from services.domain.quote import CANARY_TAPE, Quote, Series
 
 _GAP_INTERVALS = 4
 _GAP_MINIMUM = timedelta(days=4)
@@ -74,7 +74,9 @@ class CoverageBook:
         self._record(series)
 
     def accepted(self, quote: Quote) -> None:
-        """Note a quote that is durable in the queue."""
+        """Note a quote that is durable in the queue. Canaries are no feed: each is a series that ends for good."""
+        if quote.tape == CANARY_TAPE:
+            return
         record = self._record(quote.series)
         record.accepted += 1
         record.last_ingest_time = quote.ingest_time

@@ -23,7 +23,7 @@ _RETRY_POLICY = {
 }
 _IDEMPOTENT = (
     ("tapewatch.ingest.v1.IngestService", ("GetReplay", "GetCoverage", "StartReplay", "CancelReplay")),
-    ("tapewatch.dispatch.v1.DispatchService", ("Dispatch", "GetCapacity")),
+    ("tapewatch.dispatch.v1.DispatchService", ("Dispatch", "GetCapacity", "GetCanaries")),
     ("tapewatch.scorer.v1.ScorerService", ("Score",)),
     ("tapewatch.scorer.v1.ModelService", ("GetModel", "ListModels")),
     (

@@ -18,7 +18,9 @@ async def channel_serving(channel: grpc.aio.Channel, service: str = "", timeout_
     return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-async def address_serving(address: str, settings: ClientSettings, timeout_seconds: float = 2.0) -> bool:
-    """Whether the server at `address` (host:port) says that it is serving."""
+async def address_serving(
+    address: str, settings: ClientSettings, timeout_seconds: float = 2.0, service: str = ""
+) -> bool:
+    """Whether the server at `address` (host:port) says that it, or the named service, is serving."""
     async with open_channel(address, settings) as channel:
-        return await channel_serving(channel, timeout_seconds=timeout_seconds)
+        return await channel_serving(channel, service, timeout_seconds)

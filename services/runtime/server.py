@@ -84,6 +84,14 @@ class Lifetime:
         for service in ("", *self.service_names):
             await self.health.set(service, status)
 
+    async def set_named(self, name: str, serving: bool | None) -> None:
+        """What health answers for a name that is no service of this server; None says UNKNOWN."""
+        statuses = health_pb2.HealthCheckResponse
+        if serving is None:
+            await self.health.set(name, statuses.UNKNOWN)
+        else:
+            await self.health.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)
+
     async def close(self, grace_seconds: float) -> None:
         """Wait for the background tasks, cancel those that overstay, then call the closers."""
         if self._tasks:

@@ -321,8 +321,10 @@ def test_detections_newest_first(store: Store, limit: int) -> None:
     def found(query: DetectionQuery) -> list[ScoredQuote]:
         return every(lambda n, at: store.list_detections(query, n, at), limit)
 
-    assert found(DetectionQuery()) == [items[4], items[3], items[1], items[2], items[0]]
+    assert found(DetectionQuery()) == [items[4], items[1], items[2], items[0]], "canaries by name only"
     assert found(DetectionQuery(tape="canary")) == [items[3]]
+    (canary,) = store.list_alerts(AlertQuery(tape="canary"), 2, None).items
+    assert found(DetectionQuery(alert_id=canary.alert_id)) == [items[3]]
     assert found(DetectionQuery(symbol="MSFT")) == [items[2]]
     assert found(DetectionQuery(typology=Typology.RAMPING)) == [ramp]
     span = DetectionQuery(start_time=START + timedelta(minutes=1), end_time=START + timedelta(minutes=3))
@@ -358,12 +360,13 @@ def test_alerts_newest_change_first(store: Store, limit: int) -> None:
             if position is None:
                 return found
 
-    assert symbols() == ["IBM live", "AAPL live", "AAPL canary", "MSFT live"]
+    assert symbols() == ["IBM live", "AAPL live", "MSFT live"], "canaries by name only"
+    assert symbols(tape="canary") == ["AAPL canary"]
     assert symbols(tape="live") == ["IBM live", "AAPL live", "MSFT live"]
     assert symbols(symbols=("MSFT", "IBM")) == ["IBM live", "MSFT live"]
     assert symbols(typologies=(Typology.RAMPING,)) == ["IBM live"]
-    assert symbols(states=(AlertState.NEW,)) == ["AAPL live", "AAPL canary", "MSFT live"]
-    assert symbols(min_peak_score=0.9) == ["IBM live", "AAPL canary", "MSFT live"]
+    assert symbols(states=(AlertState.NEW,)) == ["AAPL live", "MSFT live"]
+    assert symbols(min_peak_score=0.9) == ["IBM live", "MSFT live"]
     assert symbols(tape="live", states=(AlertState.ACKNOWLEDGED, AlertState.CLOSED)) == ["IBM live"]
 
 

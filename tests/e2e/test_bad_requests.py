@@ -219,6 +219,7 @@ WITHOUT_CONDITIONS = {
     "StreamQuotes",  # any filter is a filter
     "GetCoverage",
     "GetCapacity",
+    "GetCanaries",
     "GetModel",  # an unknown version is NOT_FOUND
     "ListModels",
     "ReloadModel",

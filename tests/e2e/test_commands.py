@@ -23,7 +23,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 def test_help_names_every_command(mesh: Mesh) -> None:
     done = mesh.command("--help")
     assert done.returncode == 0
-    for name in ("run", "up", "watch", "health", "replay", "doctor", "ingest", "dispatch", "scorer", "gateway"):
+    for name in (
+        "run",
+        "up",
+        "watch",
+        "health",
+        "canary",
+        "replay",
+        "doctor",
+        "ingest",
+        "dispatch",
+        "scorer",
+        "gateway",
+    ):
         assert f" {name} " in done.stdout, name
 
 

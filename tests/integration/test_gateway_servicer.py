@@ -408,6 +408,35 @@ async def test_evidence_is_what_an_analyst_files(gateway: Gateway) -> None:
     assert not evidence.truncated
 
 
+async def test_canary_alerts_reach_only_who_asks_for_their_tape(gateway: Gateway) -> None:
+    def watching(tape: str, seconds: int = 1) -> Any:
+        wanted = alert_service_pb2.AlertFilter(tape=tape)
+        request = alert_service_pb2.WatchAlertsRequest(filter=wanted, from_start=True)
+        request.heartbeat_interval.seconds = seconds
+        return gateway.alerts.WatchAlerts(request)
+
+    default, asking = watching(""), watching("canary")
+    for stream in (default, asking):
+        assert (await read(stream)).WhichOneof("event") == "heartbeat"
+    await record(gateway, spike(0, tape="canary"), spike(0, symbol="MSFT"), spike(1, tape="canary"))
+    for tape in ("", "canary"):
+        listed = await gateway.alerts.ListAlerts(
+            alert_service_pb2.ListAlertsRequest(filter=alert_service_pb2.AlertFilter(tape=tape))
+        )
+        detections = await gateway.detections.ListDetections(detection_service_pb2.ListDetectionsRequest(tape=tape))
+        expected = "canary" if tape else "live"
+        assert {alert.tape for alert in listed.alerts} == {expected}
+        assert {detection.quote.tape for detection in detections.detections} == {expected}
+    assert [(await read(asking)).change.alert.tape for _ in range(2)] == ["canary", "canary"]
+    assert (await read(default)).change.alert.symbol == "MSFT"
+    beat = await read(default)
+    assert beat.WhichOneof("event") == "heartbeat"
+    resumed = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(resume_token=beat.resume_token))
+    assert (await read(resumed)).resume_token == beat.resume_token, "the canaries were passed over, not left behind"
+    for stream in (default, asking, resumed):
+        stream.cancel()
+
+
 async def test_watch_sees_the_past_and_what_follows(gateway: Gateway) -> None:
     await record(gateway, spike(0))
     stream = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(from_start=True))

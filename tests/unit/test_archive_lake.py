@@ -119,6 +119,12 @@ def test_live_is_read_unless_a_tape_is_named(tmp_path: Path) -> None:
         lake.read_quotes(str(tmp_path), "run-2")
 
 
+def test_canaries_are_read_by_their_name_only(tmp_path: Path) -> None:
+    write(tmp_path, [recorded(0, tape="run-1"), recorded(1, tape="canary"), recorded(2, tape="run-1")])
+    assert {quote.tape for quote in lake.read_quotes(str(tmp_path))} == {"run-1"}
+    assert {quote.tape for quote in lake.read_quotes(str(tmp_path), "canary")} == {"canary"}
+
+
 def test_several_replays_without_live_must_be_named(tmp_path: Path) -> None:
     write(tmp_path, [recorded(0, tape="run-1"), recorded(1, tape="run-2")])
     with pytest.raises(InvalidRequestError, match="holds the tapes run-1, run-2 and not live"):

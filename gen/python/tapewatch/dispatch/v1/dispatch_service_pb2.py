@@ -22,34 +22,44 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tapewatch.market.v1 import quote_pb2 as tapewatch_dot_market_dot_v1_dot_quote__pb2
 from tapewatch.scorer.v1 import score_pb2 as tapewatch_dot_scorer_dot_v1_dot_score__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tapewatch/dispatch/v1/dispatch_service.proto\x12\x15tapewatch.dispatch.v1\x1a\x17google/rpc/status.proto\x1a\x1ftapewatch/market/v1/quote.proto\x1a\x1ftapewatch/scorer/v1/score.proto\"~\n\x0f\x44ispatchRequest\x12\x32\n\x06quotes\x18\x01 \x03(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x06quotes\x12\x37\n\x04mode\x18\x02 \x01(\x0e\x32#.tapewatch.dispatch.v1.DispatchModeR\x04mode\"S\n\x10\x44ispatchResponse\x12?\n\x07results\x18\x01 \x03(\x0b\x32%.tapewatch.dispatch.v1.DispatchResultR\x07results\"\x96\x01\n\x0e\x44ispatchResult\x12\x19\n\x08quote_id\x18\x01 \x01(\tR\x07quoteId\x12\x32\n\x05score\x18\x02 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ScoreH\x00R\x05score\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\t\n\x07outcome\"\x14\n\x12GetCapacityRequest\"\xe3\x01\n\x13GetCapacityResponse\x12;\n\x07scorers\x18\x01 \x03(\x0b\x32!.tapewatch.dispatch.v1.WarmScorerR\x07scorers\x12\x38\n\x07\x62\x61\x63klog\x18\x02 \x01(\x0b\x32\x1e.tapewatch.dispatch.v1.BacklogR\x07\x62\x61\x63klog\x12(\n\x10\x62\x61tch_size_limit\x18\x03 \x01(\x05R\x0e\x62\x61tchSizeLimit\x12+\n\x11\x63oncurrency_limit\x18\x04 \x01(\x05R\x10\x63oncurrencyLimit\"@\n\nWarmScorer\x12\x18\n\x07\x61\x64\x64ress\x18\x01 \x01(\tR\x07\x61\x64\x64ress\x12\x18\n\x07serving\x18\x02 \x01(\x08R\x07serving\"\x81\x01\n\x07\x42\x61\x63klog\x12%\n\x0eready_messages\x18\x01 \x01(\x03R\rreadyMessages\x12,\n\x12in_flight_messages\x18\x02 \x01(\x03R\x10inFlightMessages\x12!\n\x0c\x64\x65\x61\x64_letters\x18\x03 \x01(\x03R\x0b\x64\x65\x61\x64Letters*u\n\x0c\x44ispatchMode\x12\x1d\n\x19\x44ISPATCH_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44ISPATCH_MODE_WARM\x10\x01\x12\x16\n\x12\x44ISPATCH_MODE_TASK\x10\x02\x12\x16\n\x12\x44ISPATCH_MODE_AUTO\x10\x03\x32\xd4\x01\n\x0f\x44ispatchService\x12[\n\x08\x44ispatch\x12&.tapewatch.dispatch.v1.DispatchRequest\x1a\'.tapewatch.dispatch.v1.DispatchResponse\x12\x64\n\x0bGetCapacity\x12).tapewatch.dispatch.v1.GetCapacityRequest\x1a*.tapewatch.dispatch.v1.GetCapacityResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tapewatch/dispatch/v1/dispatch_service.proto\x12\x15tapewatch.dispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1ftapewatch/market/v1/quote.proto\x1a\x1ftapewatch/scorer/v1/score.proto\"~\n\x0f\x44ispatchRequest\x12\x32\n\x06quotes\x18\x01 \x03(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x06quotes\x12\x37\n\x04mode\x18\x02 \x01(\x0e\x32#.tapewatch.dispatch.v1.DispatchModeR\x04mode\"S\n\x10\x44ispatchResponse\x12?\n\x07results\x18\x01 \x03(\x0b\x32%.tapewatch.dispatch.v1.DispatchResultR\x07results\"\x96\x01\n\x0e\x44ispatchResult\x12\x19\n\x08quote_id\x18\x01 \x01(\tR\x07quoteId\x12\x32\n\x05score\x18\x02 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ScoreH\x00R\x05score\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\t\n\x07outcome\"\x14\n\x12GetCapacityRequest\"\xe3\x01\n\x13GetCapacityResponse\x12;\n\x07scorers\x18\x01 \x03(\x0b\x32!.tapewatch.dispatch.v1.WarmScorerR\x07scorers\x12\x38\n\x07\x62\x61\x63klog\x18\x02 \x01(\x0b\x32\x1e.tapewatch.dispatch.v1.BacklogR\x07\x62\x61\x63klog\x12(\n\x10\x62\x61tch_size_limit\x18\x03 \x01(\x05R\x0e\x62\x61tchSizeLimit\x12+\n\x11\x63oncurrency_limit\x18\x04 \x01(\x05R\x10\x63oncurrencyLimit\"@\n\nWarmScorer\x12\x18\n\x07\x61\x64\x64ress\x18\x01 \x01(\tR\x07\x61\x64\x64ress\x12\x18\n\x07serving\x18\x02 \x01(\x08R\x07serving\"\x81\x01\n\x07\x42\x61\x63klog\x12%\n\x0eready_messages\x18\x01 \x01(\x03R\rreadyMessages\x12,\n\x12in_flight_messages\x18\x02 \x01(\x03R\x10inFlightMessages\x12!\n\x0c\x64\x65\x61\x64_letters\x18\x03 \x01(\x03R\x0b\x64\x65\x61\x64Letters\"\x14\n\x12GetCanariesRequest\"\xac\x02\n\x13GetCanariesResponse\x12\x38\n\x05state\x18\x01 \x01(\x0e\x32\".tapewatch.dispatch.v1.CanaryStateR\x05state\x12\x35\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08interval\x12\x37\n\tplay_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08playTime\x12=\n\x07results\x18\x04 \x03(\x0b\x32#.tapewatch.dispatch.v1.CanaryResultR\x07results\x12\x14\n\x05plays\x18\x05 \x01(\x03R\x05plays\x12\x16\n\x06missed\x18\x06 \x01(\x03R\x06missed\"\xfc\x01\n\x0c\x43\x61naryResult\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07\x61lerted\x18\x02 \x01(\x08R\x07\x61lerted\x12/\n\x05\x64\x65lay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05\x64\x65lay\x12\x19\n\x08\x61lert_id\x18\x04 \x01(\tR\x07\x61lertId\x12\x39\n\x08typology\x18\x05 \x01(\x0e\x32\x1d.tapewatch.scorer.v1.TypologyR\x08typology\x12\x1d\n\npeak_score\x18\x06 \x01(\x01R\tpeakScore\x12\x18\n\x07problem\x18\x07 \x01(\tR\x07problem*u\n\x0c\x44ispatchMode\x12\x1d\n\x19\x44ISPATCH_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44ISPATCH_MODE_WARM\x10\x01\x12\x16\n\x12\x44ISPATCH_MODE_TASK\x10\x02\x12\x16\n\x12\x44ISPATCH_MODE_AUTO\x10\x03*\x8c\x01\n\x0b\x43\x61naryState\x12\x1c\n\x18\x43\x41NARY_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41NARY_STATE_OFF\x10\x01\x12\x1b\n\x17\x43\x41NARY_STATE_NOT_PLAYED\x10\x02\x12\x16\n\x12\x43\x41NARY_STATE_GREEN\x10\x03\x12\x14\n\x10\x43\x41NARY_STATE_RED\x10\x04\x32\xba\x02\n\x0f\x44ispatchService\x12[\n\x08\x44ispatch\x12&.tapewatch.dispatch.v1.DispatchRequest\x1a\'.tapewatch.dispatch.v1.DispatchResponse\x12\x64\n\x0bGetCapacity\x12).tapewatch.dispatch.v1.GetCapacityRequest\x1a*.tapewatch.dispatch.v1.GetCapacityResponse\x12\x64\n\x0bGetCanaries\x12).tapewatch.dispatch.v1.GetCanariesRequest\x1a*.tapewatch.dispatch.v1.GetCanariesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tapewatch.dispatch.v1.dispatch_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DISPATCHMODE']._serialized_start=978
-  _globals['_DISPATCHMODE']._serialized_end=1095
-  _globals['_DISPATCHREQUEST']._serialized_start=162
-  _globals['_DISPATCHREQUEST']._serialized_end=288
-  _globals['_DISPATCHRESPONSE']._serialized_start=290
-  _globals['_DISPATCHRESPONSE']._serialized_end=373
-  _globals['_DISPATCHRESULT']._serialized_start=376
-  _globals['_DISPATCHRESULT']._serialized_end=526
-  _globals['_GETCAPACITYREQUEST']._serialized_start=528
-  _globals['_GETCAPACITYREQUEST']._serialized_end=548
-  _globals['_GETCAPACITYRESPONSE']._serialized_start=551
-  _globals['_GETCAPACITYRESPONSE']._serialized_end=778
-  _globals['_WARMSCORER']._serialized_start=780
-  _globals['_WARMSCORER']._serialized_end=844
-  _globals['_BACKLOG']._serialized_start=847
-  _globals['_BACKLOG']._serialized_end=976
-  _globals['_DISPATCHSERVICE']._serialized_start=1098
-  _globals['_DISPATCHSERVICE']._serialized_end=1310
+  _globals['_DISPATCHMODE']._serialized_start=1623
+  _globals['_DISPATCHMODE']._serialized_end=1740
+  _globals['_CANARYSTATE']._serialized_start=1743
+  _globals['_CANARYSTATE']._serialized_end=1883
+  _globals['_DISPATCHREQUEST']._serialized_start=227
+  _globals['_DISPATCHREQUEST']._serialized_end=353
+  _globals['_DISPATCHRESPONSE']._serialized_start=355
+  _globals['_DISPATCHRESPONSE']._serialized_end=438
+  _globals['_DISPATCHRESULT']._serialized_start=441
+  _globals['_DISPATCHRESULT']._serialized_end=591
+  _globals['_GETCAPACITYREQUEST']._serialized_start=593
+  _globals['_GETCAPACITYREQUEST']._serialized_end=613
+  _globals['_GETCAPACITYRESPONSE']._serialized_start=616
+  _globals['_GETCAPACITYRESPONSE']._serialized_end=843
+  _globals['_WARMSCORER']._serialized_start=845
+  _globals['_WARMSCORER']._serialized_end=909
+  _globals['_BACKLOG']._serialized_start=912
+  _globals['_BACKLOG']._serialized_end=1041
+  _globals['_GETCANARIESREQUEST']._serialized_start=1043
+  _globals['_GETCANARIESREQUEST']._serialized_end=1063
+  _globals['_GETCANARIESRESPONSE']._serialized_start=1066
+  _globals['_GETCANARIESRESPONSE']._serialized_end=1366
+  _globals['_CANARYRESULT']._serialized_start=1369
+  _globals['_CANARYRESULT']._serialized_end=1621
+  _globals['_DISPATCHSERVICE']._serialized_start=1886
+  _globals['_DISPATCHSERVICE']._serialized_end=2200
 # @@protoc_insertion_point(module_scope)

@@ -5,7 +5,9 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
@@ -49,6 +51,38 @@ DISPATCH_MODE_TASK: DispatchMode.ValueType  # 2
 DISPATCH_MODE_AUTO: DispatchMode.ValueType  # 3
 """WARM while a scorer serves, TASK otherwise. Refused like TASK."""
 Global___DispatchMode: _TypeAlias = DispatchMode  # noqa: Y015
+
+class _CanaryState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CanaryStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CanaryState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CANARY_STATE_UNSPECIFIED: _CanaryState.ValueType  # 0
+    """Never sent."""
+    CANARY_STATE_OFF: _CanaryState.ValueType  # 1
+    """No schedule is set."""
+    CANARY_STATE_NOT_PLAYED: _CanaryState.ValueType  # 2
+    """None has been played since the server started."""
+    CANARY_STATE_GREEN: _CanaryState.ValueType  # 3
+    """All of the newest play alerted."""
+    CANARY_STATE_RED: _CanaryState.ValueType  # 4
+    """One of the newest play was missed."""
+
+class CanaryState(_CanaryState, metaclass=_CanaryStateEnumTypeWrapper):
+    """Whether the canaries sing."""
+
+CANARY_STATE_UNSPECIFIED: CanaryState.ValueType  # 0
+"""Never sent."""
+CANARY_STATE_OFF: CanaryState.ValueType  # 1
+"""No schedule is set."""
+CANARY_STATE_NOT_PLAYED: CanaryState.ValueType  # 2
+"""None has been played since the server started."""
+CANARY_STATE_GREEN: CanaryState.ValueType  # 3
+"""All of the newest play alerted."""
+CANARY_STATE_RED: CanaryState.ValueType  # 4
+"""One of the newest play was missed."""
+Global___CanaryState: _TypeAlias = CanaryState  # noqa: Y015
 
 @_typing.final
 class DispatchRequest(_message.Message):
@@ -248,3 +282,116 @@ class Backlog(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Backlog: _TypeAlias = Backlog  # noqa: Y015
+
+@_typing.final
+class GetCanariesRequest(_message.Message):
+    """The canaries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCanariesRequest: _TypeAlias = GetCanariesRequest  # noqa: Y015
+
+@_typing.final
+class GetCanariesResponse(_message.Message):
+    """How they did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    PLAY_TIME_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    PLAYS_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    state: Global___CanaryState.ValueType
+    """Whether they sing."""
+    plays: _builtins.int
+    """Plays since the server started."""
+    missed: _builtins.int
+    """Canaries missed since the server started."""
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration:
+        """Time between the starts of two plays. Absent when no schedule is set."""
+
+    @_builtins.property
+    def play_time(self) -> _timestamp_pb2.Timestamp:
+        """When the newest play ended. Absent before the first."""
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CanaryResult]:
+        """The newest play's canaries."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___CanaryState.ValueType = ...,
+        interval: _duration_pb2.Duration | None = ...,
+        play_time: _timestamp_pb2.Timestamp | None = ...,
+        results: _abc.Iterable[Global___CanaryResult] | None = ...,
+        plays: _builtins.int = ...,
+        missed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "play_time", b"play_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "missed", b"missed", "play_time", b"play_time", "plays", b"plays", "results", b"results", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCanariesResponse: _TypeAlias = GetCanariesResponse  # noqa: Y015
+
+@_typing.final
+class CanaryResult(_message.Message):
+    """One canary."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ALERTED_FIELD_NUMBER: _builtins.int
+    DELAY_FIELD_NUMBER: _builtins.int
+    ALERT_ID_FIELD_NUMBER: _builtins.int
+    TYPOLOGY_FIELD_NUMBER: _builtins.int
+    PEAK_SCORE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, for example "pump-and-dump"."""
+    alerted: _builtins.bool
+    """It alerted in time."""
+    alert_id: _builtins.str
+    """The alert. Empty when it was missed."""
+    typology: _score_pb2.Typology.ValueType
+    """What the alert says it is consistent with."""
+    peak_score: _builtins.float
+    """The alert's peak score: [0, 1]. 0 when it was missed."""
+    problem: _builtins.str
+    """Why it was missed, in words. Empty when it alerted."""
+    @_builtins.property
+    def delay(self) -> _duration_pb2.Duration:
+        """From the publication of its first manipulated bar to its alert being seen. Absent when it was missed."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        alerted: _builtins.bool = ...,
+        delay: _duration_pb2.Duration | None = ...,
+        alert_id: _builtins.str = ...,
+        typology: _score_pb2.Typology.ValueType = ...,
+        peak_score: _builtins.float = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "alerted", b"alerted", "delay", b"delay", "name", b"name", "peak_score", b"peak_score", "problem", b"problem", "typology", b"typology"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CanaryResult: _TypeAlias = CanaryResult  # noqa: Y015

@@ -48,6 +48,11 @@ class DispatchServiceStub:
                 request_serializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCapacityRequest.SerializeToString,
                 response_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCapacityResponse.FromString,
                 _registered_method=True)
+        self.GetCanaries = channel.unary_unary(
+                '/tapewatch.dispatch.v1.DispatchService/GetCanaries',
+                request_serializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCanariesRequest.SerializeToString,
+                response_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCanariesResponse.FromString,
+                _registered_method=True)
 
 
 class DispatchServiceServicer:
@@ -72,6 +77,15 @@ class DispatchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCanaries(self, request, context):
+        """How the canaries did: known manipulations that the dispatcher plays through the live path on a schedule. The health
+        of the service name "tapewatch.canary" says the same: SERVING when the newest play's canaries all alerted,
+        NOT_SERVING when one was missed, UNKNOWN before the first play, NOT_FOUND when no schedule is set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DispatchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -84,6 +98,11 @@ def add_DispatchServiceServicer_to_server(servicer, server):
                     servicer.GetCapacity,
                     request_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCapacityRequest.FromString,
                     response_serializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCapacityResponse.SerializeToString,
+            ),
+            'GetCanaries': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCanaries,
+                    request_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCanariesRequest.FromString,
+                    response_serializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCanariesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -144,6 +163,33 @@ class DispatchService:
             '/tapewatch.dispatch.v1.DispatchService/GetCapacity',
             tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCapacityRequest.SerializeToString,
             tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCapacityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCanaries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tapewatch.dispatch.v1.DispatchService/GetCanaries',
+            tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCanariesRequest.SerializeToString,
+            tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCanariesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,11 @@ class DispatchServiceStub:
     """
     GetCapacity: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.GetCapacityRequest, _dispatch_service_pb2.GetCapacityResponse]
     """The scorers, the backlog and the limits."""
+    GetCanaries: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.GetCanariesRequest, _dispatch_service_pb2.GetCanariesResponse]
+    """How the canaries did: known manipulations that the dispatcher plays through the live path on a schedule. The health
+    of the service name "tapewatch.canary" says the same: SERVING when the newest play's canaries all alerted,
+    NOT_SERVING when one was missed, UNKNOWN before the first play, NOT_FOUND when no schedule is set.
+    """
 
 @_typing.type_check_only
 class DispatchServiceAsyncStub(DispatchServiceStub):
@@ -59,6 +64,11 @@ class DispatchServiceAsyncStub(DispatchServiceStub):
     """
     GetCapacity: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.GetCapacityRequest, _dispatch_service_pb2.GetCapacityResponse]  # type: ignore[assignment]
     """The scorers, the backlog and the limits."""
+    GetCanaries: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.GetCanariesRequest, _dispatch_service_pb2.GetCanariesResponse]  # type: ignore[assignment]
+    """How the canaries did: known manipulations that the dispatcher plays through the live path on a schedule. The health
+    of the service name "tapewatch.canary" says the same: SERVING when the newest play's canaries all alerted,
+    NOT_SERVING when one was missed, UNKNOWN before the first play, NOT_FOUND when no schedule is set.
+    """
 
 class DispatchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge.
@@ -84,5 +94,16 @@ class DispatchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dispatch_service_pb2.GetCapacityResponse, _abc.Awaitable[_dispatch_service_pb2.GetCapacityResponse]]:
         """The scorers, the backlog and the limits."""
+
+    @_abc_1.abstractmethod
+    def GetCanaries(
+        self,
+        request: _dispatch_service_pb2.GetCanariesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatch_service_pb2.GetCanariesResponse, _abc.Awaitable[_dispatch_service_pb2.GetCanariesResponse]]:
+        """How the canaries did: known manipulations that the dispatcher plays through the live path on a schedule. The health
+        of the service name "tapewatch.canary" says the same: SERVING when the newest play's canaries all alerted,
+        NOT_SERVING when one was missed, UNKNOWN before the first play, NOT_FOUND when no schedule is set.
+        """
 
 def add_DispatchServiceServicer_to_server(servicer: DispatchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

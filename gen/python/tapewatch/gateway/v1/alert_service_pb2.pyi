@@ -37,7 +37,7 @@ class AlertFilter(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     MIN_PEAK_SCORE_FIELD_NUMBER: _builtins.int
     tape: _builtins.str
-    """Only this tape. Empty means all."""
+    """Only this tape. Empty means all but "canary": alerts of canaries are seen only by who asks for that tape by name."""
     min_peak_score: _builtins.float
     """Only alerts whose peak_score is at least this: [0, 1]."""
     @_builtins.property

@@ -474,7 +474,7 @@ class ListDetectionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     tape: _builtins.str
-    """Only this tape. Empty means all."""
+    """Only this tape. Empty means all but "canary", or the tape of alert_id."""
     symbol: _builtins.str
     """Only this symbol. Empty means all."""
     typology: _score_pb2.Typology.ValueType

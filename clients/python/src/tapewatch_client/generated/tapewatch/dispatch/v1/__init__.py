@@ -5,16 +5,21 @@
 
 __all__ = (
     "Backlog",
+    "CanaryResult",
+    "CanaryState",
     "DispatchMode",
     "DispatchRequest",
     "DispatchResponse",
     "DispatchResult",
     "DispatchServiceStub",
+    "GetCanariesRequest",
+    "GetCanariesResponse",
     "GetCapacityRequest",
     "GetCapacityResponse",
     "WarmScorer",
 )
 
+import datetime
 from dataclasses import dataclass
 
 import betterproto2
@@ -24,6 +29,57 @@ from ....message_pool import default_message_pool
 
 _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
+
+
+class CanaryState(betterproto2.Enum):
+    """
+    Whether the canaries sing.
+    """
+
+    UNSPECIFIED = 0
+    """
+    Never sent.
+    """
+
+    OFF = 1
+    """
+    No schedule is set.
+    """
+
+    NOT_PLAYED = 2
+    """
+    None has been played since the server started.
+    """
+
+    GREEN = 3
+    """
+    All of the newest play alerted.
+    """
+
+    RED = 4
+    """
+    One of the newest play was missed.
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "CANARY_STATE_UNSPECIFIED",
+            1: "CANARY_STATE_OFF",
+            2: "CANARY_STATE_NOT_PLAYED",
+            3: "CANARY_STATE_GREEN",
+            4: "CANARY_STATE_RED",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "CANARY_STATE_UNSPECIFIED": 0,
+            "CANARY_STATE_OFF": 1,
+            "CANARY_STATE_NOT_PLAYED": 2,
+            "CANARY_STATE_GREEN": 3,
+            "CANARY_STATE_RED": 4,
+        }
 
 
 class DispatchMode(betterproto2.Enum):
@@ -96,6 +152,55 @@ default_message_pool.register_message("tapewatch.dispatch.v1", "Backlog", Backlo
 
 
 @dataclass(eq=False, repr=False)
+class CanaryResult(betterproto2.Message):
+    """
+    One canary.
+    """
+
+    name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Its name, for example "pump-and-dump".
+    """
+
+    alerted: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    It alerted in time.
+    """
+
+    delay: "datetime.timedelta | None" = betterproto2.field(
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    From the publication of its first manipulated bar to its alert being seen. Absent when it was missed.
+    """
+
+    alert_id: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    The alert. Empty when it was missed.
+    """
+
+    typology: "__scorer__v1__.Typology" = betterproto2.field(
+        5, betterproto2.TYPE_ENUM, default_factory=lambda: __scorer__v1__.Typology(0)
+    )
+    """
+    What the alert says it is consistent with.
+    """
+
+    peak_score: "float" = betterproto2.field(6, betterproto2.TYPE_DOUBLE)
+    """
+    The alert's peak score: [0, 1]. 0 when it was missed.
+    """
+
+    problem: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    Why it was missed, in words. Empty when it alerted.
+    """
+
+
+default_message_pool.register_message("tapewatch.dispatch.v1", "CanaryResult", CanaryResult)
+
+
+@dataclass(eq=False, repr=False)
 class DispatchRequest(betterproto2.Message):
     """
     Quotes to score and record.
@@ -160,6 +265,62 @@ class DispatchResult(betterproto2.Message):
 
 
 default_message_pool.register_message("tapewatch.dispatch.v1", "DispatchResult", DispatchResult)
+
+
+@dataclass(eq=False, repr=False)
+class GetCanariesRequest(betterproto2.Message):
+    """
+    The canaries.
+    """
+
+    pass
+
+
+default_message_pool.register_message("tapewatch.dispatch.v1", "GetCanariesRequest", GetCanariesRequest)
+
+
+@dataclass(eq=False, repr=False)
+class GetCanariesResponse(betterproto2.Message):
+    """
+    How they did.
+    """
+
+    state: "CanaryState" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: CanaryState(0))
+    """
+    Whether they sing.
+    """
+
+    interval: "datetime.timedelta | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    Time between the starts of two plays. Absent when no schedule is set.
+    """
+
+    play_time: "datetime.datetime | None" = betterproto2.field(
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    When the newest play ended. Absent before the first.
+    """
+
+    results: "list[CanaryResult]" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    The newest play's canaries.
+    """
+
+    plays: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
+    """
+    Plays since the server started.
+    """
+
+    missed: "int" = betterproto2.field(6, betterproto2.TYPE_INT64)
+    """
+    Canaries missed since the server started.
+    """
+
+
+default_message_pool.register_message("tapewatch.dispatch.v1", "GetCanariesResponse", GetCanariesResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -261,7 +422,24 @@ class DispatchServiceStub:
             GetCapacityResponse.FromString,
         )(message)
 
+    def get_canaries(self, message: "GetCanariesRequest | None" = None) -> "GetCanariesResponse":
+        """
+        How the canaries did: known manipulations that the dispatcher plays through the live path on a schedule. The health
+        of the service name "tapewatch.canary" says the same: SERVING when the newest play's canaries all alerted,
+        NOT_SERVING when one was missed, UNKNOWN before the first play, NOT_FOUND when no schedule is set.
+        """
 
+        if message is None:
+            message = GetCanariesRequest()
+
+        return self._channel.unary_unary(
+            "/tapewatch.dispatch.v1.DispatchService/GetCanaries",
+            GetCanariesRequest.SerializeToString,
+            GetCanariesResponse.FromString,
+        )(message)
+
+
+from ....google import protobuf as ___google__protobuf__
 from ....google import rpc as ___google__rpc__
 from ...market import v1 as __market__v1__
 from ...scorer import v1 as __scorer__v1__

@@ -460,7 +460,7 @@ class AlertFilter(betterproto2.Message):
 
     tape: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    Only this tape. Empty means all.
+    Only this tape. Empty means all but "canary": alerts of canaries are seen only by who asks for that tape by name.
     """
 
     symbols: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
@@ -803,7 +803,7 @@ class ListDetectionsRequest(betterproto2.Message):
 
     tape: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    Only this tape. Empty means all.
+    Only this tape. Empty means all but "canary", or the tape of alert_id.
     """
 
     symbol: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)

@@ -1,0 +1,156 @@
+"""Known manipulations to play through the live path: each must alert, or the watch is blind.
+
+Every canary is a series of one-minute bars, made from its own seed: a quiet history as long as the features look back,
+then the manipulation. Only the times differ between two plays, so a canary that alerted yesterday and is missed today
+says that something in between broke: a feed, a queue, a scorer, a model or its threshold.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from services.domain.feature_definitions import WINDOW
+from services.domain.quote import CANARY_TAPE, Quote, Series
+from services.domain.typology import Typology
+
+INTERVAL_SECONDS = 60
+QUIET_BARS = WINDOW - 1
+_PRICE = 100.0
+_VOLUME = 20_000.0
+_RETURN_DEVIATION = 0.0005
+_LOG_VOLUME_DEVIATION = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One manipulated bar: its return as a logarithm, how far its extremes reach beyond, and its volume as a multiple.
+
+    `above` and `below` are logarithms, 0 or more, beyond the higher and the lower of open and close.
+    """
+
+    move: float
+    volume: float
+    above: float = 0.0
+    below: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """One known manipulation. `typology` is what it is; the alert may call it otherwise."""
+
+    name: str
+    symbol: str
+    typology: Typology
+    seed: int
+    bars: tuple[Bar, ...]
+
+
+CANARIES = (
+    Canary(
+        "pump-and-dump",
+        "CANARY.PUMP",
+        Typology.PUMP_AND_DUMP,
+        1,
+        (
+            *(Bar(0.0005, 4.0),) * 2,
+            *(Bar(0.018, 18.0),) * 4,
+            *(Bar(-0.020, 14.0),) * 3,
+        ),
+    ),
+    Canary(
+        "trash-and-cash",
+        "CANARY.TRASH",
+        Typology.TRASH_AND_CASH,
+        2,
+        (
+            *(Bar(-0.0005, 5.0),) * 2,
+            *(Bar(-0.010, 45.0),) * 4,
+            *(Bar(0.009, 30.0),) * 3,
+        ),
+    ),
+    Canary("price-spike", "CANARY.SPIKE", Typology.PRICE_SPIKE, 3, (Bar(0.05, 70.0), Bar(0.0, 2.0))),
+    Canary(
+        "momentum-ignition",
+        "CANARY.IGNITE",
+        Typology.MOMENTUM_IGNITION,
+        4,
+        (Bar(0.05, 45.0), Bar(-0.047, 40.0), Bar(0.0, 2.0)),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedCanary:
+    """A canary at one play's times: `history` first, then `manipulated`, of one series of its own."""
+
+    canary: Canary
+    history: tuple[Quote, ...]
+    manipulated: tuple[Quote, ...]
+
+    @property
+    def series(self) -> Series:
+        """The series that both belong to."""
+        return self.history[0].series
+
+
+def at(canary: Canary, now: datetime) -> PlayedCanary:
+    """The canary as if its last bar had begun at `now`.
+
+    The source carries the time to the microsecond, so every play has a series, and with it a history, of its own.
+    """
+    source = f"canary-{now:%Y%m%dt%H%M%S%f}"
+    rng = random.Random(canary.seed)  # noqa: S311
+    last = len(canary.bars) + QUIET_BARS - 1
+    quotes: list[Quote] = []
+    close = _PRICE
+    for i in range(last + 1):
+        bar = canary.bars[i - QUIET_BARS] if i >= QUIET_BARS else None
+        opened = close
+        close = opened * math.exp(rng.gauss(0.0, _RETURN_DEVIATION) + (bar.move if bar else 0.0))
+        above = abs(rng.gauss(0.0, _RETURN_DEVIATION / 2)) + (bar.above if bar else 0.0)
+        below = abs(rng.gauss(0.0, _RETURN_DEVIATION / 2)) + (bar.below if bar else 0.0)
+        volume = _VOLUME * math.exp(rng.gauss(0.0, _LOG_VOLUME_DEVIATION)) * (bar.volume if bar else 1.0)
+        quotes.append(
+            Quote(
+                tape=CANARY_TAPE,
+                source=source,
+                symbol=canary.symbol,
+                interval_seconds=INTERVAL_SECONDS,
+                event_time=now - timedelta(seconds=INTERVAL_SECONDS * (last - i)),
+                open=opened,
+                high=max(opened, close) * math.exp(above),
+                low=min(opened, close) * math.exp(-below),
+                close=close,
+                volume=float(round(volume)),
+                currency="USD",
+                split_ratio=1.0,
+            )
+        )
+    return PlayedCanary(canary, tuple(quotes[:QUIET_BARS]), tuple(quotes[QUIET_BARS:]))
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryOutcome:
+    """What became of one canary: `delay_seconds` to its alert, or None with the `problem` when it was missed."""
+
+    name: str
+    delay_seconds: float | None
+    alert_id: str = ""
+    typology: Typology = Typology.UNSPECIFIED
+    peak_score: float = 0.0
+    problem: str = ""
+
+    @property
+    def alerted(self) -> bool:
+        """Whether it alerted in time."""
+        return self.delay_seconds is not None
+
+
+def choose(names: Sequence[str]) -> tuple[Canary, ...]:
+    """The canaries of these names; all when none is named. Raises: ValueError naming an unknown one."""
+    by_name = {canary.name: canary for canary in CANARIES}
+    if unknown := sorted(set(names) - by_name.keys()):
+        raise ValueError(f"no canary named {', '.join(unknown)}; there are {', '.join(by_name)}")
+    return tuple(by_name[name] for name in names) if names else CANARIES

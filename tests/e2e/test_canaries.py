@@ -1,0 +1,106 @@
+"""Canaries through the whole mesh: green while the model sees them, red within two intervals once it does not."""
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.domain.canary import CANARIES
+from services.domain.threshold import PER_DAY, THRESHOLD_FILE, ThresholdCalibration
+from services.scorer.registry import ModelRegistry
+from tapewatch.dispatch.v1 import dispatch_service_pb2 as dispatch_pb
+from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceStub
+from tapewatch.gateway.v1 import alert_service_pb2
+from tapewatch.gateway.v1.alert_service_pb2_grpc import AlertServiceStub
+from tapewatch.scorer.v1 import model_service_pb2
+from tapewatch.scorer.v1.model_service_pb2_grpc import ModelServiceStub
+from tests.e2e.processes import Mesh
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+
+INTERVAL_SECONDS = 8.0
+GREEN, RED = dispatch_pb.CANARY_STATE_GREEN, dispatch_pb.CANARY_STATE_RED
+
+
+def blinding(file: Path) -> None:
+    """A threshold that nothing reaches."""
+    metadata = ModelRegistry().load().metadata
+    threshold = 1.0 - 1e-12
+    now = datetime.now(UTC)
+    calibration = ThresholdCalibration(
+        metadata.version, threshold, metadata.threshold, 0.1, PER_DAY, 0.0, "test", "live", 1, 1, now
+    )
+    file.write_text(calibration.to_json())
+
+
+def test_a_blind_model_turns_the_canaries_red_and_nobody_is_paged(mesh: Mesh) -> None:
+    mesh.environment["CANARY_INTERVAL_SECONDS"] = str(INTERVAL_SECONDS)
+    mesh.start("up", "--source", "replay", "--symbols", "FB")
+    mesh.wait_serving()
+    with (
+        grpc.insecure_channel(mesh.dispatch) as dispatch,
+        grpc.insecure_channel(mesh.scorer) as scorer,
+        grpc.insecure_channel(mesh.gateway) as gateway,
+    ):
+        canaries = DispatchServiceStub(dispatch)
+        models = ModelServiceStub(scorer)
+
+        def state() -> int:
+            return canaries.GetCanaries(dispatch_pb.GetCanariesRequest(), timeout=5).state
+
+        def health() -> int:
+            request = health_pb2.HealthCheckRequest(service="tapewatch.canary")
+            stub = health_pb2_grpc.HealthStub(dispatch)
+            return int(stub.Check(request, timeout=5).status)  # type: ignore[attr-defined]
+
+        def seconds_until(wanted: int) -> float:
+            begun = time.monotonic()
+            mesh.wait_for(lambda: state() == wanted, 4 * INTERVAL_SECONDS, f"canary state {wanted}")
+            return time.monotonic() - begun
+
+        seconds_until(GREEN)
+        report = canaries.GetCanaries(dispatch_pb.GetCanariesRequest(), timeout=5)
+        assert [result.name for result in report.results] == [canary.name for canary in CANARIES]
+        assert all(result.alerted and result.alert_id for result in report.results)
+        assert report.interval.seconds == INTERVAL_SECONDS
+        mesh.wait_for(lambda: health() == health_pb2.HealthCheckResponse.SERVING, 2, "health of the canaries")
+        assert mesh.command("health", mesh.dispatch, "--service", "tapewatch.canary").returncode == 0
+        played = mesh.command("canary")
+        assert played.returncode == 0, played.stdout + played.stderr
+        assert f"all {len(CANARIES)} canaries alerted" in played.stdout
+        assert played.stdout.count("alerted after") == len(CANARIES)
+
+        file = mesh.folder / THRESHOLD_FILE
+        blinding(file)
+        reloaded = models.ReloadModel(model_service_pb2.ReloadModelRequest(), timeout=20).model
+        assert reloaded.threshold_calibration.source == "test"
+        assert seconds_until(RED) <= 2 * INTERVAL_SECONDS
+        mesh.wait_for(lambda: health() == health_pb2.HealthCheckResponse.NOT_SERVING, 2, "health of the canaries")
+        assert mesh.command("health", mesh.dispatch).returncode == 0, "the dispatcher itself serves"
+        assert mesh.command("health", mesh.dispatch, "--service", "tapewatch.canary").returncode == 1
+        missed = mesh.command("canary", "price-spike")
+        assert missed.returncode == 1
+        assert "price-spike" in missed.stdout
+        assert "MISSED: its bars were scored and recorded, and none is a detection" in missed.stdout
+
+        file.unlink()
+        models.ReloadModel(model_service_pb2.ReloadModelRequest(), timeout=20)
+        assert seconds_until(GREEN) <= 2 * INTERVAL_SECONDS
+        unknown = mesh.command("canary", "no-such-bird")
+        assert unknown.returncode == 1
+        assert "there are pump-and-dump" in unknown.stdout
+
+        def tapes(asked: str) -> set[str]:
+            wanted = alert_service_pb2.AlertFilter(tape=asked)
+            request = alert_service_pb2.ListAlertsRequest(filter=wanted, page_size=1_000)
+            return {alert.tape for alert in AlertServiceStub(gateway).ListAlerts(request, timeout=10).alerts}
+
+        assert tapes("canary") == {"canary"}
+        assert "canary" not in tapes("")
+        watcher = mesh.start("watch", "--from-start", "--json", "--tape", "canary")
+        assert watcher.stdout is not None
+        assert json.loads(watcher.stdout.readline())["change"]["alert"]["tape"] == "canary"
