@@ -43,7 +43,19 @@ def model_folder(folder: Path) -> Path:
 
 @asynccontextmanager
 async def running_scorer(models: Path, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
-    """A scorer in this process: the real bootstrap and server; drained at the end."""
+    """A channel to a scorer in this process, drained at the end."""
+    async with scorer_address(models, **settings) as address, open_client(address) as channel:
+        yield channel
+
+
+def open_client(address: str) -> grpc.aio.Channel:
+    """A channel as every client opens it."""
+    return open_channel(address, ClientSettings())
+
+
+@asynccontextmanager
+async def scorer_address(models: Path, **settings: Any) -> AsyncIterator[str]:
+    """Where a scorer in this process listens: the real bootstrap and server; drained at the end."""
     configured = ScorerSettings(grpc_port=0, gateway_address="none", model_dir=models, **settings)
     lifetimes: list[Lifetime] = []
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -56,9 +68,8 @@ async def running_scorer(models: Path, **settings: Any) -> AsyncIterator[grpc.ai
     await asyncio.wait([done, port], return_when=asyncio.FIRST_COMPLETED)
     if done.done():
         done.result()
-    async with open_channel(f"127.0.0.1:{port.result()}", ClientSettings()) as channel:
-        try:
-            yield channel
-        finally:
-            lifetimes[0].draining.set()
-            assert await done == 0
+    try:
+        yield f"127.0.0.1:{port.result()}"
+    finally:
+        lifetimes[0].draining.set()
+        assert await done == 0

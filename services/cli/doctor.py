@@ -7,12 +7,14 @@ import platform
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from services.cli.settings import MeshSettings
 from services.domain.errors import TapewatchError
+from services.domain.threshold import THRESHOLD_FILE
 from services.runtime.health import address_serving
 
 _SUPPORTED = ((3, 11), (3, 13))
@@ -20,6 +22,7 @@ _OPTIONAL = (
     ("yfinance", "live quotes from Yahoo Finance", "pip install 'tapewatch[yahoo]'"),
     ("boto3", "the AWS adapters", "pip install 'tapewatch[aws]'"),
     ("duckdb", "SQL over the lake", "pip install 'tapewatch[lake]'"),
+    ("matplotlib", "the plot of tapewatch calibrate", "pip install 'tapewatch[plot]'"),
     ("tensorflow", "training models", "pip install 'tapewatch[train]'"),
 )
 
@@ -49,16 +52,19 @@ def _optional() -> list[Finding]:
     ]
 
 
-def _model() -> Finding:
+def _model(folder: Path) -> Finding:
     from services.scorer.registry import PACKAGED_MODELS, ModelRegistry
     from services.scorer.settings import ScorerSettings
+    from services.scorer.thresholds import ModelLoader, calibration_of
 
     settings = ScorerSettings()
+    registry = ModelRegistry(settings.model_dir or PACKAGED_MODELS)
     try:
-        model = ModelRegistry(settings.model_dir or PACKAGED_MODELS).load(settings.model_version)
+        model = ModelLoader(registry, settings.threshold_file or folder / THRESHOLD_FILE).load(settings.model_version)
     except TapewatchError as error:
         return Finding("model", "bad", error.message)
-    return Finding("model", "ok", f"{model.metadata.version}, threshold {model.metadata.threshold:.3f}")
+    calibrated = "" if calibration_of(model) is None else " by tapewatch calibrate"
+    return Finding("model", "ok", f"{model.metadata.version}, threshold {model.metadata.threshold:.3f}{calibrated}")
 
 
 def _folder(settings: MeshSettings) -> Finding:
@@ -93,7 +99,7 @@ async def _service(name: str, address: str, settings: MeshSettings) -> Finding:
 async def examine(settings: MeshSettings) -> list[Finding]:
     """Every check."""
     os.environ.setdefault("QUEUE_PATH", str(settings.tapewatch_dir / "queue.db"))
-    checks: list[Callable[[], Finding]] = [_model, _queue]
+    checks: list[Callable[[], Finding]] = [lambda: _model(settings.tapewatch_dir), _queue]
     services: list[Awaitable[Finding]] = [
         _service(name, address, settings)
         for name, address in (

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from services.cli.settings import MeshSettings
+from services.domain.threshold import PER_500_SYMBOL_DAYS, PER_DAY
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISCONFIGURED
 
 app = typer.Typer(
@@ -26,17 +27,26 @@ dispatch_app = typer.Typer(help="From the queue to a scorer, from the scorer to 
 scorer_app = typer.Typer(help="Judges quotes.", no_args_is_help=True)
 lake_app = typer.Typer(help="Everything recorded, in Parquet.", no_args_is_help=True)
 gateway_app = typer.Typer(help="Keeps quotes, scores, detections and alerts; streams alerts.", no_args_is_help=True)
+model_app = typer.Typer(help="Which models judge: reload, shadow, canary, drift.", no_args_is_help=True)
 for name, group in (
     ("ingest", ingest_app),
     ("dispatch", dispatch_app),
     ("scorer", scorer_app),
     ("gateway", gateway_app),
+    ("model", model_app),
     ("lake", lake_app),
 ):
     app.add_typer(group, name=name)
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """For commands whose options are defined where the work is."""
+
+
+class BudgetUnit(StrEnum):
+    """What an alert budget counts."""
+
+    PER_DAY = PER_DAY
+    PER_500_SYMBOL_DAYS = PER_500_SYMBOL_DAYS
 
 
 class Source(StrEnum):
@@ -103,6 +113,57 @@ def scorer_run_once() -> None:
     from services.scorer.run_once import main as run_once
 
     raise SystemExit(run_once())
+
+
+@model_app.command("list")
+def model_list() -> None:
+    """Show the versions in the registry."""
+    from services.cli.model import listed
+
+    raise SystemExit(asyncio.run(listed(MeshSettings(), Console())))
+
+
+@model_app.command("show")
+def model_show() -> None:
+    """Show what each scorer judges with, how its candidates do, and whether the tape drifts."""
+    from services.cli.model import show
+
+    raise SystemExit(asyncio.run(show(MeshSettings(), Console())))
+
+
+@model_app.command("reload")
+def model_reload(version: Annotated[str, typer.Argument(help="Empty takes the newest.")] = "") -> None:
+    """Serve a version, and read its threshold again."""
+    from services.cli.model import reload
+
+    raise SystemExit(asyncio.run(reload(MeshSettings(), version, Console())))
+
+
+@model_app.command("shadow")
+def model_shadow(version: Annotated[str, typer.Argument()]) -> None:
+    """Let a version judge every quote beside, alerting nothing."""
+    from services.cli.model import shadow
+
+    raise SystemExit(asyncio.run(shadow(MeshSettings(), version, Console())))
+
+
+@model_app.command("canary")
+def model_canary(
+    version: Annotated[str, typer.Argument()],
+    weight: Annotated[float, typer.Option(help="Share of the series: above 0, at most 1.")] = 0.05,
+) -> None:
+    """Let a version judge a share of the series for real."""
+    from services.cli.model import canary
+
+    raise SystemExit(asyncio.run(canary(MeshSettings(), version, weight, Console())))
+
+
+@model_app.command("clear")
+def model_clear() -> None:
+    """Take shadow and canary away."""
+    from services.cli.model import clear
+
+    raise SystemExit(asyncio.run(clear(MeshSettings(), Console())))
 
 
 @gateway_app.command("serve")
@@ -235,6 +296,51 @@ def canary_command(
     from services.cli.canary import canary
 
     raise SystemExit(asyncio.run(canary(MeshSettings(), names or [], Console())))
+
+
+@app.command("calibrate")
+def calibrate_command(
+    location: Annotated[
+        str, typer.Option("--from", help="A lake, or `gateway`; empty takes the lake of the mesh on this machine.")
+    ] = "",
+    tape: Annotated[str, typer.Option(help="Tape; empty takes `live`, or the lake's only one.")] = "",
+    budget: Annotated[float, typer.Option(min=0, help="Alerts that analysts have time for, in the unit.")] = 1.0,
+    unit: Annotated[BudgetUnit, typer.Option(help="Alerts per 500 symbols and day, or alerts a day.")] = (
+        BudgetUnit.PER_500_SYMBOL_DAYS
+    ),
+    model_version: Annotated[str, typer.Option(help="Whose scores; empty takes the newest that judged.")] = "",
+    output: Annotated[Path | None, typer.Option(help="Threshold file; default in TAPEWATCH_DIR.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG of the trade-off; default in TAPEWATCH_DIR.")] = None,
+    sample: Annotated[Path | None, typer.Option(help="CSV of bars below the line; default in TAPEWATCH_DIR.")] = None,
+    sample_size: Annotated[int, typer.Option(min=0, help="Bars in the sample below the line.")] = 50,
+    seed: Annotated[int, typer.Option(help="Decides the sample.")] = 1,
+    reviewed: Annotated[Path | None, typer.Option(help="A sample whose `disposition` column is filled in.")] = None,
+    export_labels: Annotated[
+        Path | None, typer.Option(help="Write every bar that was decided, labelled, as Parquet for training.")
+    ] = None,
+    reload: Annotated[bool, typer.Option("--reload", help="Let the running scorers take the threshold now.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the trade-off, set nothing.")] = False,
+) -> None:
+    """Set the threshold by an alert budget, from recorded scores and analysts' decisions."""
+    from services.cli.calibrate import CalibrateOptions, calibrate
+
+    options = CalibrateOptions(
+        location=location,
+        tape=tape,
+        budget=budget,
+        unit=unit.value,
+        model_version=model_version,
+        output=output,
+        plot=plot,
+        sample=sample,
+        sample_size=sample_size,
+        seed=seed,
+        reviewed=reviewed,
+        export_labels=export_labels,
+        reload=reload,
+        dry_run=dry_run,
+    )
+    raise SystemExit(asyncio.run(calibrate(MeshSettings(), options, Console())))
 
 
 @app.command("doctor")

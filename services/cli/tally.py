@@ -44,7 +44,7 @@ class Tally:
         )
 
 
-async def _pages(call: Callable[[Any], Awaitable[Any]], request: Any, field: str) -> AsyncIterator[Any]:
+async def pages(call: Callable[[Any], Awaitable[Any]], request: Any, field: str) -> AsyncIterator[Any]:
     """Every item of a paginated list."""
     while True:
         response = await call(request)
@@ -70,7 +70,7 @@ async def take(
     mismatches = 0
     redelivered = 0
     detections_of_scores = set()
-    async for recorded in _pages(
+    async for recorded in pages(
         quotes.ListQuotes, detection_pb2.ListQuotesRequest(tape=tape, page_size=_QUOTES_PAGE), "quotes"
     ):
         quote_id = recorded.quote.quote_id
@@ -82,7 +82,7 @@ async def take(
             detections_of_scores.add(quote_id)
     counted: Counter[str] = Counter()
     detections = set()
-    async for detection in _pages(
+    async for detection in pages(
         quotes.ListDetections, detection_pb2.ListDetectionsRequest(tape=tape, page_size=_PAGE), "detections"
     ):
         detections.add(detection.quote_id)
@@ -90,7 +90,7 @@ async def take(
     surplus = 0
     alerts = 0
     everything = alert_pb2.ListAlertsRequest(filter=alert_pb2.AlertFilter(tape=tape), page_size=_PAGE)
-    async for alert in _pages(watched.ListAlerts, everything, "alerts"):
+    async for alert in pages(watched.ListAlerts, everything, "alerts"):
         alerts += 1
         surplus += abs(alert.detection_count - counted.pop(alert.alert_id, 0))
     missing = expected - kept.keys()

@@ -29,6 +29,8 @@ def test_help_names_every_command(mesh: Mesh) -> None:
         "watch",
         "health",
         "canary",
+        "calibrate",
+        "model",
         "replay",
         "doctor",
         "ingest",

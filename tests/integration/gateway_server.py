@@ -17,7 +17,8 @@ from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
 class Gateway:
     """A running gateway and stubs of its services."""
 
-    def __init__(self, channel: grpc.aio.Channel, lifetime: Lifetime) -> None:
+    def __init__(self, address: str, channel: grpc.aio.Channel, lifetime: Lifetime) -> None:
+        self.address = address
         self.channel = channel
         self.lifetime = lifetime
         self.detections = DetectionServiceStub(channel)
@@ -41,9 +42,10 @@ async def running_gateway(folder: Path) -> AsyncIterator[Gateway]:
     await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port.result()}") as channel:
+    address = f"127.0.0.1:{port.result()}"
+    async with grpc.aio.insecure_channel(address) as channel:
         try:
-            yield Gateway(channel, lifetimes[0])
+            yield Gateway(address, channel, lifetimes[0])
         finally:
             lifetimes[0].draining.set()
             assert await task == 0
