@@ -144,9 +144,9 @@ class ModelMetadata:
     """What is known of one model version. `checksums` are the SHA-256 of its files by name.
 
     `min_history_quotes` is the history below which a score is WARMING_UP. `trained_on` says in a sentence what data
-    made it; `training_fingerprint` is the SHA-256 of that data, the code and the settings. `reference`, optional, has
-    a value's evenly spaced quantiles on normal bars (k of them at shares i / (k + 1)) by feature name, and of the
-    ensemble as "score": what drift is measured against.
+    made it, `trained_by`, where known, which command did; `training_fingerprint` is the SHA-256 of that data, the code
+    and the settings. `reference`, optional, has a value's evenly spaced quantiles on normal bars (k of them at shares
+    i / (k + 1)) by feature name, and of the ensemble as "score": what drift is measured against.
     """
 
     version: str
@@ -165,6 +165,7 @@ class ModelMetadata:
     typologies: tuple[Typology, ...]
     not_observable: tuple[str, ...] = NOT_OBSERVABLE
     reference: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    trained_by: str = ""
 
     def to_json(self) -> str:
         """The metadata file's text."""
@@ -207,6 +208,8 @@ class ModelMetadata:
             "metrics": dict(sorted(self.metrics.items())),
             "checksums": dict(sorted(self.checksums.items())),
         }
+        if self.trained_by:
+            document["trained_by"] = self.trained_by
         if self.reference:
             document["reference"] = {name: list(quantiles) for name, quantiles in self.reference.items()}
         return json.dumps(document, indent=2) + "\n"
@@ -262,6 +265,7 @@ def _metadata(document: Mapping[str, Any]) -> ModelMetadata:
         typologies=tuple(Typology[name] for name in document["typologies"]),
         not_observable=tuple(str(name) for name in document["not_observable"]),
         reference={str(name): _numbers(values) for name, values in document.get("reference", {}).items()},
+        trained_by=str(document.get("trained_by", "")),
     )
 
 

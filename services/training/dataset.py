@@ -226,7 +226,13 @@ def fingerprint(history: Sequence[Bars], settings: str) -> str:
         for name in ("event_time", "open", "high", "low", "close", "volume", "split_ratio"):
             digest.update(np.ascontiguousarray(getattr(bars, name)).tobytes())
     services = Path(__file__).parents[1]
-    code = [*services.glob("domain/feature*.py"), services / "domain/model.py", *services.glob("training/*.py")]
+    made_by = ("calibrate", "dataset", "figures", "injection", "networks", "train")
+    code = [
+        *services.glob("domain/feature*.py"),
+        services / "domain/model.py",
+        services / "domain/typology.py",
+        *(services / f"training/{name}.py" for name in made_by),
+    ]
     for path in sorted(code):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

@@ -77,6 +77,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the training that is evaluated.")] = 1,
     epochs: Annotated[int, typer.Option(help="For the training without one typology.")] = 6,
     passes: Annotated[int, typer.Option(help="For the training without one typology.")] = 6,
+    members: Annotated[int, typer.Option(help="For the training without one typology.")] = 3,
 ) -> None:
     """Measures a model version on bars of tickers and times it was not fitted on, and writes its card."""
     try:
@@ -87,7 +88,9 @@ def evaluate(
         version = evaluation.load(model or newest(_MODELS))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=_console) as progress:
-            training = Training(data or ["bokeh"], seed=seed, epochs=epochs, passes=passes, progress=progress)
+            training = Training(
+                data or ["bokeh"], seed=seed, epochs=epochs, passes=passes, members=members, progress=progress
+            )
             figures, held = measure(training, version, pumps, list(only or SECTIONS))
         folder = output.with_suffix("")
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from services.domain import reasons
 from services.domain.feature_definitions import FEATURE_NAMES
 from services.domain.model import ModelMetadata, log_odds, logistic
 from services.domain.typology import OBSERVABLE, Typology
-from services.training import calibrate, dataset, figures, pumps
+from services.training import calibrate, dataset, figures, pumps, version_folder
 from services.training.dataset import Part, Rows
 from services.training.figures import STRONG
 from services.training.injection import MANIPULATED
@@ -25,7 +25,6 @@ from services.training.train import (
     Source,
     Training,
     held_out,
-    read_version,
 )
 
 Array = NDArray[np.float64]
@@ -61,7 +60,7 @@ class Version:
 
 def load(folder: Path) -> Version:
     """The version in a folder. Raises: TapewatchError when it holds no whole one."""
-    return Version(*read_version(folder))
+    return Version(*version_folder.read(folder))
 
 
 def z_score_rule(rows: Rows) -> Array:
@@ -270,6 +269,7 @@ def left_out(training: Training, version: Version) -> Figures:
         seed=training.seed,
         epochs=training.epochs,
         passes=training.passes,
+        members=training.members,
         progress=training.progress,
     )
     normal = one.rows(one.sources[0], Part.TRAIN)

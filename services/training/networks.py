@@ -3,7 +3,7 @@
 import contextlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +120,7 @@ def train_classifier(
     seed: int,
     epochs: int,
     progress: Progress,
+    name: str,
 ) -> Any:
     """A Keras model from raw features to (n, 1 + kinds): the probability, then each typology's share given one.
 
@@ -133,6 +134,7 @@ def train_classifier(
         seed: Of weights and order.
         epochs: Passes over the rows.
         progress: Called after each epoch.
+        name: Of the model; those of one mean differ in it.
     """
     keras = tensorflow().keras
     keras.backend.clear_session()  # else layer names count on, and equal models make different files
@@ -159,7 +161,20 @@ def train_classifier(
         verbose=0,
         callbacks=[_watch(progress)],
     )
-    return keras.Model(raw, keras.ops.concatenate(model.outputs, axis=1), name="classifier")
+    return keras.Model(raw, keras.ops.concatenate(model.outputs, axis=1), name=name)
+
+
+def mean_of(members: Sequence[Any]) -> Any:
+    """One Keras model whose outputs are the mean of the members'; they share their inputs and differ in their names.
+
+    Networks that differ in their first weights and in the order of the rows differ in their errors, too: their mean
+    moves less from one training to the next than any of them (Lakshminarayanan et al. 2017).
+    """
+    keras = tensorflow().keras
+    raw = keras.Input(members[0].input_shape[1:], dtype="float32", name="features")
+    outputs = [member(raw) for member in members]
+    mean = keras.layers.Average(name="mean")(outputs) if len(outputs) > 1 else outputs[0]
+    return keras.Model(raw, mean, name="classifier")
 
 
 def export(model: Any, *, quantised: bool = False) -> bytes:

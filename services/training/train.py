@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from services.archive import location as location_reader
 from services.archive.bars import Bars
-from services.domain.errors import ModelUnusableError, TapewatchError
+from services.domain.errors import TapewatchError
 from services.domain.feature_definitions import FEATURE_HASH, FEATURE_NAMES, FEATURES, WINDOW
 from services.domain.model import (
     AUTOENCODER_FILE,
     CLASSIFIER_FILE,
-    METADATA_FILE,
     Calibration,
     FeatureUsual,
     ModelMetadata,
@@ -32,8 +30,9 @@ from services.domain.model import (
     logistic,
     surprise,
 )
+from services.domain.stability import SCORE
 from services.domain.typology import OBSERVABLE, Typology
-from services.training import calibrate, dataset, networks
+from services.training import calibrate, dataset, networks, version_folder
 from services.training.dataset import Part, Rows
 from services.training.figures import STRONG, average_precision, event_recall, judged
 from services.training.injection import MANIPULATED, TOUCHED
@@ -42,6 +41,9 @@ MIN_HISTORY_QUOTES = 30
 ALERTS_PER_SYMBOL_DAY = 1.0 / 500.0
 BUDGET_SHARE = 0.9
 """Share of the alert budget that the threshold uses up on validation bars: later times are never quite like them."""
+
+SCORE_SHARES = 10
+"""The score's quantiles that drift is measured against cut untouched validation bars into this many equal parts."""
 
 _SHOWN_PROBLEMS = 5
 
@@ -57,15 +59,21 @@ class Source:
     interval_seconds: int
     history: list[Bars]
     sides: dict[Part, list[Bars]]
+    trained: bool = True
+    """Whether the networks learn from it; else it only calibrates them and measures them."""
 
 
-def read_sources(locations: Sequence[str]) -> list[Source]:
+def read_sources(locations: Sequence[str], calibration: Sequence[str] = ()) -> list[Source]:
     """The trainable series of each location, longest bars first; each location is split by its own time.
+
+    Args:
+        locations: What the networks learn from.
+        calibration: Further locations, of other bar lengths, that only calibrate and measure.
 
     Raises: InvalidRequestError when a location cannot be read or is too small; TapewatchError when a side is empty.
     """
     found = []
-    for location in locations:
+    for number, location in enumerate([*locations, *calibration]):
         problems: list[str] = []
         history = dataset.trainable(location_reader.read(location, problems))
         for problem in problems[:_SHOWN_PROBLEMS]:
@@ -79,7 +87,7 @@ def read_sources(locations: Sequence[str]) -> list[Source]:
         for part, side in sides.items():
             if not side:
                 raise TapewatchError(f"{location}: no series has more than {WINDOW} bars in the {part.value} period")
-        found.append(Source(location, usual, history, sides))
+        found.append(Source(location, usual, history, sides, trained=number < len(locations)))
     found.sort(key=lambda source: -source.interval_seconds)
     if len({source.interval_seconds for source in found}) < len(found):
         raise TapewatchError("two locations hold bars of the same length: put them into one folder")
@@ -99,13 +107,31 @@ class Exported:
 class Training:
     """One training run: its sources, settings and progress bars."""
 
-    def __init__(self, locations: Sequence[str], *, seed: int, epochs: int, passes: int, progress: Progress) -> None:
-        self.seed, self.epochs, self.passes = seed, epochs, passes
+    def __init__(
+        self,
+        locations: Sequence[str],
+        calibration: Sequence[str] = (),
+        *,
+        seed: int,
+        epochs: int,
+        passes: int,
+        members: int,
+        progress: Progress,
+    ) -> None:
+        self.seed, self.epochs, self.passes, self.members = seed, epochs, passes, members
         self.progress = progress
-        self.sources = read_sources(locations)
-        settings = json.dumps({"seed": seed, "epochs": epochs, "passes": passes})
+        self.sources = read_sources(locations, calibration)
+        trained = [source.interval_seconds for source in self.sources if source.trained]
+        settings = json.dumps(
+            {"seed": seed, "epochs": epochs, "passes": passes, "members": members, "trained": trained}
+        )
         everything = [bars for source in self.sources for bars in source.history]
         self.fingerprint = dataset.fingerprint(everything, settings)
+
+    @property
+    def trained(self) -> list[Source]:
+        """The sources that the networks learn from."""
+        return [source for source in self.sources if source.trained]
 
     def rows(self, source: Source, part: Part, *, seed: int | None = None, only_near: int | None = None) -> Rows:
         """A side's rows: untouched without a seed, else injected by it."""
@@ -136,7 +162,7 @@ class Training:
         """The trained autoencoder and classifier as TFLite files.
 
         Args:
-            normals: Each source's untouched training rows.
+            normals: The untouched training rows of each source that is trained on.
             typologies: Those injected; evaluation leaves one out.
         """
         rng = np.random.default_rng(self.seed)
@@ -153,7 +179,7 @@ class Training:
             progress=self.watch("autoencoder"),
         )
         parts = []
-        for source, normal in zip(self.sources, normals, strict=True):
+        for source, normal in zip(self.trained, normals, strict=True):
             near = dataset.concatenate(
                 [
                     dataset.injected(
@@ -168,16 +194,24 @@ class Training:
         rows = rows.where(~dataset.unjudged(rows))
         rows = rows.where(rng.permutation(len(rows)))
         kinds = np.array([int(t) for t in OBSERVABLE])
-        classifier = networks.train_classifier(
-            rows.features,
-            (rows.label == MANIPULATED).astype(np.float32),
-            np.searchsorted(kinds, rows.typology.astype(np.int64)),
-            np.ones(len(rows), np.float32),
-            standard,
-            kinds=len(kinds),
-            seed=self.seed,
-            epochs=self.epochs,
-            progress=self.watch("classifier"),
+        label = (rows.label == MANIPULATED).astype(np.float32)
+        kind = np.searchsorted(kinds, rows.typology.astype(np.int64))
+        classifier = networks.mean_of(
+            [
+                networks.train_classifier(
+                    rows.features,
+                    label,
+                    kind,
+                    np.ones(len(rows), np.float32),
+                    standard,
+                    kinds=len(kinds),
+                    seed=self.seed + k,
+                    epochs=self.epochs,
+                    progress=self.watch(f"classifier {k + 1} of {self.members}"),
+                    name=f"member_{k}",
+                )
+                for k in range(self.members)
+            ]
         )
         return Exported(
             networks.export(autoencoder),
@@ -300,72 +334,84 @@ def usual_ranges(normal: Rows) -> tuple[FeatureUsual, ...]:
     )
 
 
-def describe(sources: Sequence[Source], seed: int) -> str:
+def describe(training: Training) -> str:
     """What the model was trained on, in a sentence."""
     parts = []
-    for source in sources:
+    for source in training.sources:
         first = min(bars.event_time[0] for bars in source.history).astype("datetime64[D]")
         last = max(bars.event_time[-1] for bars in source.history).astype("datetime64[D]")
         bars = sum(map(len, source.history))
         parts.append(
             f"{len(source.history)} symbols with {bars:,} bars of {source.interval_seconds} s, {first} to {last} "
-            f"({Path(source.location).stem})"
+            f"({Path(source.location).stem}{'' if source.trained else ', for the calibration only'})"
         )
     return (
         f"{'; '.join(parts)}: of each the period of the first 60 % of the bars and, of 20 symbols and more, 60 % of "
-        f"the symbols, with injected manipulations, seed {seed}"
+        f"the symbols, with injected manipulations, seed {training.seed}"
+    )
+
+
+def command(training: Training) -> str:
+    """The command that makes the same version again, and the versions of what it ran on."""
+    options = [
+        *(f"--data {Path(source.location).name}" for source in training.sources if source.trained),
+        *(f"--calibration-data {Path(source.location).name}" for source in training.sources if not source.trained),
+        *(f"--{name} {getattr(training, name)}" for name in ("seed", "epochs", "passes", "members")),
+    ]
+    return (
+        f"tapewatch train {' '.join(options)} (TensorFlow {networks.tensorflow().__version__}, NumPy {np.__version__})"
     )
 
 
 def run(
     locations: Sequence[str],
     output: Path,
+    calibration_locations: Sequence[str] = (),
     *,
     seed: int,
     epochs: int,
     passes: int,
+    members: int,
     console: Console,
-    networks_of: Path | None = None,
 ) -> ModelMetadata:
     """Trains, calibrates, measures and writes a version under `output`; nothing is left half-written.
 
     Args:
-        locations: One for each bar length.
+        locations: What the networks learn from, one for each bar length.
         output: Folder of model versions.
+        calibration_locations: Further ones, of other bar lengths, for the calibration only.
         seed: Decides injection, weights and order.
         epochs: Passes over the rows.
         passes: Injections into the training series.
+        members: Networks whose mean is the classifier; they take the seeds from `seed` on.
         console: Shows the progress.
-        networks_of: A version's folder whose networks are taken as they are, so that only the calibration is new.
 
     Raises:
-        TapewatchError: The data cannot be used, TensorFlow is missing, or there is no version in that folder.
+        TapewatchError: The data cannot be used, or TensorFlow is missing.
     """
-    if networks_of is None:
-        networks.tensorflow()
+    networks.tensorflow()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        training = Training(locations, seed=seed, epochs=epochs, passes=passes, progress=progress)
-        normals = [training.rows(source, Part.TRAIN) for source in training.sources]
-        if networks_of is None:
-            exported = training.networks(normals)
-            autoencoder, classifier = exported.autoencoder, exported.classifier
-            trained_on = describe(training.sources, seed)
-        else:
-            exported = None
-            earlier, autoencoder, classifier = read_version(networks_of)
-            trained_on = f"{earlier.trained_on}. Calibrated on {describe(training.sources, seed)}"
-            training.fingerprint = hashlib.sha256(
-                f"{earlier.training_fingerprint}/{training.fingerprint}".encode()
-            ).hexdigest()
+        training = Training(
+            locations,
+            calibration_locations,
+            seed=seed,
+            epochs=epochs,
+            passes=passes,
+            members=members,
+            progress=progress,
+        )
+        normals = [training.rows(source, Part.TRAIN) for source in training.trained]
+        exported = training.networks(normals)
+        autoencoder, classifier = exported.autoencoder, exported.classifier
         validation, test = (
             [held_out(training, source, part, autoencoder, classifier) for source in training.sources]
             for part in (Part.VALIDATION, Part.TEST)
         )
     calibration, threshold, weight = calibrated(validation)
-    figures = measured(calibration, threshold, test)
-    if exported is not None:
-        figures |= quantisation(exported, calibration, test[0])
+    figures = measured(calibration, threshold, test) | quantisation(exported, calibration, test[0])
+    shares = np.arange(1, SCORE_SHARES) / SCORE_SHARES
+    scores = np.quantile(logistic(validation[0].plain.margin(calibration)), shares)
     files = {AUTOENCODER_FILE: autoencoder, CLASSIFIER_FILE: classifier}
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     metadata = ModelMetadata(
@@ -378,23 +424,16 @@ def run(
         autoencoder_weight=weight,
         calibration=calibration,
         training_fingerprint=training.fingerprint,
-        trained_on=trained_on,
+        trained_on=describe(training),
         train_time=datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC).replace(microsecond=0),
         metrics=figures,
         checksums={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         typologies=OBSERVABLE,
+        reference={SCORE: tuple(scores.tolist())},
+        trained_by=command(training),
     )
-    write(output, metadata, files)
+    version_folder.write(output, metadata, files)
     return metadata
-
-
-def read_version(folder: Path) -> tuple[ModelMetadata, bytes, bytes]:
-    """A version: metadata, autoencoder, classifier. Raises: ModelUnusableError when the folder holds no whole one."""
-    try:
-        metadata = ModelMetadata.from_json((folder / METADATA_FILE).read_text(encoding="utf-8"))
-        return metadata, (folder / AUTOENCODER_FILE).read_bytes(), (folder / CLASSIFIER_FILE).read_bytes()
-    except (OSError, ValueError) as error:
-        raise ModelUnusableError(str(folder), str(error)) from error
 
 
 def held_out(training: Training, source: Source, part: Part, autoencoder: bytes, classifier: bytes) -> Held:
@@ -409,46 +448,35 @@ def held_out(training: Training, source: Source, part: Part, autoencoder: bytes,
     )
 
 
-def write(output: Path, metadata: ModelMetadata, files: dict[str, bytes]) -> Path:
-    """Writes a version's folder whole or not at all; an equal version is replaced."""
-    output.mkdir(parents=True, exist_ok=True)
-    target = output / metadata.version
-    with tempfile.TemporaryDirectory(dir=output, prefix=".new-") as scratch:
-        made = Path(scratch) / metadata.version
-        made.mkdir()
-        for name, content in files.items():
-            (made / name).write_bytes(content)
-        (made / METADATA_FILE).write_text(metadata.to_json(), encoding="utf-8")
-        if target.exists():
-            target.rename(Path(scratch) / "old")
-        made.rename(target)
-    return target
-
-
 @app.command()
 def train(
     data: Annotated[
         list[str] | None,
-        typer.Option(help='"bokeh" (the default), a Parquet file or a folder of them; once for each bar length.'),
+        typer.Option(
+            help='"bokeh" (the default), a CSV or Parquet file or a folder of them; once for each bar length.'
+        ),
+    ] = None,
+    calibration_data: Annotated[
+        list[str] | None,
+        typer.Option(help="Further data, of other bar lengths, that the networks do not learn from."),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of model versions to add one to.")] = Path("models"),
     seed: Annotated[int, typer.Option(help="Decides injection, weights and order.")] = 1,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 12,
-    passes: Annotated[int, typer.Option(min=1, help="Injections into the training series.")] = 6,
-    networks_of: Annotated[
-        Path | None, typer.Option(help="A version's folder: keep its networks, only calibrate on the data.")
-    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 10,
+    passes: Annotated[int, typer.Option(min=1, help="Injections into the training series.")] = 12,
+    members: Annotated[int, typer.Option(min=1, help="Networks whose mean is the classifier.")] = 3,
 ) -> None:
     """Trains a model version on real bars with injected manipulations."""
     try:
         metadata = run(
             data or ["bokeh"],
             output,
+            calibration_data or [],
             seed=seed,
             epochs=epochs,
             passes=passes,
+            members=members,
             console=_console,
-            networks_of=networks_of,
         )
     except TapewatchError as error:
         _console.print(f"[red]{error.message}[/red]", highlight=False)

@@ -19,7 +19,7 @@ def test_two_trainings_with_one_seed_are_identical_and_can_be_served(
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     made = [
-        train.run(["bokeh"], tmp_path / name, seed=3, epochs=1, passes=1, console=Console(quiet=True))
+        train.run(["bokeh"], tmp_path / name, seed=3, epochs=1, passes=1, members=2, console=Console(quiet=True))
         for name in ("one", "two")
     ]
     assert made[0].to_json() == made[1].to_json()
