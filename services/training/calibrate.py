@@ -44,6 +44,19 @@ def fit_logistic(inputs: Array, label: Array, weight: Array) -> Array:
     return weights
 
 
+def fit_rising(inputs: Array, label: Array, weight: Array) -> Array:
+    """As `fit_logistic`, but without the inputs whose weight would be below 0: they speak against their own alarm."""
+    kept = np.arange(inputs.shape[1])
+    while True:
+        fitted = fit_logistic(inputs[:, kept], label, weight)
+        if not len(kept) or fitted[1:].min() >= 0.0:
+            break
+        kept = np.delete(kept, int(np.argmin(fitted[1:])))
+    weights = np.zeros(1 + inputs.shape[1])
+    weights[0], weights[1 + kept] = fitted[0], fitted[1:]
+    return weights
+
+
 def fit(errors_normal: Array, errors: Array, probability: Array, label: Array) -> Calibration:
     """The calibration from validation rows, without offsets by bar length yet.
 
@@ -59,13 +72,9 @@ def fit(errors_normal: Array, errors: Array, probability: Array, label: Array) -
     both = np.column_stack([surprise(percentile), log_odds(probability)])
     even = np.ones(len(label))
     target = label.astype(np.float64)
-    b, ae, cl = fit_logistic(both, target, even)
-    if ae < 0.0:
-        # An autoencoder that speaks against its own alarm is noise beside a good classifier: it gets no say.
-        b, cl = fit_logistic(both[:, 1:], target, even)
-        ae = 0.0
-    b_ae, w_ae = fit_logistic(both[:, :1], target, even)
-    b_cl, w_cl = fit_logistic(both[:, 1:], target, even)
+    b, ae, cl = fit_rising(both, target, even)
+    b_ae, w_ae = fit_rising(both[:, :1], target, even)
+    b_cl, w_cl = fit_rising(both[:, 1:], target, even)
     return Calibration(
         knots,
         shares,

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE
 from services.scorer.registry import ModelRegistry
-from services.training import train
+from services.training import networks, train
 
 pytest.importorskip("tensorflow")
 
@@ -28,6 +29,53 @@ def test_two_trainings_with_one_seed_are_identical_and_can_be_served(
         assert one == two
     assert ModelRegistry(tmp_path / "one").load().metadata == made[0]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [made[0].version]
+
+
+def test_the_exported_classifier_is_the_mean_of_its_members() -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(2_000, 6)).astype(np.float32)
+    manipulated = (rows[:, 0] > 1.0).astype(np.float32)
+    members = [
+        networks.train_classifier(
+            rows,
+            manipulated,
+            (rows[:, 1] > 0).astype(np.int64),
+            np.ones(len(rows), np.float32),
+            networks.standardise(rows),
+            kinds=2,
+            seed=seed,
+            epochs=2,
+            progress=lambda _, __: None,
+            name=f"member_{seed}",
+        )
+        for seed in (1, 2)
+    ]
+    alone = [networks.run_tflite(networks.export(member), rows) for member in members]
+    assert np.abs(alone[0] - alone[1]).max() > 0.01
+    together = networks.run_tflite(networks.export(networks.mean_of(members)), rows)
+    np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-5)
+
+
+def test_data_for_the_calibration_only_is_not_learnt_from_and_is_named_in_the_command(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    lines = ["symbol,timestamp,open,high,low,close,volume,interval_seconds"]
+    for symbol in ("A", "B"):
+        close = 50.0 * np.exp(np.cumsum(rng.normal(0.0, 0.001, 3_000)))
+        for i, (price, volume) in enumerate(zip(close, rng.integers(100, 900, 3_000), strict=True)):
+            day, minute = divmod(i, 390)
+            time = f"2024-01-{day + 1:02d}T{14 + minute // 60}:{minute % 60:02d}:00Z"
+            lines.append(f"{symbol},{time},{price},{price * 1.001},{price * 0.999},{price},{volume},60")
+    minutes = tmp_path / "minutes.csv"
+    minutes.write_text("\n".join(lines) + "\n")
+    made = train.run(
+        ["bokeh"], tmp_path, [str(minutes)], seed=3, epochs=1, passes=1, members=1, console=Console(quiet=True)
+    )
+    assert len(made.calibration.length_knots) == 2
+    assert "60 s, 2024-01-01 to 2024-01-08 (minutes, for the calibration only)" in made.trained_on
+    assert made.trained_by.startswith(
+        "tapewatch train --data bokeh --calibration-data minutes.csv --seed 3 --epochs 1 --passes 1 --members 1 ("
+    )
+    assert made == ModelRegistry(tmp_path).load().metadata
 
 
 @pytest.mark.parametrize(

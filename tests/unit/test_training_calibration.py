@@ -54,6 +54,17 @@ def test_fitted_weights_recover_the_ones_that_made_the_labels() -> None:
     np.testing.assert_allclose(calibrate.fit_logistic(inputs, label, np.ones(40_000)), [-1.0, 2.0, 0.5], atol=0.1)
 
 
+def test_an_input_that_speaks_against_its_own_alarm_gets_no_say() -> None:
+    rng = np.random.default_rng(4)
+    inputs = rng.normal(size=(20_000, 2))
+    label = (rng.random(20_000) < logistic(inputs @ np.array([-1.0, 2.0]))).astype(float)
+    even = np.ones(20_000)
+    weights = calibrate.fit_rising(inputs, label, even)
+    assert weights[1] == 0.0
+    np.testing.assert_allclose(weights[[0, 2]], calibrate.fit_logistic(inputs[:, 1:], label, even))
+    np.testing.assert_array_equal(calibrate.fit_rising(inputs, label * 0.0 + (inputs.sum(axis=1) < 0), even)[1:], 0.0)
+
+
 def test_percentiles_rise_with_the_error_also_beyond_the_largest_seen() -> None:
     knots, shares = calibrate.error_knots(np.random.default_rng(3).gamma(2.0, size=20_000))
     flat = Logistic(0.0, 1.0, 1.0, (0.0,))
