@@ -58,6 +58,11 @@ proto: $(VENV)/.dev ## Regenerate the code that is made from the protos
 train: $(VENV)/.dev ## Train a model
 	$(BIN)/python -m services.training.train
 
+.PHONY: lambda-zip
+lambda-zip: $(VENV)/.dev ## Make the dispatch Lambda's zips, for arm64 and x86_64
+	$(BIN)/python deploy/lambda_zip.py --architecture arm64
+	$(BIN)/python deploy/lambda_zip.py --architecture x86_64
+
 .PHONY: tools
 tools: $(GOBIN)/grpcurl $(GOBIN)/versitygw $(addprefix $(SERVERS)/,ministack/.installed elasticmq/.installed dynamodb-local/.installed) ## Install the programs that the tests need and pip does not have
 

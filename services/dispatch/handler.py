@@ -1,19 +1,50 @@
 """AWS Lambda's entry point: `services.dispatch.handler.lambda_handler`, with an SQS FIFO queue as its event source.
 
 Wired on the first call of a warm environment and kept: channels, clients and the event loop live across invocations.
+boto3 takes as long to import as everything else together, so it waits for the first dead letter.
 """
 
 import asyncio
+import logging
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from services.dispatch.settings import DispatchSettings
 from services.pipeline.gateway_client import HEALTH_SERVICE, GatewayClient
 from services.pipeline.sqs_handler import SqsBatchHandler
 from services.pipeline.warm_pool import WarmPool
 from services.queue.open import open_queue
+from services.queue.ports import DeadLetter, DeadLetters
+from services.queue.settings import QueueSettings
 from services.runtime.channels import open_channel
 from services.runtime.telemetry import Telemetry
+
+SPARE_SECONDS = 1.0
+"""What is left of the function's time when it stops waiting, to answer before Lambda ends it."""
+
+_log = logging.getLogger(__name__)
+
+
+class LambdaContext(Protocol):
+    """What Lambda tells of an invocation."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Until Lambda ends it, milliseconds."""
+        ...
+
+
+class OpenedWhenNeeded:
+    """The configured queue's dead letters; the queue is opened with the first one."""
+
+    def __init__(self, settings: QueueSettings) -> None:
+        self._settings = settings
+        self._opened: DeadLetters | None = None
+
+    def send_dead_letter(self, letter: DeadLetter) -> None:
+        """Keep the letter."""
+        if self._opened is None:
+            self._opened = open_queue(self._settings)
+        self._opened.send_dead_letter(letter)
 
 
 class _Environment:
@@ -28,7 +59,16 @@ class _Environment:
     async def _wire(self, settings: DispatchSettings) -> SqsBatchHandler:
         channel = open_channel(settings.gateway_address, settings, health_service=HEALTH_SERVICE)
         pool = WarmPool(settings.pool, settings)
-        return SqsBatchHandler(pool, GatewayClient(channel), open_queue(settings), settings.queue_name)
+        return SqsBatchHandler(pool, GatewayClient(channel), OpenedWhenNeeded(settings), settings.queue_name)
+
+    async def process(self, event: dict[str, Any], seconds: float) -> dict[str, list[dict[str, str]]]:
+        """Process one event within the given time; what is not done by then comes again, and harms nobody."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.handler(event)
+        except TimeoutError:
+            _log.warning("%d messages come again: not done in %.1f s", len(event["Records"]), seconds)
+            return {"batchItemFailures": [{"itemIdentifier": record["messageId"]} for record in event["Records"]]}
 
 
 @cache
@@ -36,9 +76,10 @@ def _environment() -> _Environment:
     return _Environment()
 
 
-def lambda_handler(event: dict[str, Any], context: object) -> dict[str, list[dict[str, str]]]:
+def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, list[dict[str, str]]]:
     """Process one SQS event; answers `batchItemFailures`."""
     environment = _environment()
-    response = environment.loop.run_until_complete(environment.handler(event))
+    seconds = context.get_remaining_time_in_millis() / 1_000 - SPARE_SECONDS
+    response = environment.loop.run_until_complete(environment.process(event, seconds))
     environment.telemetry.flush()
     return response

@@ -50,8 +50,10 @@ def test_the_lambda_handler_scores_and_records(
         ]
     }
     code = (
-        "import json, sys; from services.dispatch.handler import lambda_handler; event = json.load(sys.stdin);"
-        "print(json.dumps([lambda_handler(event, None), lambda_handler(event, None)]))"
+        "import json, sys; from types import SimpleNamespace;"
+        "from services.dispatch.handler import lambda_handler; event = json.load(sys.stdin);"
+        "context = SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000);"
+        "print(json.dumps([lambda_handler(event, context), lambda_handler(event, context)]))"
     )
     environment = {**running_mesh.environment, "QUEUE_PATH": str(tmp_path / "queue.db")}
     done = subprocess.run(

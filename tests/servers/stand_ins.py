@@ -27,6 +27,7 @@ def ministack(folder: Path) -> Server:
         "GATEWAY_PORT": str(port),
         "MINISTACK_REGION": REGION,
         "LOG_LEVEL": "WARNING",
+        "PYTHONPATH": "",  # its Lambda functions have their zip, and nothing of this checkout
         "SFTP_ENABLED": "0",
         "IOT_MTLS_ENABLED": "0",
         "TMPDIR": str(folder),
