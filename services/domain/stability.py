@@ -90,9 +90,9 @@ class StabilityMonitor:
         self._sizes = [len(edges) + 1 for edges, _, _ in bounds]
         width = max(self._sizes, default=1)
         self._low, self._high = [low for _, low, _ in bounds], [high for _, _, high in bounds]
-        self._edges = np.full((len(against), width - 1), np.inf, dtype=np.float64)
+        self._edges = np.full((width - 1, len(against)), np.inf, dtype=np.float64)
         for i, (edges, _, _) in enumerate(bounds):
-            self._edges[i, : len(edges)] = edges
+            self._edges[: len(edges), i] = edges
         self._offsets = np.arange(len(against)) * width
         self._shape = (len(against), width)
         self._full: deque[NDArray[np.int64]] = deque(maxlen=BLOCKS - 1)
@@ -119,8 +119,10 @@ class StabilityMonitor:
         for part in (values[:room], values[room:]):
             if not len(part):
                 continue
-            bins = np.count_nonzero(part[:, :, None] > self._edges, axis=2)
-            counts = np.bincount((bins + self._offsets).ravel(), minlength=self._open.size)
+            bins = np.tile(self._offsets, (len(part), 1))
+            for edges in self._edges:  # edge by edge: several times faster than one comparison in three dimensions
+                bins += part > edges
+            counts = np.bincount(bins.ravel(), minlength=self._open.size)
             self._open += counts.reshape(self._shape)
             self._open_rows += len(part)
             if self._open_rows >= BLOCK_ROWS:
