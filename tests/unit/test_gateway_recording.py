@@ -110,7 +110,7 @@ async def test_detection_beyond_the_window_opens_another_alert(service: GatewayS
 
 async def test_typologies_symbols_and_tapes_have_alerts_of_their_own(service: GatewayService) -> None:
     ramp = scored(1, 0.9, typology=Typology.RAMPING)
-    await service.record([spike(0), ramp, spike(1, symbol="MSFT"), spike(1, tape="canary"), spike(2)])
+    await service.record([spike(0), ramp, spike(1, symbol="MSFT"), spike(1, tape="replay-1"), spike(2)])
     assert alerts(service) == [
         ("AAPL", "PRICE_SPIKE", 1, 0.9),
         ("AAPL", "PRICE_SPIKE", 2, 0.9),
