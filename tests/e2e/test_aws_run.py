@@ -4,9 +4,13 @@ import json
 import os
 import re
 import signal
+import tempfile
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import boto3
@@ -17,9 +21,10 @@ from services.gateway.dynamodb import DynamoDbStore
 from services.gateway.dynamodb_table import DynamoDbTable
 from services.gateway.ports import QuoteQuery
 from tests.e2e.processes import Mesh, alive
+from tests.servers import stand_ins
 from tests.servers.process import CREDENTIALS, REGION, Server
 
-FB_BARS = 196
+BARS, FB_BARS = 12_154, 196
 LAST_LINE = re.compile(
     r"tapewatch: published=(\d+) scored=(\d+) stored=(\d+) lost=(\d+) duplicated=(\d+) alerts=\d+ seconds=([\d.]+)"
 )
@@ -56,30 +61,27 @@ class Cloud:
         return [json.loads(line) for line in found.stdout.splitlines()]
 
 
-@pytest.fixture(params=["ministack", "elasticmq"])
-def cloud(
-    request: pytest.FixtureRequest,
-    dynamodb_local: Server,
-    versitygw: Server,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@contextmanager
+def deployed(
+    sqs: Server, dynamodb: Server, s3: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Cloud]:
+    """A queue, a table and a bucket on those servers, and a mesh that is told of them."""
     name = f"tapewatch-{uuid.uuid4().hex[:12]}"
     environment = CREDENTIALS | {
-        "AWS_ENDPOINT_URL_SQS": request.getfixturevalue(request.param).url,
-        "AWS_ENDPOINT_URL_DYNAMODB": dynamodb_local.url,
-        "AWS_ENDPOINT_URL_S3": versitygw.url,
+        "AWS_ENDPOINT_URL_SQS": sqs.url,
+        "AWS_ENDPOINT_URL_DYNAMODB": dynamodb.url,
+        "AWS_ENDPOINT_URL_S3": s3.url,
     }
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
-    sqs = boto3.client("sqs", region_name=REGION)
-    dead = sqs.create_queue(QueueName=f"{name}-dead.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
-    arn = sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    queues = boto3.client("sqs", region_name=REGION)
+    dead = queues.create_queue(QueueName=f"{name}-dead.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+    arn = queues.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 1_000})
     attributes = {"FifoQueue": "true", "RedrivePolicy": redrive, "VisibilityTimeout": VISIBILITY_SECONDS}
-    url = sqs.create_queue(QueueName=f"{name}.fifo", Attributes=attributes)["QueueUrl"]  # type: ignore[arg-type]
-    s3 = boto3.client("s3", region_name=REGION)
-    s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+    url = queues.create_queue(QueueName=f"{name}.fifo", Attributes=attributes)["QueueUrl"]  # type: ignore[arg-type]
+    buckets = boto3.client("s3", region_name=REGION)
+    buckets.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
     environment |= {
         "QUEUE_BACKEND": "sqs",
         "SQS_QUEUE_URL": url,
@@ -87,7 +89,7 @@ def cloud(
         "STORE_TABLE": name,
         "LAKE_URI": f"s3://{name}/lake",
     }
-    mesh = Mesh(tmp_path / "mesh", environment=environment)
+    mesh = Mesh(folder / "mesh", environment=environment)
     made = mesh.command("gateway", "create-table")
     assert made.returncode == 0, made.stderr
     try:
@@ -96,16 +98,50 @@ def cloud(
         mesh.stop()
 
 
+@pytest.fixture(params=["ministack", "elasticmq"])
+def cloud(
+    request: pytest.FixtureRequest,
+    dynamodb_local: Server,
+    versitygw: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Cloud]:
+    with deployed(request.getfixturevalue(request.param), dynamodb_local, versitygw, tmp_path, monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
+def fast_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where the machine has one: DynamoDB Local flushes each transaction to disk."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def seen_in_flight(cloud: Cloud) -> int:
+    """How much is in flight, once something is: what is killed next was at work."""
+    counts: list[int] = []
+
+    def any_in_flight() -> bool:
+        counts.append(cloud.in_flight())
+        return counts[-1] > 0
+
+    cloud.mesh.wait_for(any_in_flight, 30, "work in flight")
+    return counts[-1]
+
+
 def test_a_killed_gateway_loses_and_doubles_nothing(cloud: Cloud) -> None:
     mesh = cloud.mesh
     process = mesh.start("run", "--symbols", "FB")
     mesh.wait_for(lambda: "gateway" in mesh.pids(), 60, "the mesh")
     store = cloud.store()
     mesh.wait_for(lambda: store.last_quote() >= 20, 90, "the first recorded quotes")
-    mesh.wait_for(lambda: cloud.in_flight() > 0, 30, "work in flight")
     pid = mesh.pids()["gateway"]
+    in_flight, recorded = seen_in_flight(cloud), store.last_quote()
     os.kill(pid, signal.SIGKILL)
-    in_flight, recorded = cloud.in_flight(), store.last_quote()
     mesh.wait_for(lambda: mesh.pids()["gateway"] != pid, 30, "the gateway started again")
     output, _ = process.communicate(timeout=200)
 
@@ -115,7 +151,6 @@ def test_a_killed_gateway_loses_and_doubles_nothing(cloud: Cloud) -> None:
     published, scored, stored, lost, duplicated = (int(number) for number in match.groups()[:5])
     assert (published, scored, stored, lost, duplicated) == (FB_BARS, FB_BARS, FB_BARS, 0, 0), output
     assert 20 <= recorded < FB_BARS, "the gateway was killed too late"
-    assert in_flight > 0, "the kill hit nothing"
     assert not any(alive(number) for number in mesh.pids().values())
 
     kept = store.quotes_after(0, 1_000)
@@ -152,3 +187,50 @@ def test_the_lake_on_s3_is_replayed_through_the_mesh(cloud: Cloud) -> None:
     for before, after in zip(first, replayed(), strict=True):
         assert before.scored.score.ensemble == pytest.approx(after.scored.score.ensemble, abs=SCORE_TOLERANCE)
     store.close()
+
+
+@pytest.mark.timeout(500)
+def test_the_whole_tape_while_processes_are_killed_and_servers_restart(
+    elasticmq: Server, tmp_path: Path, fast_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dynamodb = stand_ins.dynamodb_local(fast_folder / "dynamodb", durable=True).start()
+    s3 = stand_ins.versitygw(tmp_path / "s3").start()
+    try:
+        with deployed(elasticmq, dynamodb, s3, tmp_path, monkeypatch) as cloud:
+            mesh, store = cloud.mesh, cloud.store()
+            process = mesh.start("run")
+            mesh.wait_for(lambda: store.last_quote() > 0, 90, "the first recorded quote")
+            in_flight = {}
+            for number, victim in enumerate(("gateway", "dispatch", "scorer"), 1):
+                mesh.wait_for(lambda n=number: store.last_quote() >= n * 2_000, 120, "recorded quotes")  # type: ignore[misc]
+                pid = mesh.pids()[victim]
+                in_flight[victim] = seen_in_flight(cloud)
+                os.kill(pid, signal.SIGKILL)
+                mesh.wait_for(lambda v=victim, p=pid: mesh.pids()[v] != p, 30, f"{victim} again")  # type: ignore[misc]
+            mesh.wait_for(lambda: store.last_quote() >= 8_000, 120, "recorded quotes")
+            in_flight["dynamodb"] = seen_in_flight(cloud)
+            for server in (dynamodb, s3):
+                server.stop()
+                server.start()
+            output, _ = process.communicate(timeout=300)
+
+            assert process.returncode == 0, output
+            assert re.search(rf"published={BARS} scored={BARS} stored={BARS} lost=0 duplicated=0", output), output
+            order: dict[str, list[datetime]] = defaultdict(list)
+            again = 0
+            for start in range(0, BARS, 1_000):
+                for recorded in store.quotes_after(start, 1_000):
+                    order[recorded.scored.quote.symbol].append(recorded.scored.quote.event_time)
+                    again += recorded.record_count > 1
+            assert sum(len(times) for times in order.values()) == BARS
+            assert all(times == sorted(set(times)) for times in order.values()), "order per symbol"
+            waited = re.findall(r"(\d+) messages wait", (mesh.folder / "logs" / "dispatch.log").read_text())
+            assert waited or again, "no message was delivered twice: the kills hit nothing"
+            (counted,) = cloud.lake_rows("SELECT count(*) AS n, count(DISTINCT quote_id) AS d FROM quotes")
+            assert counted == {"n": BARS, "d": BARS}
+            store.close()
+            returned = sum(int(count) for count in waited)
+            print(f"in flight {in_flight}, returned {returned}, recorded again {again}; {output.splitlines()[-1]}")
+    finally:
+        dynamodb.stop()
+        s3.stop()

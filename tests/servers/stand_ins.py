@@ -53,14 +53,16 @@ def elasticmq(folder: Path) -> Server:
     return Server([*command, "-cp", f"{jars}/*", "org.elasticmq.server.Main"], port, folder / "elasticmq.log")
 
 
-def dynamodb_local(folder: Path) -> Server:
-    """AWS's own DynamoDB for developers, in memory."""
+def dynamodb_local(folder: Path, *, durable: bool = False) -> Server:
+    """AWS's own DynamoDB for developers, in memory; `durable` keeps its tables in the folder over a restart."""
     jars = installed(INSTALLED / "dynamodb-local" / ".installed").parent
     port = free_port()
     command = [_java(), _HEAP, f"-Djava.library.path={jars}", "-cp", f"{jars}/*"]
     main = "software.amazon.dynamodb.services.local.main.ServerRunner"
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = ["-dbPath", str(folder)] if durable else ["-inMemory"]
     return Server(
-        [*command, main, "-inMemory", "-sharedDb", "-disableTelemetry", "-port", str(port)],
+        [*command, main, *storage, "-sharedDb", "-disableTelemetry", "-port", str(port)],
         port,
         folder / "dynamodb-local.log",
     )
