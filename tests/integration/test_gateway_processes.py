@@ -1,4 +1,4 @@
-"""Gateways as processes on one file, killed without warning: nothing lost, nothing twice, no gap in the watch."""
+"""Gateways as processes on one store, killed without warning: nothing lost, nothing twice, no gap in the watch."""
 
 import asyncio
 import os
@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ import pytest
 
 from services.domain.score import ScoredQuote
 from services.domain.typology import Typology
-from services.gateway.ports import AlertQuery, Archived, DetectionQuery
+from services.gateway.dynamodb import DynamoDbStore
+from services.gateway.dynamodb_table import DynamoDbTable
+from services.gateway.ports import AlertQuery, Archived, DetectionQuery, Store
 from services.gateway.sqlite import SqliteStore
 from services.wire.quote import quote_to_proto
 from services.wire.score import score_to_proto
@@ -27,6 +30,7 @@ from tapewatch.gateway.v1 import alert_service_pb2, detection_service_pb2
 from tapewatch.gateway.v1.alert_service_pb2_grpc import AlertServiceStub
 from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
 from tests.gateway_quotes import scored
+from tests.servers.process import CREDENTIALS, REGION
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYMBOLS = ("AAPL", "IBM", "MSFT")
@@ -191,9 +195,26 @@ class Play:
             victim.start()
 
 
+@pytest.fixture(params=["sqlite", "dynamodb_local"])
+def open_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Store]:
+    """Opens the store that the gateways are told to use."""
+    if request.param == "sqlite":
+        return lambda: SqliteStore(tmp_path / "store.db")
+    name = f"tapewatch-{uuid.uuid4().hex[:12]}"
+    endpoint = request.getfixturevalue(request.param).url
+    settings = {"STORE_BACKEND": "dynamodb", "STORE_TABLE": name, "AWS_ENDPOINT_URL_DYNAMODB": endpoint}
+    for variable, value in (CREDENTIALS | settings).items():
+        monkeypatch.setenv(variable, value)
+    table = DynamoDbTable.connect(name, REGION)
+    table.create()
+    return lambda: DynamoDbStore(table)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
-async def test_killed_gateways_lose_and_double_nothing(tmp_path: Path, replicas: int) -> None:
+async def test_killed_gateways_lose_and_double_nothing(
+    tmp_path: Path, replicas: int, open_store: Callable[[], Store]
+) -> None:
     total = QUOTES_PER_SYMBOL * len(SYMBOLS)
     detections = total // DETECTION_EVERY
     with processes(tmp_path, replicas) as gateways:
@@ -214,7 +235,7 @@ async def test_killed_gateways_lose_and_double_nothing(tmp_path: Path, replicas:
     assert play.seen == list(range(1, detections + 1)), "the watch has neither gaps nor repeats"
     assert play.connections > KILLS
 
-    store = SqliteStore(tmp_path / "store.db")
+    store = open_store()
     kept = store.quotes_after(0, total + 1)
     assert [r.sequence for r in kept] == list(range(1, total + 1))
     expected = {s.quote.quote_id: s for s in (item(sym, m) for sym in SYMBOLS for m in range(QUOTES_PER_SYMBOL))}
