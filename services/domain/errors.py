@@ -72,8 +72,8 @@ class PredecessorFailedError(TapewatchError):
 
     retryable = True
 
-    def __init__(self, quote_id: str) -> None:
-        super().__init__(f"not tried, because {quote_id} before it failed", quote_id=quote_id)
+    def __init__(self, quote_id: str, why: str = "failed") -> None:
+        super().__init__(f"not tried, because {quote_id} before it {why}", quote_id=quote_id)
 
 
 class ModelUnusableError(TapewatchError):

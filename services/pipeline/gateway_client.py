@@ -9,7 +9,7 @@ from services.domain.errors import TapewatchError
 from services.domain.quote import Quote, Series
 from services.domain.score import ScoredQuote
 from services.pipeline.ports import Cursors, RecordOutcome
-from services.runtime.errors import error_from_rpc, error_from_status
+from services.runtime.errors import error_from_status, unavailable_from_rpc
 from services.wire.quote import cursors_from_proto, quote_from_proto, quote_to_proto, series_to_proto
 from services.wire.score import score_to_proto
 from services.wire.time import timestamp_to_proto
@@ -33,7 +33,7 @@ class GatewayClient:
         try:
             response = await self._detections.GetCursors(request)
         except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, PEER) from error
+            raise unavailable_from_rpc(error, PEER) from error
         return cursors_from_proto(response.cursors)
 
     async def record(self, items: Sequence[ScoredQuote]) -> list[RecordOutcome | TapewatchError]:
@@ -44,7 +44,7 @@ class GatewayClient:
         try:
             response = await self._detections.RecordScores(request)
         except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, PEER) from error
+            raise unavailable_from_rpc(error, PEER) from error
         return [
             RecordOutcome(result.recorded.outcome)
             if result.WhichOneof("outcome") == "recorded"
@@ -68,7 +68,7 @@ class GatewayClient:
             try:
                 response = await self._detections.ListQuotes(request)
             except grpc.aio.AioRpcError as error:
-                raise error_from_rpc(error, PEER) from error
+                raise unavailable_from_rpc(error, PEER) from error
             for recorded in response.quotes:
                 quote = quote_from_proto(recorded.quote)
                 known = newest.get(quote.event_time)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
 
 import grpc
 
@@ -14,7 +15,7 @@ from services.domain.quote import Quote, Series
 from services.domain.score import Score
 from services.pipeline.ports import Cursors
 from services.runtime.channels import open_channel
-from services.runtime.errors import error_from_rpc, error_from_status
+from services.runtime.errors import error_from_status, unavailable_from_rpc
 from services.runtime.health import channel_serving
 from services.runtime.settings import ClientSettings
 from services.wire.quote import cursors_to_proto, quote_to_proto
@@ -30,7 +31,8 @@ REST_SECONDS = 1.0
 """How long a scorer that failed is passed over while others are there."""
 
 
-def rank(series: Series, addresses: Sequence[str]) -> list[str]:
+@lru_cache(maxsize=50_000)
+def rank(series: Series, addresses: tuple[str, ...]) -> list[str]:
     """The addresses from best to worst for a series, by rendezvous hash: one that leaves moves only its own series.
 
     Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998.
@@ -47,11 +49,10 @@ class WarmPool:
         self._channels = {a: open_channel(a, settings, health_service=HEALTH_SERVICE) for a in addresses}
         self._stubs = {a: ScorerServiceStub(channel) for a, channel in self._channels.items()}
         self._rests_until = dict.fromkeys(addresses, 0.0)
-        self._ranks: dict[Series, list[str]] = {}
 
     def route(self, series: Series) -> str:
         """The scorer for a series: its best one that is not resting after a failure, or its best one."""
-        ranked = self._ranks.setdefault(series, rank(series, self.addresses))
+        ranked = rank(series, self.addresses)
         now = time.monotonic()
         return next((address for address in ranked if self._rests_until[address] <= now), ranked[0])
 
@@ -88,7 +89,7 @@ class WarmPool:
                     )
         except grpc.aio.AioRpcError as error:
             self._rests_until[address] = time.monotonic() + REST_SECONDS
-            failure = error_from_rpc(error, peer)
+            failure = unavailable_from_rpc(error, peer)
         for quote in quotes:
             results.setdefault(quote.quote_id, failure)
         return results

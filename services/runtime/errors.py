@@ -97,6 +97,14 @@ def error_from_rpc(error: grpc.aio.AioRpcError, peer: str) -> TapewatchError:
     return domain.DependencyUnavailableError(peer, f"{error.code().name}: {details}")
 
 
+def unavailable_from_rpc(error: grpc.aio.AioRpcError, peer: str) -> domain.DependencyUnavailableError:
+    """A failed call between our services. Whatever its code: a whole call that fails says nothing of a single item.
+
+    A refused batch (two versions that disagree, say) must wait for repair, not drain into the dead-letter queue.
+    """
+    return domain.DependencyUnavailableError(peer, f"{error.code().name}: {error.details() or 'no details'}")
+
+
 def is_transient(code: grpc.StatusCode) -> bool:
     """Whether the same call may succeed later."""
     return code in _TRANSIENT

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from services.domain.errors import (
     DependencyUnavailableError,
+    FieldViolation,
     InvalidQuoteError,
     PredecessorFailedError,
     TapewatchError,
@@ -32,7 +33,10 @@ from services.scorer.ports import Model
 _log = logging.getLogger(__name__)
 Result = Score | TapewatchError
 HISTORY_QUOTES = WINDOW - 1
-MAX_HELD_SERIES = 50_000
+MAX_HELD_SERIES = 20_000
+"""Some 5 KB each."""
+
+_LOCKS = 1_024
 
 
 def _utc_now() -> datetime:
@@ -64,7 +68,7 @@ class StreamProgress:
     """How far one caller's stream has brought each series: what a later request of the stream continues from."""
 
     def __init__(self) -> None:
-        self.last_event_time: dict[Series, datetime] = {}
+        self.held: dict[Series, HeldSeries] = {}
 
 
 class ScoringService:
@@ -87,7 +91,7 @@ class ScoringService:
         self._fallback = fallback
         self._clock = clock
         self._held: dict[Series, HeldSeries] = {}
-        self._locks: defaultdict[Series, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks = [asyncio.Lock() for _ in range(_LOCKS)]
         self._batcher: MicroBatcher[_About, _Judged] = MicroBatcher(self._judge)
         self.rebuilds = 0
 
@@ -118,8 +122,8 @@ class ScoringService:
             else:
                 by_series[quote.series].append(i)
         async with AsyncExitStack() as stack:
-            for series in sorted(by_series, key=lambda s: s.key):  # one order for all callers: no deadlock
-                await stack.enter_async_context(self._locks[series])
+            for stripe in sorted({hash(series) % _LOCKS for series in by_series}):  # one order for all: no deadlock
+                await stack.enter_async_context(self._locks[stripe])
             parts = await asyncio.gather(
                 *(
                     self._prepare(series, [quotes[i] for i in indices], cursors, progress)
@@ -134,10 +138,11 @@ class ScoringService:
                 for i, score in zip(indices, judged[series], strict=False):
                     results[i] = score
                 for i in indices[len(part.quotes) :]:
-                    results[i] = PredecessorFailedError(part.quotes[-1].quote_id)
-                self._keep(series, part.after)
+                    results[i] = PredecessorFailedError(part.quotes[-1].quote_id, "has a later event_time")
+                if part.keeps:
+                    self._keep(series, part.after)
                 if progress is not None:
-                    progress.last_event_time[series] = part.quotes[-1].event_time
+                    progress.held[series] = part.after
         return [results[i] for i in range(len(quotes))]
 
     async def score_one(self, quote: Quote, history: Sequence[Quote] | None) -> Score:
@@ -149,12 +154,15 @@ class ScoringService:
         for given in (*(history or ()), quote):
             if found := violations(given, now):
                 raise InvalidQuoteError(found, quote_id=given.quote_id)
+            if given.series != quote.series:
+                violation = FieldViolation("history", f"{given.quote_id} is not of the series {quote.series.key}")
+                raise InvalidQuoteError([violation], quote_id=given.quote_id)
         if history:
             ordered = sorted(history, key=lambda q: (q.event_time, q.revision))
             held = HeldSeries.from_history([q for q in ordered if q.event_time < quote.event_time])
         else:
             held = await self._rebuild(quote.series, quote.event_time)
-        prepared = _Prepared.make(quote.series, held, [quote])
+        prepared = _Prepared.make(quote.series, held, [quote], keeps=False)
         return (await self._judge_parts([prepared]))[quote.series][0]
 
     async def _prepare(
@@ -164,20 +172,19 @@ class ScoringService:
         while in_order < len(quotes) and quotes[in_order].event_time >= quotes[in_order - 1].event_time:
             in_order += 1
         first = quotes[0].event_time
+        continued = progress.held.get(series) if progress is not None else None
+        if continued is not None and continued.last_event_time is not None and continued.last_event_time <= first:
+            return _Prepared.make(series, continued, quotes[:in_order], keeps=False)
+        cursor = cursors.get(series)
+        # What comes again, perhaps with other values, is not what the gateway keeps: its state must not stay.
+        new = series in cursors and (cursor is None or cursor < first)
         held = self._held.get(series, HeldSeries())
-        continued = progress.last_event_time.get(series) if progress is not None else None
-        if continued is not None:
-            if held.last_event_time != continued or first < continued:
-                return DependencyUnavailableError("scorer", f"another stream moved {series.key}; send its quotes again")
-        else:
-            cursor = cursors.get(series)
-            known = series in cursors and (cursor is None or cursor < first)
-            if not known or held.last_event_time != cursor:
-                try:
-                    held = await self._rebuild(series, first)
-                except DependencyUnavailableError as error:
-                    return error
-        return _Prepared.make(series, held, quotes[:in_order])
+        if not new or held.last_event_time != cursor:
+            try:
+                held = await self._rebuild(series, first)
+            except DependencyUnavailableError as error:
+                return error
+        return _Prepared.make(series, held, quotes[:in_order], keeps=new)
 
     async def _rebuild(self, series: Series, before: datetime) -> HeldSeries:
         self.rebuilds += 1
@@ -195,10 +202,7 @@ class ScoringService:
         self._held.pop(series, None)
         self._held[series] = held  # newest last, so that the first is the longest unused
         if len(self._held) > MAX_HELD_SERIES:
-            oldest = next(iter(self._held))
-            del self._held[oldest]
-            if not self._locks[oldest].locked():
-                del self._locks[oldest]
+            del self._held[next(iter(self._held))]
 
     async def _judge_parts(self, parts: Sequence["_Prepared"]) -> dict[Series, list[Score]]:
         if not parts:
@@ -246,7 +250,7 @@ class ScoringService:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A series' quotes with their windows and the state that they leave."""
+    """A series' quotes with their windows and the state they leave; `keeps` when later batches may go on from it."""
 
     series: Series
     quotes: list[Quote]
@@ -254,11 +258,12 @@ class _Prepared:
     after: HeldSeries
     limits: list[tuple[Quality, ...]]
     histories: list[int]
+    keeps: bool
 
     @classmethod
-    def make(cls, series: Series, held: HeldSeries, quotes: list[Quote]) -> "_Prepared":
+    def make(cls, series: Series, held: HeldSeries, quotes: list[Quote], *, keeps: bool) -> "_Prepared":
         after, limits, histories = held.extended(quotes)
-        return cls(series, quotes, held.state.windows(quotes), after, limits, histories)
+        return cls(series, quotes, held.state.windows(quotes), after, limits, histories, keeps)
 
 
 def _results(model: Model, features: NDArray[np.float32], found: Judgements) -> list[_Judged]:

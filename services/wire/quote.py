@@ -65,7 +65,7 @@ def quote_from_proto(message: pb.Quote) -> Quote:
         event_time = timestamp_from_proto(message.event_time)
         ingest_time = optional_timestamp(message, "ingest_time")
     except (OverflowError, ValueError):
-        wrong.append(FieldViolation("event_time", "lies outside years 1 to 9999"))
+        wrong.append(FieldViolation("event_time", "is no time within years 1 to 9999"))
     if wrong:
         raise InvalidQuoteError(wrong, quote_id=message.quote_id)
     quote = Quote(
@@ -144,7 +144,12 @@ def cursors_from_proto(messages: Iterable[pb.Cursor]) -> dict[Series, datetime |
 
     Raises: InvalidRequestError when one names no symbol.
     """
-    return {
-        series_from_proto(message.series, f"cursors[{i}].series"): optional_timestamp(message, "last_event_time")
-        for i, message in enumerate(messages)
-    }
+    cursors = {}
+    for i, message in enumerate(messages):
+        series = series_from_proto(message.series, f"cursors[{i}].series")
+        try:
+            cursors[series] = optional_timestamp(message, "last_event_time")
+        except (OverflowError, ValueError) as error:
+            violation = FieldViolation(f"cursors[{i}].last_event_time", "is no time within years 1 to 9999")
+            raise InvalidRequestError([violation]) from error
+    return cursors

@@ -20,8 +20,10 @@ def timestamp_to_proto(moment: datetime) -> Timestamp:
 def timestamp_from_proto(stamp: Timestamp) -> datetime:
     """A Timestamp as an aware datetime in UTC, cut to microseconds.
 
-    Raises: OverflowError or ValueError outside years 1 to 9999.
+    Raises: OverflowError or ValueError outside years 1 to 9999, or when nanos are not within a second.
     """
+    if not 0 <= stamp.nanos < 1_000_000_000:
+        raise ValueError(f"{stamp.nanos} nanos are not within a second")
     return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1_000)
 
 

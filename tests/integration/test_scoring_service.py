@@ -1,5 +1,6 @@
 """The scoring service with the shipped model: however quotes come, a quote gets one and the same score."""
 
+import dataclasses
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -130,8 +131,6 @@ async def test_a_revision_takes_its_bars_place() -> None:
     history = Recorded()
     service = ScoringService(MODEL, history)
     await score_and_record(service, history, BARS[:100])
-    import dataclasses
-
     revised = dataclasses.replace(BARS[99], revision=1)
     (score,) = await score_and_record(service, history, [revised])
     before = (await reference())[BARS[99].quote_id]
@@ -161,16 +160,38 @@ async def test_without_history_only_the_series_that_need_it_wait() -> None:
     assert [type(r) for r in results] == [Score, DependencyUnavailableError]
 
 
-async def test_a_stream_continues_and_notices_another_stream() -> None:
+async def test_a_stream_continues_from_its_own_quotes_whatever_others_send() -> None:
+    expected = await reference()
     service = ScoringService(MODEL, Recorded())
     mine, other = StreamProgress(), StreamProgress()
     series = BARS[0].series
-    await service.score(BARS[:10], {series: None}, mine)
-    results = await service.score(BARS[10:20], {}, mine)
-    assert all(isinstance(result, Score) for result in results)
+    await service.score(BARS[:80], {series: None}, mine)
     await service.score(BARS[:5], {series: None}, other)
-    results = await service.score(BARS[20:22], {}, mine)
-    assert all(isinstance(result, DependencyUnavailableError) for result in results)
+    for score in await service.score(BARS[80:100], {}, mine):
+        assert isinstance(score, Score)
+        assert close(score, expected[score.quote_id])
+
+
+async def test_what_comes_again_with_other_values_leaves_no_trace() -> None:
+    """The gateway keeps the first values; so must the state."""
+    expected = await reference()
+    history = Recorded()
+    service = ScoringService(MODEL, history)
+    await score_and_record(service, history, BARS[:100])
+    changed = dataclasses.replace(BARS[99], close=BARS[99].high, volume=9 * BARS[99].volume)
+    await score_and_record(service, history, [changed])
+    (score,) = await score_and_record(service, history, [BARS[100]])
+    assert close(score, expected[BARS[100].quote_id])
+
+
+async def test_scores_asked_for_without_a_cursor_leave_no_trace() -> None:
+    expected = await reference()
+    history = Recorded()
+    service = ScoringService(MODEL, history)
+    await score_and_record(service, history, BARS[:100])
+    await service.score([dataclasses.replace(BARS[100], close=BARS[100].high)], {})
+    for score in await score_and_record(service, history, BARS[100:110]):
+        assert close(score, expected[score.quote_id])
 
 
 async def test_quality_says_what_limits_a_score() -> None:
