@@ -90,6 +90,38 @@ def _queue() -> Finding:
     return Finding("queue", "ok", detail)
 
 
+def _store(folder: Path) -> Finding:
+    from services.gateway.main import open_store
+    from services.gateway.settings import GatewaySettings
+
+    configured = GatewaySettings()
+    if configured.store_backend == "sqlite":
+        return Finding("store", "ok", f"sqlite: {os.environ.get('STORE_PATH') or folder / 'store.db'}")
+    try:
+        store = open_store(configured)
+        quotes, changes = store.last_quote(), store.last_change()
+        store.close()
+    except TapewatchError as error:
+        return Finding("store", "bad", error.message)
+    return Finding("store", "ok", f"dynamodb: {configured.store_table}, {quotes:,} quotes, {changes:,} alert changes")
+
+
+def _lake(folder: Path) -> Finding:
+    from services.archive.filesystem import explain, open_filesystem
+
+    location = os.environ.get("LAKE_URI") or str(folder / "lake")
+    if location == "none":
+        return Finding("lake", "off", "LAKE_URI=none: nothing is archived")
+    try:
+        filesystem, root = open_filesystem(location, "LAKE_URI")
+        filesystem.get_file_info(root)
+    except TapewatchError as error:
+        return Finding("lake", "bad", error.message)
+    except OSError as error:
+        return Finding("lake", "bad", explain(error, location))
+    return Finding("lake", "ok", location)
+
+
 async def _service(name: str, address: str, settings: MeshSettings) -> Finding:
     if await address_serving(address, settings, timeout_seconds=1.0):
         return Finding(name, "ok", f"serving at {address}")
@@ -99,7 +131,12 @@ async def _service(name: str, address: str, settings: MeshSettings) -> Finding:
 async def examine(settings: MeshSettings) -> list[Finding]:
     """Every check."""
     os.environ.setdefault("QUEUE_PATH", str(settings.tapewatch_dir / "queue.db"))
-    checks: list[Callable[[], Finding]] = [lambda: _model(settings.tapewatch_dir), _queue]
+    checks: list[Callable[[], Finding]] = [
+        lambda: _model(settings.tapewatch_dir),
+        _queue,
+        lambda: _store(settings.tapewatch_dir),
+        lambda: _lake(settings.tapewatch_dir),
+    ]
     services: list[Awaitable[Finding]] = [
         _service(name, address, settings)
         for name, address in (

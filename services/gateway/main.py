@@ -26,7 +26,7 @@ from tapewatch.gateway.v1.detection_service_pb2_grpc import add_DetectionService
 _log = logging.getLogger(__name__)
 
 
-def _open_store(settings: GatewaySettings) -> Store:
+def open_store(settings: GatewaySettings) -> Store:
     """The configured store. Raises: NotConfiguredError or DependencyUnavailableError when it cannot be used."""
     if settings.store_backend == "sqlite":
         return SqliteStore(settings.store_path, synchronous=settings.store_synchronous)
@@ -55,7 +55,7 @@ def _write_the_rest(archiver: Archiver) -> None:
 
 async def build(lifetime: Lifetime, settings: GatewaySettings) -> Sequence[Mount]:
     """Wire the store, the lake and the servicers."""
-    store = await asyncio.to_thread(_open_store, settings)
+    store = await asyncio.to_thread(open_store, settings)
     lifetime.on_close(store.close)
     if settings.lake:
         lake = FileSystemLake(settings.lake)

@@ -170,6 +170,13 @@ def test_the_lake_on_s3_is_replayed_through_the_mesh(cloud: Cloud) -> None:
     mesh = cloud.mesh
     output, _ = mesh.start("run", "--symbols", "FB").communicate(timeout=200)
     assert f"stored={FB_BARS} lost=0" in output
+    examined = mesh.command("doctor")
+    assert examined.returncode == 0, examined.stdout
+    for found in ("sqs: 0 ready", f"dynamodb: {cloud.table}, {FB_BARS} quotes", cloud.lake):
+        assert found in examined.stdout
+    wrong = mesh.command("doctor", STORE_TABLE="tapewatch-nothing", AWS_ENDPOINT_URL_S3="http://127.0.0.1:9")
+    assert wrong.returncode == 1
+    assert "there is no table at tapewatch-nothing in eu-central-1" in " ".join(wrong.stdout.split())
     (mesh.folder / "bars.csv").write_text("symbol,timestamp,open,high,low,close,volume\nXYZ,2024-01-02,1,1,1,1,5\n")
     mesh.start("up", "--source", "csv", "--from", str(mesh.folder / "bars.csv"))
     mesh.wait_serving()
