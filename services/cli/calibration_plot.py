@@ -48,7 +48,7 @@ def save_plot(path: Path, curve: TradeOff, unit: str, chosen: float, served: flo
     try:
         import matplotlib
     except ImportError:
-        raise NotConfiguredError("the plot", "up matplotlib: pip install 'tapewatch[plot]'") from None
+        raise NotConfiguredError("the plot", "up matplotlib: pip install -e '.[plot]'") from None
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 

@@ -52,7 +52,7 @@ def _draw(load: Load, prices: Prices, path: Path) -> None:
         matplotlib.use("Agg")
         from matplotlib import pyplot
     except ImportError as error:
-        raise NotConfiguredError("the plot needs matplotlib, which", "it up: pip install 'tapewatch[train]'") from error
+        raise NotConfiguredError("the plot needs matplotlib, which", "it up: pip install -e '.[train]'") from error
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for name, design in DESIGNS.items():
         axes.loglog(_SYMBOLS, [total(design, replace(load, symbols=n), prices) for n in _SYMBOLS], label=name)

@@ -19,11 +19,11 @@ from services.runtime.health import address_serving
 
 _SUPPORTED = ((3, 11), (3, 13))
 _OPTIONAL = (
-    ("yfinance", "live quotes from Yahoo Finance", "pip install 'tapewatch[yahoo]'"),
-    ("boto3", "the AWS adapters", "pip install 'tapewatch[aws]'"),
-    ("duckdb", "SQL over the lake", "pip install 'tapewatch[lake]'"),
-    ("matplotlib", "the plot of tapewatch calibrate", "pip install 'tapewatch[plot]'"),
-    ("tensorflow", "training models", "pip install 'tapewatch[train]'"),
+    ("yfinance", "live quotes from Yahoo Finance", "pip install -e '.[yahoo]'"),
+    ("boto3", "the AWS adapters", "pip install -e '.[aws]'"),
+    ("duckdb", "SQL over the lake", "pip install -e '.[lake]'"),
+    ("matplotlib", "the plot of tapewatch calibrate", "pip install -e '.[plot]'"),
+    ("tensorflow", "training models", "pip install -e '.[train]'"),
 )
 
 

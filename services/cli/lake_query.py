@@ -35,7 +35,7 @@ def open_lake(location: str) -> "duckdb.DuckDBPyConnection":
     try:
         import duckdb
     except ImportError as error:
-        raise NotConfiguredError("DuckDB, which queries the lake,", "it up: pip install 'tapewatch[lake]'") from error
+        raise NotConfiguredError("DuckDB, which queries the lake,", "it up: pip install -e '.[lake]'") from error
     filesystem, root = open_filesystem(location, "LAKE_URI")
     connection = duckdb.connect(":memory:", config={"enable_external_access": "false"})
     for name, schema in TABLES.items():

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from services.cli.settings import MeshSettings
+from services.domain.errors import TapewatchError
 from services.domain.threshold import PER_500_SYMBOL_DAYS, PER_DAY
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISCONFIGURED
+from services.runtime.settings import PATTERN_WORDS
 
 app = typer.Typer(
     name="tapewatch",
@@ -411,7 +413,11 @@ def main() -> None:
     except ValidationError as error:
         for wrong in error.errors():
             name = ".".join(str(part) for part in wrong["loc"]).upper()
-            print(f"tapewatch: {name}={wrong['input']!r}: {wrong['msg']}", file=sys.stderr)
+            wanted = PATTERN_WORDS.get(wrong.get("ctx", {}).get("pattern", ""), wrong["msg"])
+            print(f"tapewatch: {name}={wrong['input']!r}: {wanted}", file=sys.stderr)
+        raise SystemExit(EXIT_MISCONFIGURED) from None
+    except (TapewatchError, OSError) as error:
+        print(f"tapewatch: {getattr(error, 'message', error)}", file=sys.stderr)
         raise SystemExit(EXIT_MISCONFIGURED) from None
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None

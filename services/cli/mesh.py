@@ -21,6 +21,7 @@ from services.runtime.health import address_serving
 _log = logging.getLogger(__name__)
 PROCESSES_FILE = "processes.json"
 _POLL_SECONDS = 0.1
+_LOG_BYTES = 10 * 1024 * 1024
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _LONGEST_RESTART_PAUSE_SECONDS = 5.0
@@ -45,6 +46,8 @@ class Process:
     def start(self) -> None:
         """Start it in a session of its own: Ctrl-C reaches the command only, which stops the mesh in order."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", "services.cli.main", *self.command],
@@ -85,12 +88,13 @@ def _processes(
         "INGEST_PATH": str(folder / "ingest.db"),
         "LAKE_URI": str(folder / "lake"),
         "THRESHOLD_FILE": str(folder / THRESHOLD_FILE),
+    }
+    shared = {name: os.environ.get(name, value) for name, value in shared.items()} | {
         "INGEST_ADDRESS": settings.ingest_address,
         "GATEWAY_ADDRESS": settings.gateway_address,
         "SCORER_ADDRESSES": ",".join(pool),
         "EXIT_WITH_PARENT": "true",
     }
-    shared = {name: os.environ.get(name, value) for name, value in shared.items()}
 
     def process(name: str, service: str, address: str, extra: Mapping[str, str] | None = None) -> Process:
         host, _, port = address.rpartition(":")
@@ -139,11 +143,12 @@ class Mesh:
         try:
             await asyncio.wait_for(asyncio.gather(*(self._ready(p) for p in self.processes)), _START_SECONDS)
         except (TimeoutError, MeshFailedError) as error:
+            late = [p for p in self.processes if not await address_serving(p.address, self._settings, 1.0)]
+            late = late or self.processes
             await self.stop()
             if isinstance(error, MeshFailedError):
                 raise
-            late = next(p for p in self.processes)
-            raise MeshFailedError(late, f"the mesh was not serving after {_START_SECONDS:.0f} s") from error
+            raise MeshFailedError(late[0], f"was not serving after {_START_SECONDS:.0f} s") from error
 
     def _note_processes(self) -> None:
         """Keep names and process ids in the folder, for operators and for tests that kill."""

@@ -23,7 +23,7 @@ from services.cli.watch import changes
 from services.domain.errors import DependencyUnavailableError, TapewatchError
 from services.domain.quote import LIVE_TAPE, format_time
 from services.runtime.channels import open_channel
-from services.runtime.errors import error_from_rpc
+from services.runtime.errors import error_from_rpc, is_transient
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from services.wire.time import timestamp_from_proto
 from tapewatch.dispatch.v1 import dispatch_service_pb2
@@ -204,6 +204,31 @@ async def _follow_replay(
     return None
 
 
+async def _tally(
+    observer: _Observer,
+    mesh: Mesh,
+    tape: str,
+    keys: Sequence[str],
+    replay: replay_pb2.Replay,
+    stopping: asyncio.Event,
+) -> Tally | None:
+    """The tally, however often the gateway has to be started again meanwhile; None when stopped before.
+
+    Raises: MeshFailedError; DependencyUnavailableError when the gateway refuses.
+    """
+    while not stopping.is_set():
+        if mesh.failure is not None:
+            raise mesh.failure
+        try:
+            return await take(observer.gateway, tape, keys, replay.published_quotes, replay.rejected_quotes)
+        except grpc.aio.AioRpcError as error:
+            if not is_transient(error.code()):
+                raise error_from_rpc(error, "gateway") from error
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), _POLL_SECONDS)
+    return None
+
+
 def _print_summary(console: Console, tally: Tally, state: RunState, settings: MeshSettings) -> None:
     table = Table(title=f"run {state.tape}", title_justify="left", show_header=False)
     folder = settings.tapewatch_dir
@@ -243,9 +268,7 @@ async def run(settings: MeshSettings, location: str, symbols: Sequence[str], sco
                 replay = await _follow_replay(observer, mesh, state.tape, view, stopping)
                 if replay is not None:
                     keys = await asyncio.to_thread(_source_keys, location, state.tape, symbols)
-                    tally = await take(
-                        observer.gateway, state.tape, keys, replay.published_quotes, replay.rejected_quotes
-                    )
+                    tally = await _tally(observer, mesh, state.tape, keys, replay, stopping)
                 alerts.cancel()
                 await asyncio.gather(alerts, return_exceptions=True)
         except TapewatchError as error:
@@ -302,7 +325,10 @@ async def up(
             if observer is not None:
                 await observer.close()
             await mesh.stop()
-    console.print("stopped; what was published is kept, and the same command goes on with it.")
+    if source == "replay":
+        console.print(f"stopped; what was published is kept. tapewatch replay --tape {tape} goes on in a running mesh.")
+    else:
+        console.print("stopped; what was published is kept, and the same command goes on from there.")
     return 0
 
 

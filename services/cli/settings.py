@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.runtime.settings import ClientSettings
+from services.runtime.settings import ADDRESS, ADDRESSES, ClientSettings
 
 _SCORER_PORT_STEP = 10
 
@@ -13,13 +13,15 @@ class MeshSettings(ClientSettings):
     """Environment of `tapewatch run`, `up`, `watch`, `replay` and `doctor`."""
 
     tapewatch_dir: Path = Field(Path(".tapewatch"), description="folder of the embedded mesh: queue, store, lake, logs")
-    ingest_address: str = Field("127.0.0.1:50052", description="ingest's host:port")
-    dispatch_address: str = Field("127.0.0.1:50053", description="dispatch's host:port")
-    gateway_address: str = Field("127.0.0.1:50054", description="the gateway's host:port")
+    ingest_address: str = Field("127.0.0.1:50052", pattern=ADDRESS, description="ingest's host:port")
+    dispatch_address: str = Field("127.0.0.1:50053", pattern=ADDRESS, description="dispatch's host:port")
+    gateway_address: str = Field("127.0.0.1:50054", pattern=ADDRESS, description="the gateway's host:port")
     canary_interval_seconds: float = Field(
         900.0, ge=0, description="time between plays of the canaries of `tapewatch up`, seconds; 0 plays none"
     )
-    scorer_addresses: str = Field("127.0.0.1:50051", description="the warm pool: host:port, several with commas")
+    scorer_addresses: str = Field(
+        "127.0.0.1:50051", pattern=ADDRESSES, description="the warm pool: host:port, several with commas"
+    )
 
     def pool(self, scorers: int = 1) -> list[str]:
         """The scorers' addresses; `scorers` beyond the configured ones follow the last at ports 10 apart."""

@@ -3,14 +3,16 @@
 from pydantic import Field
 
 from services.queue.settings import QueueSettings
-from services.runtime.settings import ServerSettings
+from services.runtime.settings import ADDRESSES, ServerSettings
 
 
 class DispatchSettings(ServerSettings, QueueSettings):
     """Environment of `tapewatch dispatch serve` and of the Lambda."""
 
     grpc_port: int = Field(50053, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    scorer_addresses: str = Field("127.0.0.1:50051", description="the warm pool: host:port, several with commas")
+    scorer_addresses: str = Field(
+        "127.0.0.1:50051", pattern=ADDRESSES, description="the warm pool: host:port, several with commas"
+    )
     gateway_address: str = Field("127.0.0.1:50054", description="gateway that scores are recorded in")
     ingest_address: str = Field("127.0.0.1:50052", description="ingest that canaries are published to")
     canary_interval_seconds: float = Field(

@@ -127,7 +127,7 @@ def open_client(service: str, region: str, resource: AwsResource, embedded: str,
         from botocore.config import Config
     except ImportError as error:
         raise NotConfiguredError(
-            f"AWS needs boto3 (pip install 'tapewatch[aws]'); the {resource.kind}", f"{embedded} to do without"
+            f"AWS needs boto3 (pip install -e '.[aws]'); the {resource.kind}", f"{embedded} to do without"
         ) from error
     config = Config(
         retries={"mode": "standard", "max_attempts": 3},

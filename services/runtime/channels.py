@@ -1,5 +1,6 @@
 """The one way to call a gRPC server: deadlines, retries, keepalive, health checking, TLS, token, traces."""
 
+import ipaddress
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -102,6 +103,16 @@ class _StreamStream(_Prepare, grpc.aio.StreamStreamClientInterceptor):
         return await continuation(self.details(details), requests)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def open_channel(address: str, settings: ClientSettings, *, health_service: str | None = None) -> grpc.aio.Channel:
     """A channel to `address` (host:port, or any gRPC target). Must be called on a running event loop; cheap, lazy.
 
@@ -109,7 +120,7 @@ def open_channel(address: str, settings: ClientSettings, *, health_service: str 
     Unary calls get the default deadline unless they bring one; streams live until closed, within the deadline of the
     call being served.
 
-    Raises: NotConfiguredError when TLS_CA_FILE cannot be read.
+    Raises: NotConfiguredError when TLS_CA_FILE cannot be read, or a token would leave this machine in the clear.
     """
     token = settings.auth_token.get_secret_value()
     interceptors: Sequence[Any] = [
@@ -121,6 +132,9 @@ def open_channel(address: str, settings: ClientSettings, *, health_service: str 
     ]
     options = _options(health_service)
     if settings.tls_ca_file is None:
+        host = address.rpartition("/")[2].rpartition(":")[0]
+        if token and not is_loopback(host):
+            raise NotConfiguredError(f"TLS, without which no token is sent to {address},", "TLS_CA_FILE")
         return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
     try:
         credentials = grpc.ssl_channel_credentials(settings.tls_ca_file.read_bytes())

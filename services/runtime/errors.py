@@ -1,5 +1,7 @@
 """One error model: domain errors to google.rpc.Status with details, and back on the caller's side."""
 
+from collections.abc import Sequence
+
 import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
@@ -11,6 +13,7 @@ from tapewatch.errors.v1.error_reason_pb2 import ErrorReason
 
 DOMAIN = "tapewatch"
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
+_VIOLATIONS_LIMIT = 12
 
 _Code = grpc.StatusCode
 CODES: dict[type[TapewatchError], tuple[grpc.StatusCode, "ErrorReason.ValueType"]] = {
@@ -39,19 +42,29 @@ def _pack(detail: "error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | 
     return packed
 
 
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"
+
+
+def _violations(violations: Sequence[FieldViolation]) -> list[error_details_pb2.BadRequest.FieldViolation]:
+    """The first violations, cut short: an answer travels in trailers, of which a few KB get through."""
+    told = [(_cut(v.field, 100), _cut(v.description, 200)) for v in violations[:_VIOLATIONS_LIMIT]]
+    if len(violations) > _VIOLATIONS_LIMIT:
+        told.append(("", f"and {len(violations) - _VIOLATIONS_LIMIT:,} more"))
+    return [error_details_pb2.BadRequest.FieldViolation(field=field, description=text) for field, text in told]
+
+
 def status_of(error: TapewatchError) -> status_pb2.Status:
-    """The error as a google.rpc.Status: ErrorInfo always, BadRequest for wrong fields, RetryInfo when it may pass."""
+    """The error as a google.rpc.Status: ErrorInfo always, BadRequest for wrong fields, RetryInfo when it may pass.
+
+    What a caller sent is cut short in it, so that a Status stays below 6 KB.
+    """
     code, reason = CODES[type(error)]
-    info = error_details_pb2.ErrorInfo(reason=ErrorReason.Name(reason), domain=DOMAIN, metadata=error.metadata)
-    status = status_pb2.Status(code=code.value[0], message=error.message, details=[_pack(info)])
+    metadata = {name: _cut(value, 200) for name, value in error.metadata.items()}
+    info = error_details_pb2.ErrorInfo(reason=ErrorReason.Name(reason), domain=DOMAIN, metadata=metadata)
+    status = status_pb2.Status(code=code.value[0], message=_cut(error.message, 600), details=[_pack(info)])
     if isinstance(error, domain.InvalidRequestError):
-        bad = error_details_pb2.BadRequest(
-            field_violations=[
-                error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                for v in error.violations
-            ]
-        )
-        status.details.append(_pack(bad))
+        status.details.append(_pack(error_details_pb2.BadRequest(field_violations=_violations(error.violations))))
     if isinstance(error, domain.DependencyUnavailableError):
         delay = Duration()
         delay.FromMilliseconds(int(error.retry_delay_seconds * 1_000))

@@ -5,7 +5,6 @@ A service's `main` calls `run_server` with a `build` coroutine that wires its ad
 
 import asyncio
 import inspect
-import ipaddress
 import logging
 import os
 import signal
@@ -22,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
 
 from services.domain.errors import NotConfiguredError, TapewatchError
-from services.runtime.channels import MESSAGE_BYTES_LIMIT
+from services.runtime.channels import MESSAGE_BYTES_LIMIT, is_loopback
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 from services.runtime.interceptors import AuthenticationInterceptor, ErrorInterceptor
 from services.runtime.settings import ServerSettings
@@ -117,16 +116,6 @@ async def _outlive_no_parent(draining: asyncio.Event) -> None:
 
 
 Build = Callable[[Lifetime], Awaitable[Sequence[Mount]]]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:

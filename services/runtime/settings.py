@@ -5,6 +5,18 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+ADDRESS = r"^[^\s,]+:\d{1,5}$"
+"""host:port, or any gRPC target that ends in a port."""
+
+ADDRESSES = r"^\s*[^\s,]+:\d{1,5}\s*(,\s*[^\s,]+:\d{1,5}\s*)*,?\s*$"
+LOG_LEVELS = "^(?i:debug|info|warning|error|critical)$"
+PATTERN_WORDS = {
+    ADDRESS: "must be host:port",
+    ADDRESSES: "must be host:port, several with commas",
+    LOG_LEVELS: "must be debug, info, warning, error or critical",
+}
+"""What a value that does not match should have been, in words."""
+
 
 class Settings(BaseSettings):
     """The root of every settings class: the environment variable is the field's name in upper case."""
@@ -16,7 +28,7 @@ class TelemetrySettings(Settings):
     """Logs, traces and metrics."""
 
     log_format: str = Field("human", pattern="^(human|json)$", description="`human` or `json` log lines on stderr")
-    log_level: str = Field("INFO", description="lowest level that is logged")
+    log_level: str = Field("INFO", pattern=LOG_LEVELS, description="lowest level that is logged")
     otel_exporter_otlp_endpoint: str = Field(
         "",
         description="OTLP/gRPC collector for traces and metrics, e.g. `http://127.0.0.1:4317`; empty exports nothing",

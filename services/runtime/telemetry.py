@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -108,10 +109,17 @@ class Telemetry:
         trace.set_tracer_provider(self._traces)
         metrics.set_meter_provider(self._metrics)
 
-    def flush(self) -> None:
+    def flush(self, timeout_seconds: float = 0.5) -> None:
         """Export what is there: a Lambda environment may be frozen after each invocation."""
-        self._traces.force_flush()
-        self._metrics.force_flush()
+
+        def export() -> None:
+            self._traces.force_flush()
+            self._metrics.force_flush()
+
+        # In a thread: the exporters retry a collector that is away for longer than an invocation has.
+        thread = threading.Thread(target=export, name="telemetry flush", daemon=True)
+        thread.start()
+        thread.join(timeout_seconds)
 
     def shutdown(self) -> None:
         """Export what is left, waiting a few seconds at most for a collector that is away."""

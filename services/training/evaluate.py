@@ -104,7 +104,7 @@ def evaluate(
             plots.delays(folder, figures["pumps"])
         output.write_text(card.render(version.metadata, figures, folder.name), encoding="utf-8")
     except ModuleNotFoundError as error:
-        missing = NotConfiguredError(f"evaluation ({error.name} is missing)", "up with: pip install 'tapewatch[train]'")
+        missing = NotConfiguredError(f"evaluation ({error.name} is missing)", "up with: pip install -e '.[train]'")
         _console.print(f"[red]{missing.message}[/red]", highlight=False)
         raise typer.Exit(1) from error
     except TapewatchError as error:
