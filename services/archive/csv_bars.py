@@ -7,6 +7,7 @@
 """
 
 import csv
+import io
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,17 +20,19 @@ from services.archive.table_bars import NUMBERS, bars_of, column_name
 _HEADER_ROWS = 1
 
 
-def read(path: Path, problems: list[str] | None = None) -> list[Bars]:
+def read(path: Path, problems: list[str] | None = None, *, growing: bool = False) -> list[Bars]:
     """The file's bars by symbol, ordered by time; `table_bars` has the rules, `problems` what they left out.
 
-    Rows are numbered as in an editor: the header is row 1.
+    Rows are numbered as in an editor: the header is row 1. Of a `growing` file a last line without a newline is left
+    out: its writer may be half-way through it.
 
     Raises: InvalidRequestError when the file is not CSV, is empty, or lacks a column; the message names it, and the row
     where there is one.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header = next(csv.reader(file), None)
+        content = _whole_lines(path) if growing else None
+        with path.open("rb") if content is None else io.BytesIO(content) as file:
+            header = next(csv.reader(io.TextIOWrapper(file, newline="", encoding="utf-8-sig")), None)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise unreadable(path, f"is not a readable CSV file: {error}") from error
     if not header:
@@ -42,7 +45,7 @@ def read(path: Path, problems: list[str] | None = None) -> list[Bars]:
     }
     try:
         table = pacsv.read_csv(
-            path,
+            path if content is None else io.BytesIO(content),
             read_options=pacsv.ReadOptions(use_threads=False, column_names=header, skip_rows=_HEADER_ROWS),
             convert_options=pacsv.ConvertOptions(column_types=types, null_values=["", "null", "NaN", "nan", "None"]),
         )
@@ -50,3 +53,8 @@ def read(path: Path, problems: list[str] | None = None) -> list[Bars]:
         raise unreadable(path, f"is not a readable CSV file: {error}") from error
     symbol = None if "symbol" in known.values() else path.stem.upper()
     return bars_of(table, path, [] if problems is None else problems, first_row=1 + _HEADER_ROWS, symbol=symbol)
+
+
+def _whole_lines(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]

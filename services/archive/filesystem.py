@@ -9,6 +9,9 @@ from pyarrow import fs
 
 from services.domain.errors import NotConfiguredError
 
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "file")
+"""Of the URIs where lakes lie; pyarrow knows others, which are for tests (mock) or need more than a URI (hdfs)."""
+
 _S3 = "s3://"
 _CONNECT_SECONDS = 5.0
 _REQUEST_SECONDS = 30.0

@@ -1,37 +1,46 @@
 """Where an archive lies decides how it is read: the one door to every reader of this package."""
 
 import logging
+import stat
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from services.archive import bars, bokeh, csv_bars, lake, parquet_bars
 from services.archive.bars import Bars
 from services.archive.errors import unreadable
-from services.domain.errors import InvalidRequestError
+from services.archive.filesystem import SCHEMES
+from services.domain.errors import InvalidRequestError, shown
 from services.domain.quote import Quote
 
 _log = logging.getLogger(__name__)
 SOURCE: Final = "archive"
 """The source of quotes whose location does not name one."""
 
-_READERS = {".csv": csv_bars.read, ".parquet": parquet_bars.read, ".pq": parquet_bars.read}
+_Reader = Callable[[Path, list[str]], list[Bars]]
+_READERS: dict[str, _Reader] = {".csv": csv_bars.read, ".parquet": parquet_bars.read, ".pq": parquet_bars.read}
+_GROWING_READERS = _READERS | {".csv": partial(csv_bars.read, growing=True)}
+_LONGEST_LOCATION: Final = 4_096
+"""Characters; Linux's longest path."""
 
 
-def read(location: str, problems: list[str] | None = None) -> list[Bars]:
+def read(location: str, problems: list[str] | None = None, *, growing: bool = False) -> list[Bars]:
     """The bars at a location, by symbol: `bokeh`, a CSV file, a Parquet file, a folder of either, or a lake.
 
     A file in a folder that cannot be used is left out; histories of one symbol in several files are joined, and of bars
-    with one time the last file's counts. What was left out is added to `problems`, or logged when that is None.
+    with one time the last file's counts. What was left out is added to `problems`, or logged when that is None. With
+    `growing` a CSV file's last line counts only once its newline is there.
 
     Raises: InvalidRequestError when there is nothing to use, naming the file.
     """
     found: list[str] = []
-    history = _read(location, found)
+    history = _read(location, found, growing)
     if problems is None:
         for problem in found:
             _log.warning("%s", problem)
@@ -41,30 +50,51 @@ def read(location: str, problems: list[str] | None = None) -> list[Bars]:
 
 
 def check(location: str) -> None:
-    """A quick look without reading. Raises: InvalidRequestError when there is nothing at the location."""
-    if not (location == bokeh.LOCATION or "://" in location or Path(location).exists()):
-        raise unreadable(location, f"does not exist ({bokeh.LOCATION!r} is the bundled tape)")
+    """A quick look without reading; an object store is not asked.
+
+    Raises: InvalidRequestError when there is nothing at the location, or something else than a regular file or a
+    folder, or when its URI's scheme is none of those that lakes lie on.
+    """
+    if location == bokeh.LOCATION:
+        return
+    if len(location) > _LONGEST_LOCATION:
+        raise unreadable(shown(location), f"is longer than {_LONGEST_LOCATION:,} characters")
+    path = Path(location)
+    if "://" in location:
+        parts = urlsplit(location)
+        if parts.scheme not in SCHEMES:
+            raise unreadable(shown(location), f"has none of the schemes {', '.join(SCHEMES)}")
+        if parts.scheme != "file":
+            return
+        path = Path(unquote(parts.path))
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a zero character
+        raise unreadable(shown(location), f"does not exist ({bokeh.LOCATION!r} is the bundled tape)") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise unreadable(shown(location), "is neither a regular file nor a folder")
 
 
-def _read(location: str, problems: list[str]) -> list[Bars]:
+def _read(location: str, problems: list[str], growing: bool) -> list[Bars]:
     if location == bokeh.LOCATION:
         return bokeh.read()
+    check(location)
     if is_lake(location):
         return lake.read(location, problems=problems)
-    check(location)
     path = Path(location)
+    readers = _GROWING_READERS if growing else _READERS
     if path.is_file():
-        if path.suffix.lower() not in _READERS:
-            raise unreadable(path, f"is none of {', '.join(sorted(_READERS))}")
-        return _READERS[path.suffix.lower()](path, problems)
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS and file.is_file())
+        if path.suffix.lower() not in readers:
+            raise unreadable(path, f"is none of {', '.join(sorted(readers))}")
+        return readers[path.suffix.lower()](path, problems)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in readers and file.is_file())
     if not files:
         raise unreadable(path, "is a folder without CSV or Parquet files")
     history: list[Bars] = []
     refused: list[InvalidRequestError] = []
     for file in files:
         try:
-            history += _READERS[file.suffix.lower()](file, problems)
+            history += readers[file.suffix.lower()](file, problems)
         except InvalidRequestError as error:
             refused.append(error)
             problems += [f"{violation.description}; left out" for violation in error.violations]
@@ -105,6 +135,7 @@ def quotes(
     own. Raises: InvalidRequestError as `read`, and when a symbol is not there.
     """
     wanted = set(symbols)
+    check(location)
     if is_lake(location):
         kept = [
             replace(quote, tape=tape, ingest_time=None, batch_id="", traceparent="")

@@ -12,6 +12,15 @@ class FieldViolation:
     description: str
 
 
+def shown(value: str, most: int = 100) -> str:
+    """A caller's text as a message may quote it: without control characters, and no longer than `most`.
+
+    >>> shown("A" * 200, most=3)
+    "'AAA'… (200 characters)"
+    """
+    return repr(value) if len(value) <= most else f"{value[:most]!r}… ({len(value):,} characters)"
+
+
 class TapewatchError(Exception):
     """The root of the tree. `metadata` names the things involved; it goes to the caller as it is."""
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from services.domain.errors import FieldViolation
+from services.domain.errors import FieldViolation, shown
 
 LIVE_TAPE = "live"
 CANARY_TAPE = "canary"
@@ -13,9 +13,9 @@ MAX_CLOCK_SKEW = timedelta(minutes=5)
 MAX_INTERVAL_SECONDS = 7 * 24 * 3600
 EARLIEST_EVENT = datetime(1900, 1, 1, tzinfo=UTC)
 
-_TAPE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+TAPE_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SOURCE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-_SYMBOL = re.compile(r"[A-Z0-9^][A-Z0-9.=^-]{0,31}")
+SYMBOL_PATTERN = re.compile(r"[A-Z0-9^][A-Z0-9.=^-]{0,31}")
 _CURRENCY = re.compile(r"[A-Za-z0-9]{0,12}")
 _BATCH_ID = re.compile(r"[\x20-\x7e]{0,128}")
 _MAX_PRICE = 1e12
@@ -94,14 +94,14 @@ def violations(quote: Quote, now: datetime) -> tuple[FieldViolation, ...]:
         found.append(FieldViolation(name, description))
 
     for name, value, pattern in (
-        ("tape", quote.tape, _TAPE),
+        ("tape", quote.tape, TAPE_PATTERN),
         ("source", quote.source, _SOURCE),
-        ("symbol", quote.symbol, _SYMBOL),
+        ("symbol", quote.symbol, SYMBOL_PATTERN),
         ("currency", quote.currency, _CURRENCY),
         ("batch_id", quote.batch_id, _BATCH_ID),
     ):
         if not pattern.fullmatch(value):
-            refuse(name, f"{value!r} does not match {pattern.pattern}")
+            refuse(name, f"{shown(value)} does not match {pattern.pattern}")
     if not 1 <= quote.interval_seconds <= MAX_INTERVAL_SECONDS:
         refuse("interval", f"{quote.interval_seconds} s is not within 1 s to 7 days")
     if not 0 <= quote.revision < 2**31:

@@ -23,6 +23,8 @@ Stamp = tuple[tuple[str, int, int], ...]
 class CsvSource:
     """A `QuoteSource` that reads `path` again whenever it changed and gives the bars after the newest one it gave.
 
+    A last line counts once its newline is there: what was given is published for good.
+
     `seen` is the newest event_time of each series that was published before. Raises: NotConfiguredError when the path
     does not exist.
     """
@@ -65,7 +67,9 @@ class CsvSource:
         return tuple((file.name, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)
 
     def _read(self) -> list[Quote]:
-        history = [b for b in archive.read(str(self._path)) if not self._symbols or b.symbol in self._symbols]
+        history = [
+            b for b in archive.read(str(self._path), growing=True) if not self._symbols or b.symbol in self._symbols
+        ]
         self._series = [Series(LIVE_TAPE, SOURCE, b.symbol, b.interval_seconds) for b in history]
         return [
             quote

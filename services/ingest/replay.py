@@ -7,7 +7,6 @@ in flight at that moment is sent again, and the queue removes it by its deduplic
 import asyncio
 import logging
 import math
-import re
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from services.domain.errors import (
     InvalidRequestError,
     NotFoundError,
     TapewatchError,
+    shown,
 )
-from services.domain.quote import CANARY_TAPE, LIVE_TAPE
+from services.domain.quote import CANARY_TAPE, LIVE_TAPE, SYMBOL_PATTERN, TAPE_PATTERN
 from services.ingest.archive_source import ArchiveSource
 from services.ingest.ports import Progress, Replay, ReplayState
 from services.ingest.service import IngestService, stopped_within
@@ -30,8 +30,6 @@ from services.queue.event_source import backoff_seconds
 from services.queue.ports import Queue
 
 _log = logging.getLogger(__name__)
-_TAPE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_SYMBOL = re.compile(r"[A-Z0-9^][A-Z0-9.=^-]{0,31}")
 _BACKPRESSURE_SECONDS = 0.02
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
@@ -210,11 +208,11 @@ def _check(location: str, tape: str, symbols: Sequence[str], speed: float) -> No
         wrong.append(FieldViolation("location", "is required"))
     if tape in (LIVE_TAPE, CANARY_TAPE):
         wrong.append(FieldViolation("tape", f"{tape} is not for replays"))
-    elif tape and not _TAPE.fullmatch(tape):
-        wrong.append(FieldViolation("tape", f"{tape!r} does not match {_TAPE.pattern}"))
+    elif tape and not TAPE_PATTERN.fullmatch(tape):
+        wrong.append(FieldViolation("tape", f"{shown(tape)} does not match {TAPE_PATTERN.pattern}"))
     for i, symbol in enumerate(symbols):
-        if not _SYMBOL.fullmatch(symbol):
-            wrong.append(FieldViolation(f"symbols[{i}]", f"{symbol!r} does not match {_SYMBOL.pattern}"))
+        if not SYMBOL_PATTERN.fullmatch(symbol):
+            wrong.append(FieldViolation(f"symbols[{i}]", f"{shown(symbol)} does not match {SYMBOL_PATTERN.pattern}"))
     if not (math.isfinite(speed) and speed >= 0):
         wrong.append(FieldViolation("speed", f"{speed} is not a finite factor of 0 or more"))
     if wrong:

@@ -70,6 +70,34 @@ def test_a_file_that_cannot_be_used_is_one_clear_sentence(tmp_path: Path, text: 
         location.read(str(write(tmp_path / "bars.csv", text)))
 
 
+def test_an_archives_last_line_needs_no_newline(tmp_path: Path) -> None:
+    path = write(tmp_path / "bars.csv", GENERIC + "A,2024-01-02,1,1,1,1,1\nA,2024-01-03,1,1,1,1,1")
+    assert [len(bars) for bars in location.read(str(path))] == [2]
+    assert [len(bars) for bars in location.read(str(path), growing=True)] == [1]
+    assert [len(bars) for bars in location.read(str(tmp_path), growing=True)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("/" + "a" * 30_000, r"longer than 4,096 characters$"),
+        ("/" + "a/" * 200 + "b" * 300, "does not exist"),  # a name that is too long for a file
+        ("bars\0.csv", "does not exist"),
+        ("/dev/zero", "/dev/zero' is neither a regular file nor a folder"),
+        ("file:///dev/zero", "is neither a regular file nor a folder"),
+        ("file:///nowhere/at/all", "does not exist"),
+        ("mock://lake", "has none of the schemes s3, "),
+        ("hdfs://host/lake", "has none of the schemes s3, "),
+        ("http://169.254.169.254/latest", "has none of the schemes s3, "),
+    ],
+)
+def test_a_location_that_cannot_be_one_is_refused_by_every_door(where: str, message: str) -> None:
+    for door in (location.check, location.read, lambda place: location.quotes(place, tape="run-1")):
+        with pytest.raises(InvalidRequestError, match=f"^location: .*{message}") as raised:
+            door(where)
+        assert len(raised.value.message) < 400
+
+
 def test_binary_rubbish_is_one_clear_sentence(tmp_path: Path) -> None:
     for name in ("bars.csv", "bars.parquet"):
         (tmp_path / name).write_bytes(b"\xff\xfe\x00\x01" * 100)

@@ -247,6 +247,9 @@ async def test_an_unusable_file_fails_the_replay_with_a_sentence(tmp_path: Path)
     [
         ("", "run-1", [], 0, "location"),
         ("/nowhere/at/all.csv", "run-1", [], 0, "location"),
+        ("/" + "a" * 30_000, "run-1", [], 0, "location"),
+        ("/dev/zero", "run-1", [], 0, "location"),
+        ("mock://lake", "run-1", [], 0, "location"),
         ("bokeh", "live", [], 0, "tape"),
         ("bokeh", "canary", [], 0, "tape"),
         ("bokeh", "Run 1", [], 0, "tape"),

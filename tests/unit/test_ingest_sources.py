@@ -181,6 +181,22 @@ async def test_what_is_appended_to_a_csv_file_is_given(tmp_path: Path) -> None:
     assert ids(await anext(batches)) == ["A 14:33", "A 14:34"]
 
 
+async def test_a_half_written_last_row_waits_for_its_newline(tmp_path: Path) -> None:
+    path = tmp_path / "bars.csv"
+    path.write_text(
+        HEADER + "A,2024-01-02T14:29:00Z,1,1,1,1,1\nA,2024-01-02T14:30:00Z,1,1,1,1,1\nA,2024-01-02T14:31:00Z,9,9,9,9,1"
+    )
+    batches = CsvSource(path, 0.01, {}).batches()
+    assert ids(await anext(batches)) == ["A 14:29", "A 14:30"]
+    with path.open("a") as file:
+        file.write("00\n")
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    async with asyncio.timeout(10):
+        while not (batch := await anext(batches)).quotes:
+            pass
+    assert [(quote.close, quote.volume) for quote in batch.quotes] == [(9.0, 100.0)]
+
+
 async def test_a_csv_source_may_be_narrowed(tmp_path: Path) -> None:
     append(tmp_path / "bars.csv", "A,2024-01-02T14:30:00Z", "B,2024-01-02T14:31:00Z")
     (batch,) = await take(CsvSource(tmp_path / "bars.csv", 1, {}, ["B"]), 1)
