@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -30,7 +31,14 @@ MAX_DEDUPLICATION_ID: Final = 128
 _DEFAULT_INTERVAL_SECONDS = 60
 _EXACT_INTEGER = 2**53
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_GROUP_ID = re.compile(r"[\x21-\x7e]{1,128}")
+"""What SQS takes as a MessageGroupId: ASCII letters, digits and punctuation."""
+
+_LONGEST_REJECTED_TEXT = 1_000
+"""Characters of a rejected quote's text that its dead letter keeps, to fit SQS's limit on a body."""
+
 _BATCH_ID = re.compile(r"[\x20-\x7e]{0,128}")
+_TEXTS = ("tape", "source", "symbol", "currency", "batch_id")
 _PATHS = {"source": "source", "event_time": "data.timestamp", "interval": "data.interval_seconds"}
 """Where a quote's field stands in the message, when that is not `data.<field>`."""
 
@@ -38,11 +46,13 @@ _PATHS = {"source": "source", "event_time": "data.timestamp", "interval": "data.
 def group_id(quote: Quote) -> str:
     """The FIFO group: one per symbol on the live tape, one per tape and symbol elsewhere.
 
-    A replay never waits for live quotes, nor they for it.
+    A replay never waits for live quotes, nor they for it. Of a rejected quote, whose symbol may be anything, the group
+    is hashed when SQS would refuse it.
     """
-    if quote.tape == LIVE_TAPE:
-        return f"market-data-{quote.symbol}"
-    return f"{quote.tape}/{quote.symbol}"
+    group = f"market-data-{quote.symbol}" if quote.tape == LIVE_TAPE else f"{quote.tape}/{quote.symbol}"
+    if _GROUP_ID.fullmatch(group):
+        return group
+    return f"sha256-{hashlib.sha256(group.encode(errors='backslashreplace')).hexdigest()}"
 
 
 def encode(quote: Quote, *, tracestate: str = "") -> OutgoingMessage:
@@ -66,8 +76,13 @@ def encode(quote: Quote, *, tracestate: str = "") -> OutgoingMessage:
 
 
 def rejected(quote: Quote, reason: str) -> DeadLetter:
-    """A quote that can never be scored, as the dead letter that keeps it; NaN and the like as Python writes them."""
-    return DeadLetter(json.dumps(_body(quote, _data(quote))), group_id(quote), reason)
+    """A quote that can never be scored, as the dead letter that keeps it; NaN and the like as Python writes them.
+
+    Of texts that are absurdly long it keeps the beginning.
+    """
+    texts = {name: getattr(quote, name)[:_LONGEST_REJECTED_TEXT] for name in _TEXTS}
+    kept = replace(quote, **texts)
+    return DeadLetter(json.dumps(_body(kept, _data(kept))), group_id(quote), reason)
 
 
 def _body(quote: Quote, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -195,6 +195,17 @@ def test_the_group_is_the_symbols_own_on_live_and_the_tapes_elsewhere() -> None:
     assert market_message.encode(replace(QUOTE, tape="canary")).group_id == "canary/AAPL"
 
 
+@pytest.mark.parametrize("symbol", ["BRK B", "é", "A" * 200, "A" * 1_000_000, "", "\ud800", "A\n"])
+@pytest.mark.parametrize("tape", ["live", "run 1"])
+def test_a_rejected_quote_becomes_a_dead_letter_that_sqs_takes(symbol: str, tape: str) -> None:
+    letter = market_message.rejected(replace(QUOTE, symbol=symbol, tape=tape), "because")
+    assert re.fullmatch(r"[\x21-\x7e]{1,128}", letter.group_id)
+    assert len(letter.body.encode()) < MAX_BODY_BYTES / 10
+    assert json.loads(letter.body)["symbol"] == symbol[:1_000]
+    other = market_message.rejected(replace(QUOTE, symbol=f"{symbol}x", tape=tape), "because")
+    assert other.group_id != letter.group_id
+
+
 def test_the_deduplication_id_follows_what_the_market_printed_and_nothing_else() -> None:
     def deduplication_id(**changes: Any) -> str:
         return market_message.encode(replace(QUOTE, **changes)).deduplication_id
