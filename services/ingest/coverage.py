@@ -12,6 +12,7 @@ _GAP_INTERVALS = 4
 _GAP_MINIMUM = timedelta(days=4)
 _STALE_INTERVALS = 3
 _STALE_GRACE = timedelta(seconds=60)
+_LONGEST_ERROR = 500
 MAX_SERIES = 50_000
 """Series remembered; beyond it the ones longest unheard of are forgotten, so that old replays fade."""
 
@@ -49,6 +50,10 @@ class _Record:
     gaps: int = 0
     errors: int = 0
     last_error: str = ""
+
+
+def _shortened(error: str) -> str:
+    return error if len(error) <= _LONGEST_ERROR else f"{error[:_LONGEST_ERROR]}…"
 
 
 class CoverageBook:
@@ -89,16 +94,20 @@ class CoverageBook:
             record.last_event_time = quote.event_time
 
     def rejected(self, quote: Quote, reason: str) -> None:
-        """Note a quote that can never be scored."""
-        record = self._record(quote.series)
-        record.rejected += 1
-        record.last_error = reason
+        """Note a quote that can never be scored, if its series is known or expected.
+
+        Others are nobody's feed: made-up symbols must neither fill this book nor push real series out of it.
+        """
+        record = self._records.get(quote.series)
+        if record is not None:
+            record.rejected += 1
+            record.last_error = _shortened(reason)
 
     def failed(self, series: Series, error: str) -> None:
         """Note that the source could not be read for this series."""
         record = self._record(series)
         record.errors += 1
-        record.last_error = error
+        record.last_error = _shortened(error)
 
     def succeeded(self, series: Series) -> None:
         """Note that the source could be read, whether or not it had news."""

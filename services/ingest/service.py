@@ -59,9 +59,7 @@ class IngestService:
         valid: list[tuple[int, Quote]] = []
         for i, quote in enumerate(quotes):
             if wrong := violations(quote, now):
-                error = InvalidQuoteError(wrong, quote_id=quote.quote_id)
-                self.coverage.rejected(quote, error.message)
-                outcomes[i] = error
+                outcomes[i] = InvalidQuoteError(wrong, quote_id=quote.quote_id)
             else:
                 valid.append((i, replace(quote, ingest_time=now, batch_id=quote.batch_id or batch_id)))
         if valid:
@@ -69,6 +67,10 @@ class IngestService:
                 outcomes |= zip((i for i, _ in valid), await self._send([quote for _, quote in valid]), strict=True)
             except DependencyUnavailableError as error:
                 outcomes |= dict.fromkeys((i for i, _ in valid), error)
+        for i, quote in enumerate(quotes):
+            # After the good ones: they make a series known.
+            if isinstance(outcome := outcomes[i], InvalidQuoteError):
+                self.coverage.rejected(quote, outcome.message)
         return [outcomes[i] for i in range(len(quotes))]
 
     async def _send(self, quotes: Sequence[Quote]) -> list[Published]:

@@ -121,7 +121,7 @@ async def test_valid_quotes_may_be_tried_again_when_the_queue_is_away(tmp_path: 
     )
     outcomes = await service.publish([quote(0), quote(1, close=-1.0)])
     assert [type(o) for o in outcomes] == [DependencyUnavailableError, InvalidQuoteError]
-    assert service.coverage.list()[0].accepted_quotes == 0
+    assert service.coverage.list() == []
 
 
 async def test_a_source_waits_for_the_queue_and_buries_what_is_invalid(tmp_path: Path) -> None:
@@ -202,6 +202,26 @@ def test_coverage_counts_gaps_and_errors() -> None:
     assert (book.list()[0].consecutive_errors, book.list()[0].last_error) == (2, "HTTP 500")
     book.succeeded(series)
     assert (book.list()[0].consecutive_errors, book.list()[0].last_error) == (0, "")
+
+
+def test_coverage_counts_rejections_of_known_series_only() -> None:
+    book = CoverageBook(lambda: NOW, max_series=3)
+    book.accepted(quote(0, "A", ingest_time=NOW))
+    book.expect(quote(0, "B").series)
+    for i in range(10):
+        book.rejected(quote(0, f"ODD {i}"), "symbol: no")
+    for symbol in ("A", "B", "B"):
+        book.rejected(quote(0, symbol), "why" * 1_000_000)
+    assert [(c.series.symbol, c.accepted_quotes, c.rejected_quotes) for c in book.list()] == [("A", 1, 1), ("B", 0, 2)]
+    book.failed(quote(0, "A").series, "why" * 1_000_000)
+    assert {len(c.last_error) for c in book.list()} == {501}
+
+
+async def test_a_symbol_of_a_megabyte_is_answered_shortly(service: IngestService) -> None:
+    (outcome,) = await service.publish([quote(0, "A" * 1_000_000)])
+    assert isinstance(outcome, InvalidQuoteError)
+    assert len(outcome.message) < 300
+    assert service.coverage.list() == []
 
 
 def test_coverage_forgets_the_series_longest_unheard_of() -> None:
