@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
@@ -18,6 +19,7 @@ from services.ingest.replay import Replays
 from services.ingest.service import IngestService, Outcome, Published
 from services.ingest.subscribers import Subscription
 from services.runtime.errors import status_of
+from services.runtime.read_ahead import read_ahead
 from services.wire.quote import quote_from_proto, quote_to_proto
 from services.wire.time import timestamp_to_proto
 from tapewatch.ingest.v1 import ingest_service_pb2 as pb
@@ -40,30 +42,10 @@ class IngestServicer(IngestServiceServicer):
         self, request_iterator: AsyncIterator[pb.PublishQuotesRequest], context: Any
     ) -> AsyncIterator[pb.PublishQuotesResponse]:
         """Answer each request once its quotes are durable, reading a few requests ahead."""
-        ahead: asyncio.Queue[pb.PublishQuotesRequest | None] = asyncio.Queue(READ_AHEAD_REQUESTS)
-
-        async def read() -> None:
-            async for request in request_iterator:
-                await ahead.put(request)
-            await ahead.put(None)
-
-        reader = asyncio.create_task(read())
-        draining = asyncio.create_task(self._draining.wait())
-        try:
-            while True:
-                following = asyncio.create_task(ahead.get())
-                await asyncio.wait({following, draining}, return_when=asyncio.FIRST_COMPLETED)
-                if not following.done():
-                    following.cancel()
-                    raise _draining_error()
-                request = following.result()
-                if request is None:
-                    return
+        ahead = read_ahead(request_iterator, READ_AHEAD_REQUESTS, self._draining, _draining_error)
+        async with aclosing(ahead) as requests:
+            async for request in requests:
                 yield await self._publish(request)
-        finally:
-            reader.cancel()
-            draining.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
 
     async def _publish(self, request: pb.PublishQuotesRequest) -> pb.PublishQuotesResponse:
         if not 1 <= len(request.quotes) <= MAX_QUOTES_A_REQUEST:

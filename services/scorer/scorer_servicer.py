@@ -1,13 +1,14 @@
 """ScorerService over gRPC."""
 
-import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from services.domain.errors import FieldViolation, InvalidQuoteError, InvalidRequestError, TapewatchError
 from services.domain.quote import Quote
 from services.domain.score import Score
 from services.runtime.errors import status_of
+from services.runtime.read_ahead import read_ahead
 from services.scorer.convert import check_count
 from services.scorer.service import ScoringService, StreamProgress
 from services.wire.quote import cursors_from_proto, quote_from_proto, quotes_from_proto
@@ -53,23 +54,10 @@ class ScorerServicer(ScorerServiceServicer):
         self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Any
     ) -> AsyncIterator[pb.ScoreStreamResponse]:
         """Judge quotes as they come. A reader of its own keeps taking requests while answers are being written."""
-        waiting: asyncio.Queue[pb.ScoreStreamRequest | None] = asyncio.Queue(_READ_AHEAD)
-
-        async def read() -> None:
-            try:
-                async for request in request_iterator:
-                    await waiting.put(request)
-            finally:
-                await waiting.put(None)
-
-        reader = asyncio.create_task(read())
         progress = StreamProgress()
-        try:
-            while (request := await waiting.get()) is not None:
+        async with aclosing(read_ahead(request_iterator, _READ_AHEAD)) as requests:
+            async for request in requests:
                 yield await self._answer(request, progress)
-            await reader
-        finally:
-            reader.cancel()
 
     async def _answer(self, request: pb.ScoreStreamRequest, progress: StreamProgress) -> pb.ScoreStreamResponse:
         check_count("quotes", request.quotes)

@@ -192,6 +192,26 @@ async def test_a_request_of_too_few_or_too_many_quotes_is_refused(server: Server
     assert details(raised.value).field_violations[0].field == "quotes"
 
 
+async def test_undecodable_bytes_end_the_stream(server: Server) -> None:
+    publish = server.channel.stream_stream(
+        f"/{SERVICE}/PublishQuotes", request_serializer=bytes, response_deserializer=pb.PublishQuotesResponse.FromString
+    )
+    never = asyncio.Event()
+
+    async def requests() -> AsyncIterator[bytes]:
+        yield quote(0).SerializeToString()
+        yield b"\xff\xff\xff"
+        await never.wait()
+
+    call = publish(requests())
+    responses = aiter(call)
+    first = await asyncio.wait_for(anext(responses), 5)
+    assert first.results[0].HasField("acknowledgement")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await asyncio.wait_for(anext(responses), 5)
+    assert raised.value.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+
+
 async def test_subscribers_hear_what_is_accepted(server: Server) -> None:
     call = server.stub.StreamQuotes(pb.StreamQuotesRequest(symbols=["MSFT"]))
     await call.initial_metadata()
