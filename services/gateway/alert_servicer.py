@@ -70,7 +70,7 @@ class AlertServicer(AlertServiceServicer):
 
     async def GetAlert(self, request: pb.GetAlertRequest, context: Any) -> pb.GetAlertResponse:
         """One alert."""
-        alert = await self._service.get_alert(requests.check_required("alert_id", request.alert_id))
+        alert = await self._service.get_alert(requests.check_id("alert_id", request.alert_id))
         return pb.GetAlertResponse(alert=alert_to_proto(alert))
 
     async def ListAlerts(self, request: pb.ListAlertsRequest, context: Any) -> pb.ListAlertsResponse:
@@ -90,7 +90,7 @@ class AlertServicer(AlertServiceServicer):
 
     async def ListAlertEvents(self, request: pb.ListAlertEventsRequest, context: Any) -> pb.ListAlertEventsResponse:
         """An alert's audit trail."""
-        alert = await self._service.get_alert(requests.check_required("alert_id", request.alert_id))
+        alert = await self._service.get_alert(requests.check_id("alert_id", request.alert_id))
         size = requests.page_size(request.page_size, 100, 1_000)
         position = requests.page_position(request)
         page = await asyncio.to_thread(self._service.store.list_alert_events, alert.alert_id, size, position)
@@ -101,7 +101,7 @@ class AlertServicer(AlertServiceServicer):
 
     async def GetEvidence(self, request: pb.GetEvidenceRequest, context: Any) -> pb.GetEvidenceResponse:
         """What an analyst files."""
-        alert_id = requests.check_required("alert_id", request.alert_id)
+        alert_id = requests.check_id("alert_id", request.alert_id)
         around = requests.page_size(
             request.context_quotes, _CONTEXT_QUOTES, _CONTEXT_QUOTES_LIMIT, field="context_quotes"
         )

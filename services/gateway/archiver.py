@@ -92,7 +92,17 @@ class Archiver:
             written += len(rows)
 
     def _read(self, stream: _Stream, after: int, last: int) -> list[Any]:
+        """All the rows after one sequence up to another.
+
+        Raises: DependencyUnavailableError when one is not there: the part waits, whole, until it is; a read from several
+        replicas may miss it for a moment, and a store that has lost it needs repair.
+        """
         rows: list[Any] = []
-        while len(rows) < last - after:
-            rows += stream.read(after + len(rows), min(_READ_ROWS, last - after - len(rows)))
+        while (place := after + len(rows)) < last:
+            found = stream.read(place, min(_READ_ROWS, last - place))
+            if not found or found[-1].sequence != place + len(found):
+                raise DependencyUnavailableError(
+                    "store", f"the {stream.name} after sequence {place:,}, up to {last:,}, are not all there"
+                )
+            rows += found
         return rows

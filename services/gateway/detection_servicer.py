@@ -72,6 +72,9 @@ class DetectionServicer(DetectionServiceServicer):
     async def GetCursors(self, request: pb.GetCursorsRequest, context: Any) -> pb.GetCursorsResponse:
         """How far series have been recorded."""
         requests.check_count("series", request.series)
+        for i, message in enumerate(request.series):
+            names = {"tape": message.tape, "source": message.source, "symbol": message.symbol}
+            requests.check_names({f"series[{i}].{field}": value for field, value in names.items()})
         series = [series_from_proto(message, f"series[{i}]") for i, message in enumerate(request.series)]
         cursors = await self._service.cursors(series)
         messages = dict(zip(cursors, cursors_to_proto(cursors), strict=True))
@@ -79,11 +82,13 @@ class DetectionServicer(DetectionServiceServicer):
 
     async def GetDetection(self, request: pb.GetDetectionRequest, context: Any) -> pb.GetDetectionResponse:
         """One detection."""
-        recorded = await self._service.get_detection(requests.check_required("quote_id", request.quote_id))
+        recorded = await self._service.get_detection(requests.check_id("quote_id", request.quote_id))
         return pb.GetDetectionResponse(detection=detection_to_proto(recorded))
 
     async def ListDetections(self, request: pb.ListDetectionsRequest, context: Any) -> pb.ListDetectionsResponse:
         """Detections, newest event first."""
+        requests.check_names({"tape": request.tape, "symbol": request.symbol})
+        requests.check_names({"alert_id": request.alert_id}, requests.ID_CHARACTERS_LIMIT)
         query = DetectionQuery(
             tape=request.tape,
             symbol=request.symbol,
@@ -103,6 +108,7 @@ class DetectionServicer(DetectionServiceServicer):
 
     async def ListQuotes(self, request: pb.ListQuotesRequest, context: Any) -> pb.ListQuotesResponse:
         """Quotes with their scores."""
+        requests.check_names({"tape": request.tape, "symbol": request.symbol, "source": request.source})
         start, end = requests.time_of(request, "start_time"), requests.time_of(request, "end_time")
         if not request.symbol and (start or end or request.descending):
             raise requests.invalid("symbol", "is required with times or in descending order")

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -25,6 +25,9 @@ from tapewatch.gateway.v1 import detection_service_pb2
 
 ITEMS_LIMIT = 1_000
 NAME_CHARACTERS_LIMIT = 200
+ID_CHARACTERS_LIMIT = 500
+"""Of an alert's or a quote's id; a quote_id joins several names."""
+
 HEARTBEAT_SECONDS = 15.0
 HEARTBEAT_RANGE_SECONDS = (1.0, 300.0)
 _UPDATABLE = ("state", "disposition", "assignee")
@@ -38,10 +41,22 @@ def invalid(field: str, description: str) -> InvalidRequestError:
     return InvalidRequestError([FieldViolation(field, description)])
 
 
-def check_required(field: str, value: str) -> str:
-    """The value. Raises: InvalidRequestError when it is empty."""
+def _length_violations(limit: int, fields: Mapping[str, str]) -> list[FieldViolation]:
+    text = f"is longer than {limit} characters"
+    return [FieldViolation(field, text) for field, value in fields.items() if len(value) > limit]
+
+
+def check_names(fields: Mapping[str, str], limit: int = NAME_CHARACTERS_LIMIT) -> None:
+    """Raises: InvalidRequestError naming each field, by its path, whose text is longer than `limit`."""
+    if wrong := _length_violations(limit, fields):
+        raise InvalidRequestError(wrong)
+
+
+def check_id(field: str, value: str) -> str:
+    """The id. Raises: InvalidRequestError when it is empty or too long to be one."""
     if not value.strip():
         raise invalid(field, "is required")
+    check_names({field: value}, ID_CHARACTERS_LIMIT)
     return value
 
 
@@ -133,6 +148,11 @@ def typology_of(value: int, field: str) -> Typology:
 
 def alert_query(message: pb.AlertFilter) -> AlertQuery:
     """The filter. Raises: InvalidRequestError when a part of it can match nothing."""
+    for field in ("symbols", "typologies", "states"):
+        if (count := len(getattr(message, field))) > ITEMS_LIMIT:
+            raise invalid(f"filter.{field}", f"has {count:,} entries; {ITEMS_LIMIT:,} at most are allowed")
+    symbols = {f"filter.symbols[{i}]": symbol for i, symbol in enumerate(message.symbols)}
+    check_names({"filter.tape": message.tape} | symbols)
     if not 0.0 <= message.min_peak_score <= 1.0:
         raise invalid("filter.min_peak_score", f"{message.min_peak_score} is not within 0 to 1")
     typologies = tuple(typology_of(v, f"filter.typologies[{i}]") for i, v in enumerate(message.typologies))
@@ -168,9 +188,8 @@ def triage(request: pb.UpdateAlertRequest) -> Triage:
     ]
     if request.actor == SYSTEM_ACTOR:
         wrong.append(FieldViolation("actor", f"{SYSTEM_ACTOR!r} is the gateway itself"))
-    for field, value in (("actor", request.actor), ("alert.assignee", alert.assignee)):
-        if len(value) > NAME_CHARACTERS_LIMIT:
-            wrong.append(FieldViolation(field, f"is longer than {NAME_CHARACTERS_LIMIT} characters"))
+    wrong += _length_violations(ID_CHARACTERS_LIMIT, {"alert.alert_id": alert.alert_id, "alert.etag": alert.etag})
+    wrong += _length_violations(NAME_CHARACTERS_LIMIT, {"actor": request.actor, "alert.assignee": alert.assignee})
     if unknown := sorted(paths.difference(_UPDATABLE)):
         allowed = ", ".join(_UPDATABLE)
         wrong.append(FieldViolation("update_mask", f"names {', '.join(unknown)}; {allowed} are allowed"))

@@ -222,3 +222,25 @@ async def test_waiting_rows_are_flushed_after_a_while(
     await archived(store, 5)
     draining.set()
     await running
+
+
+@pytest.mark.parametrize("lost", [3, 5])
+def test_a_part_with_a_missing_row_waits_until_the_row_is_there(tmp_path: Path, lost: int) -> None:
+    class Missing(SqliteStore):
+        lost: int | None = None
+
+        def quotes_after(self, sequence: int, limit: int) -> list[RecordedQuote]:
+            return [row for row in super().quotes_after(sequence, limit + 1) if row.sequence != self.lost][:limit]
+
+    store = Missing(tmp_path / "store.db")
+    fill(store, 5)
+    store.lost = lost
+    archiver = Archiver(store, FileSystemLake(str(tmp_path / "lake")), flush_rows=5, flush_seconds=60)
+    with pytest.raises(DependencyUnavailableError, match="up to 5, are not all there"):
+        archiver.write(partial=True)
+    assert store.archived("quotes") == Archived(0, 5)
+    assert parts(tmp_path / "lake", "quotes") == []
+    store.lost = None
+    assert archiver.write(partial=True) == 5
+    assert sequences(tmp_path / "lake", "quotes") == [1, 2, 3, 4, 5]
+    store.close()

@@ -145,6 +145,7 @@ def updating(
 
 
 KNOWN = alert_pb2.Alert(alert_id="al_x", etag='"1"', state=alert_pb2.ALERT_STATE_ACKNOWLEDGED)
+LONG = "x" * 501
 EVER = Timestamp(seconds=10**15)
 
 MALFORMED: list[tuple[str, Callable[[Gateway], Awaitable[Any]], set[str]]] = [
@@ -238,6 +239,74 @@ MALFORMED: list[tuple[str, Callable[[Gateway], Awaitable[Any]], set[str]]] = [
             alert_service_pb2.ListAlertsRequest(filter=alert_service_pb2.AlertFilter(min_peak_score=float("nan")))
         ),
         {"filter.min_peak_score"},
+    ),
+    *(
+        (
+            f"1,001 {name} in a filter",
+            lambda g, name=name, entry=entry: g.alerts.ListAlerts(
+                alert_service_pb2.ListAlertsRequest(filter=alert_service_pb2.AlertFilter(**{name: [entry] * 1_001}))
+            ),
+            {f"filter.{name}"},
+        )
+        for name, entry in (("symbols", "A"), ("typologies", 1), ("states", 1))
+    ),
+    (
+        "long names in a filter",
+        lambda g: g.alerts.WatchAlerts(
+            alert_service_pb2.WatchAlertsRequest(
+                filter=alert_service_pb2.AlertFilter(tape=LONG, symbols=["A", LONG], states=[1])
+            )
+        ).read(),
+        {"filter.tape", "filter.symbols[1]"},
+    ),
+    (
+        "long alert_id",
+        lambda g: g.alerts.GetAlert(alert_service_pb2.GetAlertRequest(alert_id=LONG)),
+        {"alert_id"},
+    ),
+    (
+        "long alert_id of a trail",
+        lambda g: g.alerts.ListAlertEvents(alert_service_pb2.ListAlertEventsRequest(alert_id=LONG)),
+        {"alert_id"},
+    ),
+    (
+        "long alert_id of evidence",
+        lambda g: g.alerts.GetEvidence(alert_service_pb2.GetEvidenceRequest(alert_id=LONG)),
+        {"alert_id"},
+    ),
+    (
+        "long quote_id",
+        lambda g: g.detections.GetDetection(detection_service_pb2.GetDetectionRequest(quote_id=LONG)),
+        {"quote_id"},
+    ),
+    (
+        "long names of detections",
+        lambda g: g.detections.ListDetections(detection_service_pb2.ListDetectionsRequest(tape=LONG, symbol=LONG)),
+        {"tape", "symbol"},
+    ),
+    (
+        "long alert_id of detections",
+        lambda g: g.detections.ListDetections(detection_service_pb2.ListDetectionsRequest(alert_id=LONG)),
+        {"alert_id"},
+    ),
+    (
+        "long names of quotes",
+        lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(tape=LONG, symbol=LONG, source=LONG)),
+        {"tape", "symbol", "source"},
+    ),
+    (
+        "long names of a series",
+        lambda g: g.detections.GetCursors(
+            detection_service_pb2.GetCursorsRequest(series=[quote_pb2.Series(symbol="A", tape=LONG)])
+        ),
+        {"series[0].tape"},
+    ),
+    (
+        "long names in an update",
+        lambda g: g.alerts.UpdateAlert(
+            updating(alert_pb2.Alert(alert_id=LONG, etag=LONG, assignee=LONG, state=2), "state", actor=LONG)
+        ),
+        {"alert.alert_id", "alert.etag", "alert.assignee", "actor"},
     ),
     ("no alert_id", lambda g: g.alerts.GetAlert(alert_service_pb2.GetAlertRequest()), {"alert_id"}),
     (
