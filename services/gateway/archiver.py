@@ -94,8 +94,8 @@ class Archiver:
     def _read(self, stream: _Stream, after: int, last: int) -> list[Any]:
         """All the rows after one sequence up to another.
 
-        Raises: DependencyUnavailableError when one is not there: the part waits, whole, until it is; a read from several
-        replicas may miss it for a moment, and a store that has lost it needs repair.
+        Raises: DependencyUnavailableError when one is not there: the part waits, whole, until it is. A read from
+        several replicas may miss it for a moment; a store that has lost it needs repair.
         """
         rows: list[Any] = []
         while (place := after + len(rows)) < last:
