@@ -244,7 +244,9 @@ MALFORMED: list[tuple[str, Callable[[Gateway], Awaitable[Any]], set[str]]] = [
         (
             f"1,001 {name} in a filter",
             lambda g, name=name, entry=entry: g.alerts.ListAlerts(
-                alert_service_pb2.ListAlertsRequest(filter=alert_service_pb2.AlertFilter(**{name: [entry] * 1_001})  # type: ignore[arg-type])
+                alert_service_pb2.ListAlertsRequest(
+                    filter=alert_service_pb2.AlertFilter(**{name: [entry] * 1_001})  # type: ignore[arg-type]
+                )
             ),
             {f"filter.{name}"},
         )
@@ -253,9 +255,7 @@ MALFORMED: list[tuple[str, Callable[[Gateway], Awaitable[Any]], set[str]]] = [
     (
         "long names in a filter",
         lambda g: g.alerts.WatchAlerts(
-            alert_service_pb2.WatchAlertsRequest(
-                filter=alert_service_pb2.AlertFilter(tape=LONG, symbols=["A", LONG])
-            )
+            alert_service_pb2.WatchAlertsRequest(filter=alert_service_pb2.AlertFilter(tape=LONG, symbols=["A", LONG]))
         ).read(),
         {"filter.tape", "filter.symbols[1]"},
     ),
@@ -304,7 +304,11 @@ MALFORMED: list[tuple[str, Callable[[Gateway], Awaitable[Any]], set[str]]] = [
     (
         "long names in an update",
         lambda g: g.alerts.UpdateAlert(
-            updating(alert_pb2.Alert(alert_id=LONG, etag=LONG, assignee=LONG, state=alert_pb2.ALERT_STATE_ACKNOWLEDGED), "state", actor=LONG)
+            updating(
+                alert_pb2.Alert(alert_id=LONG, etag=LONG, assignee=LONG, state=alert_pb2.ALERT_STATE_ACKNOWLEDGED),
+                "state",
+                actor=LONG,
+            )
         ),
         {"alert.alert_id", "alert.etag", "alert.assignee", "actor"},
     ),

@@ -22,10 +22,10 @@ from services.domain.errors import (
     NotConfiguredError,
     UnauthenticatedError,
 )
-from services.runtime.channels import open_channel
+from services.runtime.channels import is_loopback, open_channel
 from services.runtime.errors import error_from_rpc
 from services.runtime.health import address_serving
-from services.runtime.server import Lifetime, Mount, is_loopback, make_server, serve
+from services.runtime.server import Lifetime, Mount, make_server, serve
 from services.runtime.settings import ClientSettings, ServerSettings
 from tapewatch.gateway.v1 import alert_pb2
 from tapewatch.gateway.v1 import alert_service_pb2 as pb
