@@ -8,7 +8,16 @@ import pytest
 from tests.servers import stand_ins
 from tests.servers.process import Server
 
-MUST_RUN = ("tests/e2e/", "tests/contract/", "tests/integration/")
+MUST_RUN = ("tests/e2e/", "tests/contract/", "tests/integration/", "tests/unit/test_queue_sqs")
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Make a skip of what must run a failure, of one test or of a whole module."""
+    required = os.environ.get("TAPEWATCH_REQUIRE_ALL_TESTS") and report.nodeid.startswith(MUST_RUN)
+    if required and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} was skipped, and this run requires it: {reason}"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -16,10 +25,16 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    required = os.environ.get("TAPEWATCH_REQUIRE_ALL_TESTS") and item.nodeid.startswith(MUST_RUN)
-    if required and report.skipped and not hasattr(report, "wasxfail"):
-        report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} was skipped, and this run requires it: {report.longrepr}"
+    _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_skip(report)
     return report
 
 
