@@ -12,7 +12,7 @@ from services.archive import bokeh
 from services.archive.bars import quotes as quotes_of
 from services.domain.errors import DependencyUnavailableError, InvalidQuoteError, PredecessorFailedError
 from services.domain.quote import Quote, Series
-from services.domain.score import SCORE_TOLERANCE, Quality, Score
+from services.domain.score import Quality, Score
 from services.scorer.registry import PACKAGED_MODELS, ModelRegistry
 from services.scorer.service import ScoringService, StreamProgress
 from tests.pipeline_fakes import quote
@@ -35,7 +35,8 @@ class Recorded:
         if self.away:
             raise DependencyUnavailableError("gateway", "is away")
         earlier = [q for q in self.quotes if q.series == series and q.event_time < event_time]
-        return sorted(earlier, key=lambda q: q.event_time)[-limit:]
+        newest = {q.event_time: q for q in sorted(earlier, key=lambda q: (q.event_time, q.revision))}
+        return list(newest.values())[-limit:]
 
     def cursors(self, quotes: Sequence[Quote]) -> dict[Series, datetime | None]:
         return {
@@ -127,14 +128,38 @@ async def test_quotes_out_of_order_within_a_batch_wait_for_their_turn() -> None:
     assert [type(r) for r in results] == [Score, Score, PredecessorFailedError]
 
 
+def revision(bar: Quote) -> Quote:
+    """The bar corrected: half as high again, on twenty times the volume."""
+    price = bar.high * 1.5
+    return dataclasses.replace(bar, revision=1, high=price, close=price, volume=bar.volume * 20)
+
+
 async def test_a_revision_takes_its_bars_place() -> None:
     history = Recorded()
     service = ScoringService(MODEL, history)
-    await score_and_record(service, history, BARS[:100])
-    revised = dataclasses.replace(BARS[99], revision=1)
+    (*_, first) = await score_and_record(service, history, BARS[:100])
+    revised = revision(BARS[99])
     (score,) = await score_and_record(service, history, [revised])
-    before = (await reference())[BARS[99].quote_id]
-    assert abs(score.ensemble - before.ensemble) <= SCORE_TOLERANCE
+    assert close(score, await service.score_one(revised, BARS[:99]))
+    assert not score.same_as(first), "the revision's own values are judged"
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+async def test_the_bar_after_a_revision_is_scored_after_its_values(restarted: bool) -> None:
+    """From history and from memory alike."""
+    history = Recorded()
+    service = ScoringService(MODEL, history)
+    await score_and_record(service, history, BARS[:100])
+    revised, following = revision(BARS[99]), BARS[100]
+    await score_and_record(service, history, [revised])
+    expected = await service.score_one(following, [*BARS[:99], revised])
+    assert not expected.same_as(await service.score_one(following, BARS[:100])), "the revised values must matter"
+    if restarted:
+        service.close()
+        service = ScoringService(MODEL, history)
+    (score,) = await score_and_record(service, history, [following])
+    service.close()
+    assert close(score, expected)
 
 
 async def test_an_invalid_quote_is_answered_and_its_neighbours_are_scored() -> None:
