@@ -47,6 +47,9 @@ from tapewatch_client.generated.tapewatch.scorer.v1 import (
 
 _BATCH_QUOTES = 250
 _LONGEST_PAUSE_SECONDS = 5.0
+_MESSAGE_BYTES_LIMIT = 16 * 1024 * 1024
+"""What the servers take and send: grpcio's own limit, 4 MB, is below a full page of quotes."""
+
 _RESUMABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 _Details = namedtuple("_Details", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression"))
@@ -57,24 +60,28 @@ class _CallDetails(_Details, grpc.ClientCallDetails):
 
 
 class _Prepare(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):
-    """Gives unary calls a deadline and every call the token: the generated stubs take neither."""
+    """Gives unary calls a deadline and every call the token: the generated stubs take neither.
+
+    Unary calls wait for a server within their deadline, watches for ever. A stream of quotes has no deadline, for it
+    lasts as long as its quotes: it does not wait, and fails with UNAVAILABLE when no server can be reached.
+    """
 
     def __init__(self, token: str, timeout_seconds: float) -> None:
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._timeout = timeout_seconds
 
-    def _details(self, details: Any, timeout: float | None) -> _CallDetails:
+    def _details(self, details: Any, timeout: float | None, *, waits: bool) -> _CallDetails:
         metadata = (*(details.metadata or ()), *self._metadata)
-        return _CallDetails(details.method, timeout, metadata, details.credentials, True, details.compression)
+        return _CallDetails(details.method, timeout, metadata, details.credentials, waits, details.compression)
 
     def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
-        return continuation(self._details(details, self._timeout), request)
+        return continuation(self._details(details, self._timeout, waits=True), request)
 
     def intercept_unary_stream(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
-        return continuation(self._details(details, None), request)
+        return continuation(self._details(details, None, waits=True), request)
 
     def intercept_stream_stream(self, continuation: Callable[..., Any], details: Any, requests: Any) -> Any:
-        return continuation(self._details(details, None), requests)
+        return continuation(self._details(details, None, waits=False), requests)
 
 
 def _batches(quotes: Iterable[Quote]) -> Iterator[list[Quote]]:
@@ -97,7 +104,7 @@ class Client:
         scorer: A scorer's address.
         token: Bearer token, where the servers ask for one.
         ca_file: PEM of the authority to check servers against; turns TLS on.
-        timeout_seconds: Deadline of unary calls.
+        timeout_seconds: Deadline of unary calls, and how long a stream of quotes may take to connect.
 
     Every call raises `grpc.RpcError` with the server's status; its `google.rpc` details are in the trailing metadata.
     """
@@ -114,11 +121,21 @@ class Client:
     ) -> None:
         credentials = None if ca_file is None else grpc.ssl_channel_credentials(ca_file.read_bytes())
         prepare = _Prepare(token, timeout_seconds)
+        options = [
+            ("grpc.max_receive_message_length", _MESSAGE_BYTES_LIMIT),
+            ("grpc.max_send_message_length", _MESSAGE_BYTES_LIMIT),
+            # A peer that accepts no connection is away after this long, and one that vanished in mid-stream is noticed.
+            ("grpc.min_reconnect_backoff_ms", max(1, round(1_000 * timeout_seconds))),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+        ]
         self._channels: list[grpc.Channel] = []
 
         def channel(address: str) -> grpc.Channel:
             opened = (
-                grpc.insecure_channel(address) if credentials is None else grpc.secure_channel(address, credentials)
+                grpc.insecure_channel(address, options)
+                if credentials is None
+                else grpc.secure_channel(address, credentials, options)
             )
             self._channels.append(opened)
             return grpc.intercept_channel(opened, prepare)
@@ -142,7 +159,10 @@ class Client:
             channel.close()
 
     def publish(self, quotes: Iterable[Quote]) -> Iterator[PublishResult]:
-        """Feed quotes, those of one symbol in order of time. Yields one result per quote once it is durable."""
+        """Feed quotes, those of one symbol in order of time. Yields one result per quote once it is durable.
+
+        Fails with UNAVAILABLE when ingest is away.
+        """
         for response in self.ingest.publish_quotes(PublishQuotesRequest(quotes=b) for b in _batches(quotes)):
             yield from response.results
 
@@ -157,7 +177,10 @@ class Client:
         return response.score
 
     def score_stream(self, quotes: Iterable[Quote]) -> Iterator[ScoreResult]:
-        """Judge quotes, those of one series in order of time, without recording. Yields one result per quote."""
+        """Judge quotes, those of one series in order of time, without recording. Yields one result per quote.
+
+        Fails with UNAVAILABLE when the scorer is away.
+        """
         for response in self.scorer.score_stream(ScoreStreamRequest(quotes=b) for b in _batches(quotes)):
             yield from response.results
 
