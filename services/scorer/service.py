@@ -141,6 +141,8 @@ class ScoringService:
                     results[i] = PredecessorFailedError(part.quotes[-1].quote_id, "has a later event_time")
                 if part.keeps:
                     self._keep(series, part.after)
+                else:  # a revision or a late quote changed the history that the held state stands for
+                    self._held.pop(series, None)
                 if progress is not None:
                     progress.held[series] = part.after
         return [results[i] for i in range(len(quotes))]
