@@ -7,6 +7,7 @@ import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -236,6 +237,16 @@ def violations(error: grpc.RpcError) -> list[str]:
     return []
 
 
+def send(call: Any, request: Message) -> None:
+    """Call a method of any kind with one request, and read its answers to their end."""
+    if isinstance(call, grpc.UnaryUnaryMultiCallable):
+        call(request, timeout=10)
+    elif isinstance(call, grpc.StreamStreamMultiCallable):
+        list(call(iter([request]), timeout=10))
+    else:
+        list(call(request, timeout=10))
+
+
 @pytest.mark.parametrize(
     ("service", "stub", "method", "request_", "field"), CASES, ids=lambda v: v if isinstance(v, str) else ""
 )
@@ -250,14 +261,117 @@ def test_malformed_requests(
     with grpc.insecure_channel(getattr(running_mesh, service)) as channel:
         call = getattr(stub(channel), method)
         with pytest.raises(grpc.RpcError) as refused:
-            if isinstance(call, grpc.UnaryUnaryMultiCallable):
-                call(request_, timeout=10)
-            elif isinstance(call, grpc.StreamStreamMultiCallable):
-                list(call(iter([request_]), timeout=10))
-            else:
-                list(call(request_, timeout=10))
+            send(call, request_)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, refused.value.details()
         assert field in violations(refused.value)
+    assert running_mesh.command("health", getattr(running_mesh, service)).returncode == 0
+
+
+LONG = "A" * 30_000
+TOO_LARGE: list[tuple[str, str, Callable[[grpc.Channel], Any], str, Message]] = [
+    (
+        "a symbol of 20 KB",
+        "scorer",
+        scorer_service_pb2_grpc.ScorerServiceStub,
+        "Score",
+        scorer_service_pb2.ScoreRequest(
+            quote=quote_pb2.Quote(
+                symbol="A" * 20_000,
+                event_time=Timestamp(seconds=1_700_000_000),
+                open=10,
+                high=11,
+                low=9,
+                close=10,
+                volume=100,
+            )
+        ),
+    ),
+    (
+        "a model version of 30 KB",
+        "scorer",
+        model_service_pb2_grpc.ModelServiceStub,
+        "GetModel",
+        model_service_pb2.GetModelRequest(version=LONG),
+    ),
+    (
+        "a quote_id of 30 KB",
+        "gateway",
+        detection_service_pb2_grpc.DetectionServiceStub,
+        "GetDetection",
+        detection_service_pb2.GetDetectionRequest(quote_id=LONG),
+    ),
+    (
+        "an alert_id of 30 KB",
+        "gateway",
+        alert_service_pb2_grpc.AlertServiceStub,
+        "GetAlert",
+        alert_service_pb2.GetAlertRequest(alert_id=LONG),
+    ),
+    (
+        "a tape of 30 KB",
+        "ingest",
+        ingest_service_pb2_grpc.IngestServiceStub,
+        "GetReplay",
+        ingest_service_pb2.GetReplayRequest(tape=LONG),
+    ),
+]
+OUT_OF_RANGE: list[tuple[str, str, Callable[[grpc.Channel], Any], str, Message]] = [
+    (
+        "a cursor after the year 9999",
+        "scorer",
+        scorer_service_pb2_grpc.ScorerServiceStub,
+        "ScoreStream",
+        scorer_service_pb2.ScoreStreamRequest(
+            quotes=[
+                quote_pb2.Quote(
+                    symbol="A",
+                    event_time=Timestamp(seconds=1_700_000_000),
+                    open=10,
+                    high=11,
+                    low=9,
+                    close=10,
+                    volume=100,
+                )
+            ],
+            cursors=[
+                quote_pb2.Cursor(
+                    series=quote_pb2.Series(symbol="A"),
+                    last_event_time=Timestamp(seconds=10**18),
+                )
+            ],
+        ),
+    ),
+    (
+        "a replay of 5,000 symbols",
+        "ingest",
+        ingest_service_pb2_grpc.IngestServiceStub,
+        "StartReplay",
+        ingest_service_pb2.StartReplayRequest(location="bokeh", symbols=[f"S{i}" for i in range(5_000)]),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("service", "stub", "method", "request_", "codes"),
+    [
+        pytest.param(*case[1:], {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}, id=case[0])
+        for case in TOO_LARGE
+    ]
+    + [pytest.param(*case[1:], {grpc.StatusCode.INVALID_ARGUMENT}, id=case[0]) for case in OUT_OF_RANGE],
+)
+def test_absurdly_large_requests(
+    service: str,
+    stub: Callable[[grpc.Channel], Any],
+    method: str,
+    request_: Message,
+    codes: set[grpc.StatusCode],
+    running_mesh: Mesh,
+) -> None:
+    """The answer blames the request, in trailers that fit what gRPC allows for them."""
+    with grpc.insecure_channel(getattr(running_mesh, service)) as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            send(getattr(stub(channel), method), request_)
+        assert refused.value.code() in codes, refused.value.details()
     assert running_mesh.command("health", getattr(running_mesh, service)).returncode == 0
 
 
