@@ -14,13 +14,15 @@ from services.domain.errors import TapewatchError
 from services.gateway.ports import DetectionQuery
 from services.gateway.sqlite import SqliteStore
 from services.queue.sqlite import SqliteQueue
-from tests.e2e.processes import Mesh, alive
+from tests.e2e.processes import REPOSITORY, Mesh, alive
 
 BARS = 12_154
 LAST_LINE = re.compile(
     r"tapewatch: published=(?P<published>\d+) scored=(?P<scored>\d+) stored=(?P<stored>\d+) lost=(?P<lost>\d+) "
     r"duplicated=(?P<duplicated>\d+) alerts=(?P<alerts>\d+) seconds=(?P<seconds>[\d.]+)"
 )
+
+CAPTURE = re.compile(r"<!-- capture:begin -->\n```\n(?P<output>.*?)```\n<!-- capture:end -->", re.DOTALL)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -63,6 +65,10 @@ def test_the_bundled_tape_end_to_end(mesh: Mesh) -> None:
     assert 0 < found["alerts"] <= len(alarmed)
     assert "AAPL" in output
     assert "2000-09-29" in output
+    captured = CAPTURE.search((REPOSITORY / "README.md").read_text())
+    assert captured is not None, "the README has no captured run"
+    documented = assert_complete(captured["output"])
+    assert documented["alerts"] == found["alerts"], "the README's run is not one of this model: capture it again"
 
     lake = ds.dataset(mesh.folder / "lake" / "quotes", format="parquet").to_table(columns=["quote_id", "tape"])
     assert lake.num_rows == BARS
