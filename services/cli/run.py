@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from services.archive.location import quotes as source_quotes
 from services.cli.live_view import LiveView, Reading
 from services.cli.mesh import Mesh
 from services.cli.settings import MeshSettings
-from services.cli.tally import Tally, take
+from services.cli.tally import Tally, take, valid_keys
 from services.cli.watch import changes
 from services.domain.errors import DependencyUnavailableError, TapewatchError
 from services.domain.quote import LIVE_TAPE, format_time
@@ -173,10 +173,10 @@ async def _replay_reading(observer: _Observer, tape: str) -> tuple[Reading, repl
     return reading, replay
 
 
-def _source_keys(location: str, tape: str, symbols: Sequence[str]) -> list[str]:
+def _source_keys(location: str, tape: str, symbols: Sequence[str]) -> set[str]:
     """The quote_ids that a complete run has stored, read from the source itself."""
     _, source = source_quotes(location, tape=tape, symbols=symbols)
-    return [quote.quote_id for quote in source]
+    return valid_keys(source, datetime.now(UTC))
 
 
 async def _follow_replay(
@@ -208,7 +208,7 @@ async def _tally(
     observer: _Observer,
     mesh: Mesh,
     tape: str,
-    keys: Sequence[str],
+    keys: Collection[str],
     replay: replay_pb2.Replay,
     stopping: asyncio.Event,
 ) -> Tally | None:
@@ -287,7 +287,7 @@ async def run(settings: MeshSettings, location: str, symbols: Sequence[str], sco
         return EXIT_INTERRUPTED
     _print_summary(console, tally, state, settings)
     console.print(tally.last_line(state.seconds), soft_wrap=True, highlight=False)
-    return 0 if tally.lost == tally.duplicated == 0 else EXIT_FAILED
+    return 0 if tally.complete else EXIT_FAILED
 
 
 async def up(

@@ -31,6 +31,7 @@ from services.queue.ports import Queue
 
 _log = logging.getLogger(__name__)
 _BACKPRESSURE_SECONDS = 0.02
+_SYMBOLS_LIMIT = 1_000
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 
@@ -210,7 +211,11 @@ def _check(location: str, tape: str, symbols: Sequence[str], speed: float) -> No
         wrong.append(FieldViolation("tape", f"{tape} is not for replays"))
     elif tape and not TAPE_PATTERN.fullmatch(tape):
         wrong.append(FieldViolation("tape", f"{shown(tape)} does not match {TAPE_PATTERN.pattern}"))
-    for i, symbol in enumerate(symbols):
+    if len(symbols) > _SYMBOLS_LIMIT:
+        wrong.append(
+            FieldViolation("symbols", f"has {len(symbols):,} items; {_SYMBOLS_LIMIT:,} are allowed, or none for all")
+        )
+    for i, symbol in enumerate(symbols[:_SYMBOLS_LIMIT]):
         if not SYMBOL_PATTERN.fullmatch(symbol):
             wrong.append(FieldViolation(f"symbols[{i}]", f"{shown(symbol)} does not match {SYMBOL_PATTERN.pattern}"))
     if not (math.isfinite(speed) and speed >= 0):

@@ -205,7 +205,7 @@ class StartReplayRequest(_message.Message):
     """Event time over wall time. 0 means as fast as the mesh takes it."""
     @_builtins.property
     def symbols(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these symbols. Empty means all."""
+        """Only these symbols, at most 1,000. Empty means all."""
 
     def __init__(
         self,

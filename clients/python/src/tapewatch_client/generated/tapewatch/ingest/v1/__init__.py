@@ -473,7 +473,7 @@ class StartReplayRequest(betterproto2.Message):
 
     symbols: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
     """
-    Only these symbols. Empty means all.
+    Only these symbols, at most 1,000. Empty means all.
     """
 
     speed: "float" = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
