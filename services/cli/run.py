@@ -25,6 +25,7 @@ from services.domain.quote import LIVE_TAPE, format_time
 from services.runtime.channels import open_channel
 from services.runtime.errors import error_from_rpc, is_transient
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
+from services.runtime.stopping import stopped_within
 from services.wire.time import timestamp_from_proto
 from tapewatch.dispatch.v1 import dispatch_service_pb2
 from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceStub
@@ -199,8 +200,7 @@ async def _follow_replay(
                 await observer.start_replay(replay.location, tape, replay.symbols, replay.speed)
             elif replay.state == replay_pb2.REPLAY_STATE_SUCCEEDED and reading.backlog == 0:
                 return replay
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), _POLL_SECONDS)
+        await stopped_within(_POLL_SECONDS, stopping)
     return None
 
 
@@ -224,8 +224,7 @@ async def _tally(
         except grpc.aio.AioRpcError as error:
             if not is_transient(error.code()):
                 raise error_from_rpc(error, "gateway") from error
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), _POLL_SECONDS)
+        await stopped_within(_POLL_SECONDS, stopping)
     return None
 
 
@@ -346,8 +345,7 @@ async def _follow_live(
                 reading = await _live_reading(observer)
             reading.canaries = await observer.canaries()
             view.show(reading)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), _POLL_SECONDS * 2)
+        await stopped_within(_POLL_SECONDS * 2, stopping)
 
 
 async def _live_reading(observer: _Observer) -> Reading:

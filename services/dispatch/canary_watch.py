@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 
 from services.domain.canary import CANARIES, CanaryOutcome
 from services.pipeline.canary_play import DEADLINE_SECONDS, LivePath, play
+from services.runtime.stopping import stopped_within
 
 HEALTH_SERVICE = "tapewatch.canary"
 _SHARE_OF_INTERVAL = 0.9
@@ -73,8 +73,7 @@ class CanaryWatch:
                     await asyncio.gather(playing, return_exceptions=True)
                     return
                 await self._note(playing.result())
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(draining.wait(), max(0.0, begun + self._interval - loop.time()))
+                await stopped_within(max(0.0, begun + self._interval - loop.time()), draining)
         finally:
             stopping.cancel()
 

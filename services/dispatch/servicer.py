@@ -13,12 +13,11 @@ from services.domain.score import Score
 from services.pipeline.warm_pool import WarmPool
 from services.queue.ports import Queue
 from services.runtime.errors import status_of
+from services.wire.checks import check_count
 from services.wire.quote import quotes_from_proto
 from services.wire.score import score_to_proto
 from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
 from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceServicer
-
-_QUOTES_LIMIT = 1_000
 
 
 def _result(quote_id: str, result: Score | TapewatchError) -> pb.DispatchResult:
@@ -34,7 +33,7 @@ class DispatchServicer(DispatchServiceServicer):
         self,
         service: DispatchService,
         pool: WarmPool,
-        queue: Queue | None,
+        queue: Queue,
         settings: DispatchSettings,
         canaries: CanaryWatch | None = None,
     ) -> None:
@@ -46,10 +45,7 @@ class DispatchServicer(DispatchServiceServicer):
 
     async def Dispatch(self, request: pb.DispatchRequest, context: Any) -> pb.DispatchResponse:
         """Score and record a batch."""
-        if not 1 <= len(request.quotes) <= _QUOTES_LIMIT:
-            raise InvalidRequestError(
-                [FieldViolation("quotes", f"has {len(request.quotes)} items; 1 to {_QUOTES_LIMIT:,} are allowed")]
-            )
+        check_count("quotes", request.quotes)
         try:
             mode = DispatchMode(request.mode or DispatchMode.WARM)
         except ValueError as error:
@@ -75,11 +71,10 @@ class DispatchServicer(DispatchServiceServicer):
             batch_size_limit=self._settings.dispatch_batch_size,
             concurrency_limit=self._settings.dispatch_concurrency,
         )
-        if self._queue is not None:
-            depth = await asyncio.to_thread(self._queue.depth)
-            response.backlog.ready_messages = depth.ready
-            response.backlog.in_flight_messages = depth.in_flight
-            response.backlog.dead_letters = depth.dead_letters
+        depth = await asyncio.to_thread(self._queue.depth)
+        response.backlog.ready_messages = depth.ready
+        response.backlog.in_flight_messages = depth.in_flight
+        response.backlog.dead_letters = depth.dead_letters
         return response
 
     async def GetCanaries(self, request: pb.GetCanariesRequest, context: Any) -> pb.GetCanariesResponse:

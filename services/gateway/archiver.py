@@ -3,12 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from services.domain.errors import ConflictError, DependencyUnavailableError
 from services.gateway.ports import Lake, Store
+from services.runtime.stopping import stopped_within
 
 QUOTES = "quotes"
 CHANGES = "changes"
@@ -62,8 +62,7 @@ class Archiver:
                     flushed = loop.time()
             except DependencyUnavailableError as error:
                 _log.warning("the lake waits: %s", error.message)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(draining.wait(), _LOOK_SECONDS)
+            await stopped_within(_LOOK_SECONDS, draining)
 
     def write(self, partial: bool) -> int:
         """Write every full part, and with `partial` what is left. Returns the rows written.

@@ -8,6 +8,7 @@ from contextlib import suppress
 from services.domain.alert import AlertChange
 from services.domain.errors import DependencyUnavailableError
 from services.gateway.ports import AlertQuery, Store
+from services.runtime.stopping import stopped_within
 
 POLL_SECONDS = 0.2
 """How often other replicas' commits are looked for; this one's wake the watchers at once."""
@@ -52,8 +53,7 @@ class ChangeFeed:
             if last != known:
                 known = last
                 self.wake()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(draining.wait(), POLL_SECONDS)
+            await stopped_within(POLL_SECONDS, draining)
         self._ended = True
         self.wake()
 

@@ -14,6 +14,7 @@ from services.gateway.ports import DetectionQuery, QuoteQuery
 from services.gateway.service import GatewayService, Recorded
 from services.pipeline.ports import RecordOutcome
 from services.runtime.errors import status_of
+from services.wire.checks import check_count
 from services.wire.detection import detection_to_proto, recorded_to_proto
 from services.wire.quote import cursors_to_proto, series_from_proto
 from tapewatch.gateway.v1 import detection_service_pb2 as pb
@@ -54,7 +55,7 @@ class DetectionServicer(DetectionServiceServicer):
 
     async def RecordScores(self, request: pb.RecordScoresRequest, context: Any) -> pb.RecordScoresResponse:
         """Record a batch."""
-        requests.check_count("items", request.items)
+        check_count("items", request.items)
         formed = await asyncio.to_thread(_form, request.items)
         items = [each for each in formed if isinstance(each, ScoredQuote)]
         done = await self._service.record(items)
@@ -71,7 +72,7 @@ class DetectionServicer(DetectionServiceServicer):
 
     async def GetCursors(self, request: pb.GetCursorsRequest, context: Any) -> pb.GetCursorsResponse:
         """How far series have been recorded."""
-        requests.check_count("series", request.series)
+        check_count("series", request.series)
         for i, message in enumerate(request.series):
             names = {"tape": message.tape, "source": message.source, "symbol": message.symbol}
             requests.check_names({f"series[{i}].{field}": value for field, value in names.items()})

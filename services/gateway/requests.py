@@ -4,10 +4,10 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import Message
 
@@ -18,12 +18,12 @@ from services.domain.score import Quality, Score, ScoredQuote
 from services.domain.typology import Typology
 from services.gateway.ports import AlertQuery, Position
 from services.gateway.service import Triage
+from services.wire.checks import ITEMS_LIMIT
 from services.wire.detection import scored_from_proto
 from services.wire.time import duration_from_proto, optional_timestamp
 from tapewatch.gateway.v1 import alert_service_pb2 as pb
 from tapewatch.gateway.v1 import detection_service_pb2
 
-ITEMS_LIMIT = 1_000
 NAME_CHARACTERS_LIMIT = 200
 ID_CHARACTERS_LIMIT = 500
 """Of an alert's or a quote's id; a quote_id joins several names."""
@@ -58,12 +58,6 @@ def check_id(field: str, value: str) -> str:
         raise invalid(field, "is required")
     check_names({field: value}, ID_CHARACTERS_LIMIT)
     return value
-
-
-def check_count(field: str, items: Sequence[Any]) -> None:
-    """Raises: InvalidRequestError unless there are 1 to 1,000 items."""
-    if not 1 <= len(items) <= ITEMS_LIMIT:
-        raise invalid(field, f"has {len(items):,} items; 1 to {ITEMS_LIMIT:,} are allowed")
 
 
 def page_size(asked: int, default: int, most: int, field: str = "page_size") -> int:

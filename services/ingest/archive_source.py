@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from services.archive import location as archive
 from services.domain.quote import Quote, Series
 from services.ingest.ports import SourceBatch
-from services.ingest.service import stopped_within
+from services.runtime.stopping import stopped_within
 
 
 class ArchiveSource:

@@ -12,7 +12,7 @@ from services.ingest.csv_file import CsvSource
 from services.ingest.ports import Progress, QuoteSource
 from services.ingest.progress_sqlite import SqliteProgress
 from services.ingest.replay import Replays
-from services.ingest.service import IngestService, stopped_within
+from services.ingest.service import IngestService
 from services.ingest.servicer import IngestServicer
 from services.ingest.settings import IngestSettings
 from services.ingest.subscribers import Subscribers
@@ -21,6 +21,7 @@ from services.ingest.yahoo import YahooSource
 from services.queue.open import open_queue
 from services.queue.ports import Queue
 from services.runtime.server import Lifetime, Mount, run_server
+from services.runtime.stopping import stopped_within
 from tapewatch.ingest.v1 import ingest_service_pb2
 from tapewatch.ingest.v1.ingest_service_pb2_grpc import add_IngestServiceServicer_to_server
 

@@ -15,6 +15,7 @@ from services.ingest.subscribers import Subscribers
 from services.queue import market_message
 from services.queue.event_source import backoff_seconds
 from services.queue.ports import Queue
+from services.runtime.stopping import stopped_within
 
 _log = logging.getLogger(__name__)
 
@@ -141,14 +142,3 @@ class IngestService:
                     await asyncio.to_thread(progress.advance, newest)
         finally:
             stopping.cancel()
-
-
-async def stopped_within(seconds: float, stop: asyncio.Event) -> bool:
-    """Sleep, but no longer than until `stop` is set. Whether it is set."""
-    if seconds > 0 and not stop.is_set():
-        try:
-            async with asyncio.timeout(seconds):
-                await stop.wait()
-        except TimeoutError:
-            pass
-    return stop.is_set()

@@ -20,13 +20,13 @@ from services.ingest.service import IngestService, Outcome, Published
 from services.ingest.subscribers import Subscription
 from services.runtime.errors import status_of
 from services.runtime.read_ahead import read_ahead
+from services.wire.checks import check_count
 from services.wire.quote import quote_from_proto, quote_to_proto
 from services.wire.time import timestamp_to_proto
 from tapewatch.ingest.v1 import ingest_service_pb2 as pb
 from tapewatch.ingest.v1.ingest_service_pb2_grpc import IngestServiceServicer
 from tapewatch.market.v1 import quote_pb2
 
-MAX_QUOTES_A_REQUEST: Final = 1_000
 READ_AHEAD_REQUESTS: Final = 4
 
 
@@ -48,9 +48,7 @@ class IngestServicer(IngestServiceServicer):
                 yield await self._publish(request)
 
     async def _publish(self, request: pb.PublishQuotesRequest) -> pb.PublishQuotesResponse:
-        if not 1 <= len(request.quotes) <= MAX_QUOTES_A_REQUEST:
-            text = f"must be 1 to {MAX_QUOTES_A_REQUEST:,}, not {len(request.quotes):,}"
-            raise InvalidRequestError([FieldViolation("quotes", text)])
+        check_count("quotes", request.quotes)
         results: dict[int, pb.PublishResult] = {}
         quotes: dict[int, Quote] = {}
         for i, message in enumerate(request.quotes):

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from services.runtime.channels import MESSAGE_BYTES_LIMIT, is_loopback
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 from services.runtime.interceptors import AuthenticationInterceptor, ErrorInterceptor
 from services.runtime.settings import ServerSettings
+from services.runtime.stopping import stopped_within
 from services.runtime.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -111,8 +111,7 @@ async def _outlive_no_parent(draining: asyncio.Event) -> None:
         if os.getppid() != parent:
             draining.set()
             return
-        with suppress(TimeoutError):
-            await asyncio.wait_for(draining.wait(), 1.0)
+        await stopped_within(1.0, draining)
 
 
 Build = Callable[[Lifetime], Awaitable[Sequence[Mount]]]

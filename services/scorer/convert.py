@@ -1,23 +1,13 @@
 """Model metadata to protos, and checks of the scorer's requests."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from services.domain.errors import FieldViolation, InvalidRequestError
 from services.domain.model import ModelMetadata
 from services.domain.threshold import ThresholdCalibration
 from services.scorer.deployment import ModelRole
 from services.scorer.deployment_watch import CanaryTally, Drift, ShadowTally
 from services.wire.time import timestamp_to_proto
 from tapewatch.scorer.v1 import model_service_pb2 as pb
-
-QUOTES_LIMIT = 1_000
-
-
-def check_count(field: str, items: Sequence[Any], most: int = QUOTES_LIMIT, least: int = 1) -> None:
-    """Raises: InvalidRequestError unless the field has `least` to `most` items."""
-    if not least <= len(items) <= most:
-        raise InvalidRequestError([FieldViolation(field, f"has {len(items)} items; {least} to {most:,} are allowed")])
 
 
 def model_to_proto(

@@ -46,14 +46,13 @@ class _Network:
         self._inputs = inputs
         self._create = _interpreter_class(path)
         self._local = threading.local()
-        probe, source, target = self._interpreter(1)
+        probe = self._interpreter(1)[0]
         given = int(probe.get_input_details()[0]["shape"][-1])
         if given != inputs:
             raise ModelUnusableError(path, f"takes {given} features where the metadata names {inputs}")
         made = int(probe.get_output_details()[0]["shape"][-1])
         if made != outputs:
             raise ModelUnusableError(path, f"gives {made} outputs where {outputs} are expected")
-        del source, target
 
     def _interpreter(self, bucket: int) -> tuple[Any, int, int]:
         kept: dict[int, tuple[Any, int, int]] | None = getattr(self._local, "kept", None)

@@ -9,8 +9,8 @@ from services.domain.quote import Quote
 from services.domain.score import Score
 from services.runtime.errors import status_of
 from services.runtime.read_ahead import read_ahead
-from services.scorer.convert import check_count
 from services.scorer.service import ScoringService, StreamProgress
+from services.wire.checks import check_count
 from services.wire.quote import cursors_from_proto, quote_from_proto, quotes_from_proto
 from services.wire.score import score_to_proto
 from tapewatch.market.v1 import quote_pb2
