@@ -1,43 +1,29 @@
-"""The gateway's services over a real server: every method, every refusal, the watch, the drain."""
+"""The gateway's services over a real server: every method, refusals by state, the watch, the drain."""
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2, status_pb2
 
 from services.archive import lake as layout
 from services.domain.score import ScoredQuote
 from services.domain.typology import NOT_OBSERVABLE, Typology
-from services.runtime.errors import STATUS_DETAILS_KEY
 from services.wire.quote import quote_from_proto, quote_to_proto
 from services.wire.score import score_from_proto, score_to_proto
 from services.wire.time import timestamp_to_proto
 from tapewatch.gateway.v1 import alert_pb2, alert_service_pb2, detection_service_pb2
 from tapewatch.market.v1 import quote_pb2
 from tests.gateway_quotes import START, TRACE_ID, scored, spike
-from tests.integration.gateway_server import Gateway, running_gateway
+from tests.integration.gateway_server import KNOWN, Gateway, details, message, refusal, running_gateway, updating
 
 CREATED = detection_service_pb2.RECORD_OUTCOME_CREATED
 UNCHANGED = detection_service_pb2.RECORD_OUTCOME_UNCHANGED
 DIFFERENT = detection_service_pb2.RECORD_OUTCOME_DIFFERENT
-
-
-@pytest.fixture
-async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
-    async with running_gateway(tmp_path) as running:
-        yield running
-
-
-def message(item: ScoredQuote) -> detection_service_pb2.ScoredQuote:
-    return detection_service_pb2.ScoredQuote(quote=quote_to_proto(item.quote), score=score_to_proto(item.score))
 
 
 async def record(gateway: Gateway, *items: ScoredQuote) -> list[detection_service_pb2.RecordResult]:
@@ -51,31 +37,11 @@ async def open_alert(gateway: Gateway, minute: int = 0) -> alert_pb2.Alert:
     return answer.alert
 
 
-async def refusal(call: Awaitable[Any]) -> tuple[grpc.StatusCode, str, set[str]]:
-    """Status code, ErrorInfo.reason and the violated fields of a call that must fail."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    for key, value in caught.value.trailing_metadata() or ():
-        if key == STATUS_DETAILS_KEY:
-            assert isinstance(value, bytes)
-            reason, fields = details(status_pb2.Status.FromString(value))
-            return caught.value.code(), reason, fields
-    raise AssertionError(f"no rich error: {caught.value!r}")
-
-
 async def read(stream: Any) -> alert_service_pb2.WatchAlertsResponse:
     """The stream's next response; fails after ten seconds."""
     response = await asyncio.wait_for(stream.read(), 10)
     assert isinstance(response, alert_service_pb2.WatchAlertsResponse)
     return response
-
-
-def details(status: status_pb2.Status) -> tuple[str, set[str]]:
-    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in status.details:
-        if not detail.Unpack(info):
-            detail.Unpack(bad)
-    return info.reason.removeprefix("ERROR_REASON_"), {violation.field for violation in bad.field_violations}
 
 
 async def test_record_and_read_back(gateway: Gateway) -> None:
@@ -130,248 +96,6 @@ async def test_malformed_items_are_answered_beside_good_ones(gateway: Gateway) -
         {"quote.quote_id"},
     ]
     assert answer.results[4].quote_id == scored(6).quote.quote_id
-
-
-def listing(size: int) -> Callable[[Gateway], Awaitable[Any]]:
-    return lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(page_size=size))
-
-
-def updating(
-    alert: alert_pb2.Alert, *paths: str, actor: str = "ann", comment: str = ""
-) -> alert_service_pb2.UpdateAlertRequest:
-    return alert_service_pb2.UpdateAlertRequest(
-        alert=alert, update_mask=FieldMask(paths=paths), actor=actor, comment=comment
-    )
-
-
-KNOWN = alert_pb2.Alert(alert_id="al_x", etag='"1"', state=alert_pb2.ALERT_STATE_ACKNOWLEDGED)
-LONG = "x" * 501
-EVER = Timestamp(seconds=10**15)
-
-MALFORMED: list[tuple[str, Callable[[Gateway], Awaitable[Any]], set[str]]] = [
-    (
-        "no items",
-        lambda g: g.detections.RecordScores(detection_service_pb2.RecordScoresRequest()),
-        {"items"},
-    ),
-    (
-        "1,001 items",
-        lambda g: g.detections.RecordScores(
-            detection_service_pb2.RecordScoresRequest(items=[message(scored(0))] * 1_001)
-        ),
-        {"items"},
-    ),
-    (
-        "no series",
-        lambda g: g.detections.GetCursors(detection_service_pb2.GetCursorsRequest()),
-        {"series"},
-    ),
-    (
-        "series without symbol",
-        lambda g: g.detections.GetCursors(
-            detection_service_pb2.GetCursorsRequest(series=[quote_pb2.Series(symbol="A"), quote_pb2.Series()])
-        ),
-        {"series[1].symbol"},
-    ),
-    (
-        "no quote_id",
-        lambda g: g.detections.GetDetection(detection_service_pb2.GetDetectionRequest()),
-        {"quote_id"},
-    ),
-    ("negative page", listing(-1), {"page_size"}),
-    ("huge page", listing(5_001), {"page_size"}),
-    (
-        "huge page of detections",
-        lambda g: g.detections.ListDetections(detection_service_pb2.ListDetectionsRequest(page_size=1_001)),
-        {"page_size"},
-    ),
-    (
-        "tape backwards",
-        lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(descending=True)),
-        {"symbol"},
-    ),
-    (
-        "tape by time",
-        lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(start_time=Timestamp(seconds=1))),
-        {"symbol"},
-    ),
-    (
-        "negative interval",
-        lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(interval_seconds=-1)),
-        {"interval_seconds"},
-    ),
-    (
-        "absurd time",
-        lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(symbol="A", end_time=EVER)),
-        {"end_time"},
-    ),
-    (
-        "garbage page token",
-        lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(page_token="what?")),
-        {"page_token"},
-    ),
-    (
-        "page token of nobody",
-        lambda g: g.alerts.ListAlerts(
-            alert_service_pb2.ListAlertsRequest(page_token=base64.urlsafe_b64encode(b"0123456789abcdef[1]").decode())
-        ),
-        {"page_token"},
-    ),
-    (
-        "unknown typology",
-        lambda g: g.detections.ListDetections(
-            detection_service_pb2.ListDetectionsRequest(typology=99)  # type: ignore[arg-type]
-        ),
-        {"typology"},
-    ),
-    (
-        "unknown state",
-        lambda g: g.alerts.ListAlerts(
-            alert_service_pb2.ListAlertsRequest(
-                filter=alert_service_pb2.AlertFilter(states=[1, 77])  # type: ignore[list-item]
-            )
-        ),
-        {"filter.states[1]"},
-    ),
-    (
-        "score out of range",
-        lambda g: g.alerts.ListAlerts(
-            alert_service_pb2.ListAlertsRequest(filter=alert_service_pb2.AlertFilter(min_peak_score=float("nan")))
-        ),
-        {"filter.min_peak_score"},
-    ),
-    *(
-        (
-            f"1,001 {name} in a filter",
-            lambda g, name=name, entry=entry: g.alerts.ListAlerts(
-                alert_service_pb2.ListAlertsRequest(
-                    filter=alert_service_pb2.AlertFilter(**{name: [entry] * 1_001})  # type: ignore[arg-type]
-                )
-            ),
-            {f"filter.{name}"},
-        )
-        for name, entry in (("symbols", "A"), ("typologies", 1), ("states", 1))
-    ),
-    (
-        "long names in a filter",
-        lambda g: g.alerts.WatchAlerts(
-            alert_service_pb2.WatchAlertsRequest(filter=alert_service_pb2.AlertFilter(tape=LONG, symbols=["A", LONG]))
-        ).read(),
-        {"filter.tape", "filter.symbols[1]"},
-    ),
-    (
-        "long alert_id",
-        lambda g: g.alerts.GetAlert(alert_service_pb2.GetAlertRequest(alert_id=LONG)),
-        {"alert_id"},
-    ),
-    (
-        "long alert_id of a trail",
-        lambda g: g.alerts.ListAlertEvents(alert_service_pb2.ListAlertEventsRequest(alert_id=LONG)),
-        {"alert_id"},
-    ),
-    (
-        "long alert_id of evidence",
-        lambda g: g.alerts.GetEvidence(alert_service_pb2.GetEvidenceRequest(alert_id=LONG)),
-        {"alert_id"},
-    ),
-    (
-        "long quote_id",
-        lambda g: g.detections.GetDetection(detection_service_pb2.GetDetectionRequest(quote_id=LONG)),
-        {"quote_id"},
-    ),
-    (
-        "long names of detections",
-        lambda g: g.detections.ListDetections(detection_service_pb2.ListDetectionsRequest(tape=LONG, symbol=LONG)),
-        {"tape", "symbol"},
-    ),
-    (
-        "long alert_id of detections",
-        lambda g: g.detections.ListDetections(detection_service_pb2.ListDetectionsRequest(alert_id=LONG)),
-        {"alert_id"},
-    ),
-    (
-        "long names of quotes",
-        lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(tape=LONG, symbol=LONG, source=LONG)),
-        {"tape", "symbol", "source"},
-    ),
-    (
-        "long names of a series",
-        lambda g: g.detections.GetCursors(
-            detection_service_pb2.GetCursorsRequest(series=[quote_pb2.Series(symbol="A", tape=LONG)])
-        ),
-        {"series[0].tape"},
-    ),
-    (
-        "long names in an update",
-        lambda g: g.alerts.UpdateAlert(
-            updating(
-                alert_pb2.Alert(alert_id=LONG, etag=LONG, assignee=LONG, state=alert_pb2.ALERT_STATE_ACKNOWLEDGED),
-                "state",
-                actor=LONG,
-            )
-        ),
-        {"alert.alert_id", "alert.etag", "alert.assignee", "actor"},
-    ),
-    ("no alert_id", lambda g: g.alerts.GetAlert(alert_service_pb2.GetAlertRequest()), {"alert_id"}),
-    (
-        "no alert_id of a trail",
-        lambda g: g.alerts.ListAlertEvents(alert_service_pb2.ListAlertEventsRequest()),
-        {"alert_id"},
-    ),
-    (
-        "too much context",
-        lambda g: g.alerts.GetEvidence(alert_service_pb2.GetEvidenceRequest(alert_id="al_x", context_quotes=501)),
-        {"context_quotes"},
-    ),
-    (
-        "empty update",
-        lambda g: g.alerts.UpdateAlert(alert_service_pb2.UpdateAlertRequest()),
-        {"alert.alert_id", "alert.etag", "actor", "update_mask"},
-    ),
-    ("unknown path", lambda g: g.alerts.UpdateAlert(updating(KNOWN, "peak_score", "state")), {"update_mask"}),
-    ("no mask", lambda g: g.alerts.UpdateAlert(updating(KNOWN)), {"update_mask"}),
-    ("posing as the system", lambda g: g.alerts.UpdateAlert(updating(KNOWN, "state", actor="system")), {"actor"}),
-    (
-        "state without value",
-        lambda g: g.alerts.UpdateAlert(updating(alert_pb2.Alert(alert_id="al_x", etag='"1"'), "state")),
-        {"alert.state"},
-    ),
-    (
-        "hasty heartbeat",
-        lambda g: g.alerts.WatchAlerts(
-            alert_service_pb2.WatchAlertsRequest(heartbeat_interval=Duration(nanos=1))
-        ).read(),
-        {"heartbeat_interval"},
-    ),
-    (
-        "lazy heartbeat",
-        lambda g: g.alerts.WatchAlerts(
-            alert_service_pb2.WatchAlertsRequest(heartbeat_interval=Duration(seconds=301))
-        ).read(),
-        {"heartbeat_interval"},
-    ),
-    (
-        "garbage resume token",
-        lambda g: g.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(resume_token="what?")).read(),
-        {"resume_token"},
-    ),
-    (
-        "bad filter of a watch",
-        lambda g: g.alerts.WatchAlerts(
-            alert_service_pb2.WatchAlertsRequest(
-                filter=alert_service_pb2.AlertFilter(typologies=[0])  # type: ignore[list-item]
-            )
-        ).read(),
-        {"filter.typologies"},
-    ),
-]
-
-
-@pytest.mark.parametrize(("call", "fields"), [case[1:] for case in MALFORMED], ids=[case[0] for case in MALFORMED])
-async def test_malformed_request_names_its_fields(
-    gateway: Gateway, call: Callable[[Gateway], Awaitable[Any]], fields: set[str]
-) -> None:
-    assert await refusal(call(gateway)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", fields)
 
 
 async def test_page_token_of_other_conditions_is_refused(gateway: Gateway) -> None:

@@ -20,17 +20,11 @@ from services.wire.score import score_to_proto
 from tapewatch.gateway.v1 import alert_pb2, alert_service_pb2
 from tapewatch.gateway.v1 import detection_service_pb2 as pb
 from tests.gateway_quotes import NOW, audit, scored, spike
-from tests.integration.gateway_server import Gateway, running_gateway
+from tests.integration.gateway_server import Gateway
 
 TAPE = "run-1"
 TAPED = [scored(i, tape=TAPE) for i in range(5)] + [spike(i, tape=TAPE) for i in range(5, 8)]
 KEYS = [item.quote.quote_id for item in TAPED]
-
-
-@pytest.fixture
-async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
-    async with running_gateway(tmp_path) as running:
-        yield running
 
 
 def messages(items: Sequence[ScoredQuote]) -> list[pb.ScoredQuote]:
