@@ -1,5 +1,6 @@
 """The dispatcher's composition root."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -30,8 +31,10 @@ async def build(lifetime: Lifetime, settings: DispatchSettings) -> Sequence[Moun
     channel = open_channel(settings.gateway_address, settings, health_service=HEALTH_SERVICE)
     lifetime.on_close(channel.close)
     gateway = GatewayClient(channel)
-    queue = open_queue(settings)
+    queue = await asyncio.to_thread(open_queue, settings)
     lifetime.on_close(queue.close)
+    lifetime.need("the queue", lambda: asyncio.to_thread(queue.check))
+    lifetime.need("a scorer", pool.check)
     if settings.event_source == "embedded":
         handler = SqsBatchHandler(pool, gateway, queue, settings.queue_name)
         lifetime.spawn(

@@ -1,8 +1,7 @@
 """Following the change log: every watcher of this process, from where it left off, without gap or repeat."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from services.domain.alert import AlertChange
@@ -14,7 +13,6 @@ POLL_SECONDS = 0.2
 """How often other replicas' commits are looked for; this one's wake the watchers at once."""
 
 _PAGE = 256
-_log = logging.getLogger(__name__)
 
 
 class ChangeFeed:
@@ -30,29 +28,15 @@ class ChangeFeed:
         self._woken.set()
         self._woken = asyncio.Event()
 
-    async def follow(self, draining: asyncio.Event, on_store: Callable[[bool], None] | None = None) -> None:
-        """Wake the watchers when another replica commits, and end them once `draining` is set.
-
-        `on_store` is told whether the store answers, whenever that changes.
-        """
+    async def follow(self, draining: asyncio.Event) -> None:
+        """Wake the watchers when another replica commits, and end them once `draining` is set."""
         known = 0
-        answers = True
         while not draining.is_set():
-            try:
+            with suppress(DependencyUnavailableError):  # health says so; here it is only asked again
                 last = await asyncio.to_thread(self._store.last_change)
-            except DependencyUnavailableError as error:
-                last = known
-                if answers and on_store is not None:
-                    _log.warning("%s", error.message)
-                    on_store(False)
-                answers = False
-            else:
-                if not answers and on_store is not None:
-                    on_store(True)
-                answers = True
-            if last != known:
-                known = last
-                self.wake()
+                if last != known:
+                    known = last
+                    self.wake()
             await stopped_within(POLL_SECONDS, draining)
         self._ended = True
         self.wake()

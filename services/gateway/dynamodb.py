@@ -312,6 +312,10 @@ class DynamoDbStore:
         """From the counter."""
         return self._read_last(rows.LAST_CHANGE_KEY)
 
+    def check(self) -> None:
+        """A strongly consistent read; a right that only a write needs is not seen by it."""
+        self.last_change()
+
     def quotes_after(self, sequence: int, limit: int) -> list[RecordedQuote]:
         """From the blocks of the log, up to the first gap.
 

@@ -62,12 +62,9 @@ async def build(lifetime: Lifetime, settings: GatewaySettings) -> Sequence[Mount
         archiver = Archiver(store, lake, settings.lake_flush_rows, settings.lake_flush_seconds)
         lifetime.on_close(lambda: _write_the_rest(archiver))
         lifetime.spawn(archiver.run(lifetime.draining), "archiver")
+    lifetime.need("the store", lambda: asyncio.to_thread(store.check))
     feed = ChangeFeed(store)
-
-    def say_whether_serving(serving: bool) -> None:
-        lifetime.spawn(lifetime.set_serving(serving), "health")
-
-    lifetime.spawn(feed.follow(lifetime.draining, say_whether_serving), "change feed")
+    lifetime.spawn(feed.follow(lifetime.draining), "change feed")
     service = GatewayService(store, feed)
     return [
         Mount(

@@ -209,6 +209,10 @@ class Store(Protocol):
         """Note that everything up to `last` is in the lake; nothing changes when it is noted already."""
         ...
 
+    def check(self) -> None:
+        """Return when the store can be written now, as far as that can be told without writing."""
+        ...
+
     def close(self) -> None:
         """Release connections. Calling it twice is harmless."""
         ...

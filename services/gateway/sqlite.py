@@ -261,6 +261,10 @@ class SqliteStore:
         with self._database.reading() as connection:
             return _last(connection, "changes")
 
+    def check(self) -> None:
+        """That the file can be written."""
+        self._database.check_writable()
+
     def quotes_after(self, sequence: int, limit: int) -> list[RecordedQuote]:
         """In the order of their sequence."""
         sql = f"SELECT {_QUOTE_COLUMNS} FROM quotes WHERE sequence > ? ORDER BY sequence LIMIT ?"  # noqa: S608

@@ -1,12 +1,11 @@
 """Ingest's composition root."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from services.archive.yahoo import yfinance_download
-from services.domain.errors import NotConfiguredError, TapewatchError
+from services.domain.errors import NotConfiguredError
 from services.ingest.coverage import CoverageBook
 from services.ingest.csv_file import CsvSource
 from services.ingest.ports import Progress, QuoteSource
@@ -19,14 +18,9 @@ from services.ingest.subscribers import Subscribers
 from services.ingest.tracing import ProducerSpans
 from services.ingest.yahoo import YahooSource
 from services.queue.open import open_queue
-from services.queue.ports import Queue
 from services.runtime.server import Lifetime, Mount, run_server
-from services.runtime.stopping import stopped_within
 from tapewatch.ingest.v1 import ingest_service_pb2
 from tapewatch.ingest.v1.ingest_service_pb2_grpc import add_IngestServiceServicer_to_server
-
-_log = logging.getLogger(__name__)
-_QUEUE_CHECK_SECONDS = 5.0
 
 
 def _now() -> datetime:
@@ -50,21 +44,6 @@ def make_source(settings: IngestSettings, progress: Progress) -> QuoteSource | N
         symbols = () if settings.symbols == "default" else settings.polled_symbols
         return CsvSource(settings.csv_path, settings.poll_interval_seconds, progress.advanced(), symbols)
     return None
-
-
-async def watch_queue(queue: Queue, lifetime: Lifetime, check_seconds: float = _QUEUE_CHECK_SECONDS) -> None:
-    """Say NOT_SERVING while the queue cannot be used, until the drain."""
-    serving = True
-    while not await stopped_within(check_seconds, lifetime.draining):
-        try:
-            await asyncio.to_thread(queue.depth)
-            usable = True
-        except TapewatchError as error:
-            _log.warning("not serving: %s", error.message)
-            usable = False
-        if usable != serving and not lifetime.draining.is_set():
-            serving = usable
-            await lifetime.set_serving(serving)
 
 
 async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]:
@@ -91,7 +70,8 @@ async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]
         replays.stop_all()
 
     lifetime.spawn(stop_replays(), "stop replays")
-    lifetime.spawn(watch_queue(queue, lifetime), "queue watch")
+    lifetime.need("the queue", lambda: asyncio.to_thread(queue.check))
+    lifetime.need("the progress", lambda: asyncio.to_thread(progress.check))
     if source is not None:
         lifetime.spawn(service.follow(source, progress, lifetime.draining), f"source {settings.source}")
     await replays.resume()

@@ -28,6 +28,10 @@ class SqliteProgress:
     def __init__(self, path: Path) -> None:
         self._database = EmbeddedDatabase(path, _SCHEMA, _VERSION, subject="ingest's progress", setting="INGEST_PATH")
 
+    def check(self) -> None:
+        """That the file can be written."""
+        self._database.check_writable()
+
     def save(self, replay: Replay) -> None:
         """Keep the replay as it is now."""
         values = {name: getattr(replay, name) for name in Replay.__dataclass_fields__}

@@ -98,6 +98,11 @@ class WarmPool:
         """Whether a scorer's health says SERVING."""
         return await channel_serving(self._channels[address], HEALTH_SERVICE)
 
+    async def check(self) -> None:
+        """Return when a scorer is serving. Raises: DependencyUnavailableError when none is."""
+        if not any(await asyncio.gather(*(self.serving(address) for address in self.addresses))):
+            raise DependencyUnavailableError("scorer", f"none of {', '.join(self.addresses)} is serving")
+
     async def close(self) -> None:
         """Close the channels."""
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))

@@ -105,6 +105,10 @@ class Queue(DeadLetters, Protocol):
         """What waits. Approximate on SQS."""
         ...
 
+    def check(self) -> None:
+        """Return when messages can be sent and received now; the health of whoever needs the queue rests on it."""
+        ...
+
     def list_dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """Some of the dead letters, which stay where they are."""
         ...

@@ -275,6 +275,10 @@ class SqliteQueue:
             ).fetchone()
         return QueueDepth(ready=total - in_flight, in_flight=in_flight, dead_letters=dead)
 
+    def check(self) -> None:
+        """That the file can be written."""
+        self._database.check_writable()
+
     def statistics(self) -> QueueStatistics:
         """What went through the queue since it was made, by all processes."""
         with self._database.reading() as connection:

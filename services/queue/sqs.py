@@ -174,6 +174,10 @@ class SqsQueue:
             dead_letters=dead_letters,
         )
 
+    def check(self) -> None:
+        """A request to the queue; a right that only another call needs is not seen by it."""
+        self._attributes(self._url)
+
     def _attributes(self, url: str) -> Mapping[str, str]:
         with _translated(url):
             response = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])

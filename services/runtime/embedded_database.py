@@ -20,6 +20,7 @@ _BUSY_SECONDS = 5.0
 _POLL_SECONDS = 0.015
 _BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _READERS_LIMIT = 8
+_PROVEN_SECONDS = 2.0
 
 
 class EmbeddedDatabase:
@@ -58,6 +59,7 @@ class EmbeddedDatabase:
         self._reader_slots = threading.BoundedSemaphore(_READERS_LIMIT)
         self._idle_readers: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
         self._closed = False
+        self._committed = float("-inf")
         with self._translated(opening=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._connect()
@@ -130,10 +132,21 @@ class EmbeddedDatabase:
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
+                self._committed = time.monotonic()
             except BaseException:
                 if self._connection.in_transaction:  # some errors have rolled back already
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def check_writable(self) -> None:
+        """Return when a transaction can be made now: a read alone succeeds while another process holds the lock.
+
+        Raises: DependencyUnavailableError when the file is locked or gone bad, NotConfiguredError when it is read-only.
+        """
+        # A recent commit proves it, without queueing behind the writers at work.
+        if time.monotonic() - self._committed > _PROVEN_SECONDS:
+            with self.transaction():
+                pass
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:

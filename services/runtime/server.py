@@ -29,6 +29,9 @@ from services.runtime.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 
+NEED_CHECK_SECONDS = 2.0
+"""How often health looks at what a service cannot work without."""
+
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on a busy port must fail, not share it
     ("grpc.max_receive_message_length", MESSAGE_BYTES_LIMIT),
@@ -57,6 +60,8 @@ class Lifetime:
         self.health = health.aio.HealthServicer()
         self.failure: BaseException | None = None
         self.service_names: list[str] = []
+        self._started = False
+        self._missing: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closers: list[Callable[[], Any]] = []
 
@@ -77,11 +82,36 @@ class Lifetime:
         """Call `close` after the last call and task ended; last registered, first called."""
         self._closers.append(close)
 
-    async def set_serving(self, serving: bool) -> None:
-        """What health answers for the server and each of its services."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+    def need(self, name: str, check: Callable[[], Awaitable[None]], check_seconds: float = NEED_CHECK_SECONDS) -> None:
+        """Answer NOT_SERVING while `check` raises a TapewatchError: the service cannot work without `name`."""
+        self.spawn(self._watch_need(name, check, check_seconds), f"health: {name}")
+
+    async def _watch_need(self, name: str, check: Callable[[], Awaitable[None]], check_seconds: float) -> None:
+        while not self.draining.is_set():
+            try:
+                await check()
+            except TapewatchError as error:
+                if name not in self._missing:
+                    _log.warning("%s is not serving: %s", self.name, error.message)
+                    self._missing.add(name)
+            else:
+                if name in self._missing:
+                    _log.info("%s is there again: %s", self.name, name)
+                    self._missing.discard(name)
+            await self._tell_health()
+            await stopped_within(check_seconds, self.draining)
+
+    async def started(self) -> None:
+        """Let health answer for the server and each of its services: SERVING unless something needed is missing."""
+        self._started = True
+        await self._tell_health()
+
+    async def _tell_health(self) -> None:
+        if not self._started or self.draining.is_set():
+            return
+        statuses = health_pb2.HealthCheckResponse
         for service in ("", *self.service_names):
-            await self.health.set(service, status)
+            await self.health.set(service, statuses.NOT_SERVING if self._missing else statuses.SERVING)
 
     async def set_named(self, name: str, serving: bool | None) -> None:
         """What health answers for a name that is no service of this server; None says UNKNOWN."""
@@ -187,7 +217,7 @@ async def serve(name: str, settings: ServerSettings, build: Build, started: Call
         await server.start()
         if settings.exit_with_parent:
             lifetime.spawn(_outlive_no_parent(lifetime.draining), "parent watch")
-        await lifetime.set_serving(True)
+        await lifetime.started()
         _log.info("%s listens on %s:%d", name, settings.grpc_host, port)
         if started is not None:
             started(port)

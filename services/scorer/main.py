@@ -67,8 +67,9 @@ async def build(lifetime: Lifetime, settings: ScorerSettings) -> Sequence[Mount]
     if settings.use_sqs_data_source:
         if gateway is None:
             raise NotConfiguredError("USE_SQS_DATA_SOURCE without a gateway to record to", "GATEWAY_ADDRESS")
-        queue = open_queue(settings)
+        queue = await asyncio.to_thread(open_queue, settings)
         lifetime.on_close(queue.close)
+        lifetime.need("the queue", lambda: asyncio.to_thread(queue.check))
         handler = SqsBatchHandler(service, gateway, queue, settings.queue_name)
         lifetime.spawn(
             consume(queue, handler, batch_size=settings.source_batch_size, draining=lifetime.draining), "event source"

@@ -280,6 +280,11 @@ def test_waiting_ends_with_the_first_message(queue: Queue) -> None:
     assert time.monotonic() - started < 3
 
 
+def test_a_check_of_a_queue_that_is_there_changes_nothing(queue: Queue) -> None:
+    queue.check()
+    assert (queue.depth().ready, queue.depth().in_flight, queue.depth().dead_letters) == (0, 0, 0)
+
+
 def test_depth_counts_what_waits(queue: Queue) -> None:
     queue.send([message(f"{i}", str(i)) for i in range(5)])
     assert queue.depth().ready == 5

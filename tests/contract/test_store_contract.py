@@ -131,6 +131,11 @@ def test_first_score_stays_and_repetitions_are_counted(store: Store) -> None:
     assert store.last_quote() == 1
 
 
+def test_a_check_of_a_store_that_is_there_changes_nothing(store: Store) -> None:
+    store.check()
+    assert (store.last_change(), store.last_quote()) == (0, 0)
+
+
 def test_repeated_detection_changes_nothing_but_the_count(store: Store) -> None:
     item = spike(0)
     detect(store, item)

@@ -17,14 +17,13 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.domain.quote import Quote
-from services.ingest.main import build, watch_queue
+from services.ingest.main import build
 from services.ingest.settings import IngestSettings
 from services.queue import market_message
 from services.queue.sqlite import SqliteQueue
@@ -312,19 +311,6 @@ async def test_a_csv_source_is_followed_and_remembered(tmp_path: Path) -> None:
         await asyncio.sleep(0.3)
         assert server.queue.statistics().deduplicated == 0
         assert server.queue.depth().ready == 5
-
-
-async def test_health_follows_the_queue(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        health: Any = health_pb2_grpc.HealthStub(server.channel)
-        check = health_pb2.HealthCheckRequest(service=SERVICE)
-        assert (await health.Check(check)).status == health_pb2.HealthCheckResponse.SERVING
-        broken = SqliteQueue(tmp_path / "other.db")
-        broken.close()
-        server.lifetime.spawn(watch_queue(broken, server.lifetime, 0.01), "watch of a broken queue")
-        async with asyncio.timeout(5):
-            while (await health.Check(check)).status != health_pb2.HealthCheckResponse.NOT_SERVING:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
 
 
 def free_port() -> int:

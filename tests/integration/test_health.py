@@ -1,0 +1,125 @@
+"""Health tells what a service cannot work without: files that another process keeps locked, scorers that are away."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.dispatch import main as dispatch
+from services.dispatch.settings import DispatchSettings
+from services.gateway import main as gateway
+from services.gateway.settings import GatewaySettings
+from services.ingest import main as ingest
+from services.ingest.settings import IngestSettings
+from services.runtime.server import Build, Lifetime, Mount, serve
+from services.runtime.settings import ServerSettings
+from services.scorer import main as scorer
+from services.scorer.settings import ScorerSettings
+
+STATUSES = health_pb2.HealthCheckResponse
+
+
+@asynccontextmanager
+async def running(name: str, settings: ServerSettings, build: Build) -> AsyncIterator[str]:
+    """A service in this process, by the real bootstrap; its address."""
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    lifetimes: list[Lifetime] = []
+
+    async def build_here(lifetime: Lifetime) -> Sequence[Mount]:
+        lifetimes.append(lifetime)
+        return await build(lifetime)
+
+    task = asyncio.create_task(serve(name, settings, build_here, port.set_result))
+    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    try:
+        yield f"127.0.0.1:{port.result()}"
+    finally:
+        lifetimes[0].draining.set()
+        assert await asyncio.wait_for(task, 20) == 0
+
+
+async def becomes(address: str, service: str, status: int) -> None:
+    """Wait until health says so of the server and of its service."""
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(30):
+        stub = health_pb2_grpc.HealthStub(channel)
+        for name in ("", service):
+            request = health_pb2.HealthCheckRequest(service=name)
+            while (await stub.Check(request)).status != status:  # type: ignore[attr-defined]  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another connection keeps the file's write lock, as a stuck process does; reads pass."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize("file", ["queue.db", "ingest.db"])
+async def test_ingest_needs_to_write_its_queue_and_its_progress(tmp_path: Path, file: str) -> None:
+    settings = IngestSettings(
+        grpc_port=0, queue_path=tmp_path / "queue.db", ingest_path=tmp_path / "ingest.db", shutdown_grace_seconds=8
+    )
+    service = "tapewatch.ingest.v1.IngestService"
+    async with running("ingest", settings, lambda lifetime: ingest.build(lifetime, settings)) as address:
+        await becomes(address, service, STATUSES.SERVING)
+        with locked(tmp_path / file):
+            await becomes(address, service, STATUSES.NOT_SERVING)
+        await becomes(address, service, STATUSES.SERVING)
+
+
+async def test_the_gateway_needs_to_write_its_store(tmp_path: Path) -> None:
+    settings = GatewaySettings(grpc_port=0, store_path=tmp_path / "store.db", lake_uri="", shutdown_grace_seconds=8)
+    service = "tapewatch.gateway.v1.DetectionService"
+    async with running("gateway", settings, lambda lifetime: gateway.build(lifetime, settings)) as address:
+        await becomes(address, service, STATUSES.SERVING)
+        with locked(tmp_path / "store.db"):
+            await becomes(address, service, STATUSES.NOT_SERVING)
+        await becomes(address, service, STATUSES.SERVING)
+
+
+async def test_the_dispatcher_needs_its_queue_and_a_scorer(tmp_path: Path) -> None:
+    scorer_settings = ScorerSettings(grpc_port=0, gateway_address="none")
+
+    async with running("scorer", scorer_settings, lambda it: scorer.build(it, scorer_settings)) as pool:
+        settings = DispatchSettings(
+            grpc_port=0,
+            queue_path=tmp_path / "queue.db",
+            scorer_addresses=pool,
+            event_source="none",
+            shutdown_grace_seconds=8,
+        )
+        service = "tapewatch.dispatch.v1.DispatchService"
+        async with running("dispatch", settings, lambda it: dispatch.build(it, settings)) as address:
+            await becomes(address, service, STATUSES.SERVING)
+            with locked(tmp_path / "queue.db"):
+                await becomes(address, service, STATUSES.NOT_SERVING)
+            await becomes(address, service, STATUSES.SERVING)
+
+
+async def test_a_dispatcher_without_a_scorer_is_not_serving_until_one_comes(tmp_path: Path) -> None:
+    probe = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = probe.sockets[0].getsockname()[1]
+    probe.close()
+    await probe.wait_closed()
+    settings = DispatchSettings(
+        grpc_port=0, queue_path=tmp_path / "queue.db", scorer_addresses=f"127.0.0.1:{port}", event_source="none"
+    )
+    service = "tapewatch.dispatch.v1.DispatchService"
+    async with running("dispatch", settings, lambda it: dispatch.build(it, settings)) as address:
+        await becomes(address, service, STATUSES.NOT_SERVING)
+        scorer_settings = ScorerSettings(grpc_port=port, gateway_address="none")
+        async with running("scorer", scorer_settings, lambda it: scorer.build(it, scorer_settings)):
+            await becomes(address, service, STATUSES.SERVING)
+        await becomes(address, service, STATUSES.NOT_SERVING)
