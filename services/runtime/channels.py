@@ -11,7 +11,9 @@ from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from services.domain.errors import NotConfiguredError
 from services.runtime.interceptors import call_deadline
+from services.runtime.rotating_channel import RotatingChannel
 from services.runtime.settings import ClientSettings
+from services.runtime.tls import TlsFiles, TlsMaterial, TlsWatch
 
 MESSAGE_BYTES_LIMIT = 16 * 1024 * 1024
 
@@ -120,7 +122,9 @@ def open_channel(address: str, settings: ClientSettings, *, health_service: str 
     Unary calls get the default deadline unless they bring one; streams live until closed, within the deadline of the
     call being served.
 
-    Raises: NotConfiguredError when TLS_CA_FILE cannot be read, or a token would leave this machine in the clear.
+    With TLS the channel goes on with new certificates when their files are replaced.
+
+    Raises: NotConfiguredError when certificates cannot be used, or a token would leave this machine in the clear.
     """
     token = settings.auth_token.get_secret_value()
     interceptors: Sequence[Any] = [
@@ -136,8 +140,10 @@ def open_channel(address: str, settings: ClientSettings, *, health_service: str 
         if token and not is_loopback(host):
             raise NotConfiguredError(f"TLS, without which no token is sent to {address},", "TLS_CA_FILE")
         return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
-    try:
-        credentials = grpc.ssl_channel_credentials(settings.tls_ca_file.read_bytes())
-    except OSError as error:
-        raise NotConfiguredError(f"TLS cannot read {error.filename}; it", "TLS_CA_FILE to a readable file") from error
-    return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
+
+    def connect(material: TlsMaterial) -> grpc.aio.Channel:
+        credentials = grpc.ssl_channel_credentials(material.authority, material.key, material.certificate)
+        return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
+
+    files = TlsFiles(settings.tls_cert_file, settings.tls_key_file, settings.tls_ca_file, "TLS_CA_FILE")
+    return RotatingChannel(TlsWatch(files), connect)

@@ -26,6 +26,7 @@ from services.runtime.interceptors import AuthenticationInterceptor, ErrorInterc
 from services.runtime.settings import ServerSettings
 from services.runtime.stopping import stopped_within
 from services.runtime.telemetry import Telemetry
+from services.runtime.tls import TlsFiles, TlsMaterial, TlsWatch
 
 _log = logging.getLogger(__name__)
 
@@ -148,24 +149,32 @@ Build = Callable[[Lifetime], Awaitable[Sequence[Mount]]]
 
 
 def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
-    """TLS when certificate and key are set. Raises NotConfiguredError where listening without would be unsafe."""
-    certificate, key = settings.tls_cert_file, settings.tls_key_file
-    token = settings.auth_token.get_secret_value()
-    if not is_loopback(settings.grpc_host) and not (certificate and key and token):
+    """TLS when certificate and key are set, mutual when the clients' authority is.
+
+    Raises: NotConfiguredError for certificates that cannot be used, and where listening without would be unsafe.
+    """
+    files = TlsFiles(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file, "TLS_CLIENT_CA_FILE")
+    mutual = files.authority is not None
+    known = mutual or bool(settings.auth_token.get_secret_value())
+    if not is_loopback(settings.grpc_host) and not (files.certificate and files.key and known):
         raise NotConfiguredError(
             f"listening on {settings.grpc_host}, which other machines can reach,",
-            "TLS_CERT_FILE, TLS_KEY_FILE and AUTH_TOKEN",
+            "TLS_CERT_FILE, TLS_KEY_FILE, and AUTH_TOKEN or TLS_CLIENT_CA_FILE",
         )
-    if certificate is None and key is None:
+    if files.certificate is None and files.key is None:
+        if mutual:
+            raise NotConfiguredError("mutual TLS", "TLS_CERT_FILE and TLS_KEY_FILE, too,")
         return None
-    if certificate is None or key is None:
-        raise NotConfiguredError("TLS", "both TLS_CERT_FILE and TLS_KEY_FILE")
-    try:
-        return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
-    except OSError as error:
-        raise NotConfiguredError(
-            f"TLS cannot read {error.filename}; it", "TLS_CERT_FILE and TLS_KEY_FILE to readable files"
-        ) from error
+    watch = TlsWatch(files)
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(watch.current()), lambda: _configuration(watch.current()), mutual
+    )
+
+
+def _configuration(material: TlsMaterial) -> Any:
+    assert material.certificate is not None
+    assert material.key is not None
+    return grpc.ssl_server_certificate_configuration([(material.key, material.certificate)], material.authority)
 
 
 def make_server(settings: ServerSettings) -> tuple[grpc.aio.Server, int]:

@@ -48,15 +48,22 @@ class ClientSettings(Settings):
     tls_ca_file: Path | None = Field(
         None, description="PEM of the authority that clients check servers against; turns TLS on"
     )
+    tls_cert_file: Path | None = Field(
+        None, description="PEM certificate chain that a server shows, and a client where a server asks for one"
+    )
+    tls_key_file: Path | None = Field(None, description="PEM private key of TLS_CERT_FILE, without passphrase")
     rpc_timeout_seconds: float = Field(10.0, gt=0, description="deadline of a unary call, seconds")
 
 
 class ServerSettings(TelemetrySettings, ClientSettings):
     """What every server needs."""
 
-    grpc_host: str = Field("127.0.0.1", description="address to listen on; other than loopback needs TLS and a token")
+    grpc_host: str = Field(
+        "127.0.0.1", description="address to listen on; other than loopback needs TLS, and a token or mutual TLS"
+    )
     grpc_port: int = Field(0, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    tls_cert_file: Path | None = Field(None, description="PEM certificate chain of the server")
-    tls_key_file: Path | None = Field(None, description="PEM private key of the server")
+    tls_client_ca_file: Path | None = Field(
+        None, description="PEM of the authority that a server checks clients against; turns mutual TLS on"
+    )
     shutdown_grace_seconds: float = Field(10.0, ge=0, description="time that calls in flight have on shutdown, seconds")
     exit_with_parent: bool = Field(False, description="drain when the process that started this one is gone")

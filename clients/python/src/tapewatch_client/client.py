@@ -104,6 +104,8 @@ class Client:
         scorer: A scorer's address.
         token: Bearer token, where the servers ask for one.
         ca_file: PEM of the authority to check servers against; turns TLS on.
+        cert_file: PEM certificate chain to show, where the servers ask for one.
+        key_file: Its private key.
         timeout_seconds: Deadline of unary calls, and how long a stream of quotes may take to connect.
 
     Every call raises `grpc.RpcError` with the server's status; its `google.rpc` details are in the trailing metadata.
@@ -117,9 +119,14 @@ class Client:
         *,
         token: str = "",
         ca_file: Path | None = None,
+        cert_file: Path | None = None,
+        key_file: Path | None = None,
         timeout_seconds: float = 10.0,
     ) -> None:
-        credentials = None if ca_file is None else grpc.ssl_channel_credentials(ca_file.read_bytes())
+        credentials = None
+        if ca_file is not None:
+            key, certificate = (None if path is None else path.read_bytes() for path in (key_file, cert_file))
+            credentials = grpc.ssl_channel_credentials(ca_file.read_bytes(), key, certificate)
         prepare = _Prepare(token, timeout_seconds)
         options = [
             ("grpc.max_receive_message_length", _MESSAGE_BYTES_LIMIT),

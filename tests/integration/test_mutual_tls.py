@@ -1,0 +1,223 @@
+"""Mutual TLS whose certificates are replaced while calls and a stream are under way."""
+
+import asyncio
+import datetime
+import itertools
+import logging
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from cryptography import x509
+
+from services.domain.errors import NotConfiguredError
+from services.runtime.channels import open_channel
+from services.runtime.health import address_serving
+from services.runtime.server import make_server
+from services.runtime.settings import ClientSettings, ServerSettings
+from services.runtime.tls import LOOK_SECONDS
+from tapewatch.gateway.v1 import alert_service_pb2 as pb
+from tapewatch.gateway.v1.alert_service_pb2_grpc import AlertServiceStub
+from tapewatch_client import Client
+from tapewatch_client.generated.tapewatch.gateway.v1 import GetAlertRequest
+from tests.certificates import DAY, Authority, replace
+from tests.integration.runtime_server import running
+
+if TYPE_CHECKING:
+    from tapewatch.gateway.v1.alert_service_pb2_grpc import AlertServiceAsyncStub
+
+CALLERS = 4
+
+
+@dataclass
+class Party:
+    """A server's or a client's folder of certificates."""
+
+    folder: Path
+    name: str
+
+    def trust(self, *authorities: Authority) -> Path:
+        return replace(self.folder / f"{self.name}-ca.pem", b"".join(authority.pem for authority in authorities))
+
+    def client(self) -> ClientSettings:
+        return ClientSettings(
+            tls_ca_file=self.folder / f"{self.name}-ca.pem",
+            tls_cert_file=self.folder / f"{self.name}.pem",
+            tls_key_file=self.folder / f"{self.name}.key",
+        )
+
+    def server(self) -> ServerSettings:
+        return ServerSettings(
+            tls_client_ca_file=self.folder / f"{self.name}-ca.pem",
+            tls_cert_file=self.folder / f"{self.name}.pem",
+            tls_key_file=self.folder / f"{self.name}.key",
+        )
+
+
+def party(folder: Path, name: str, issuer: Authority, trusted: Authority) -> Party:
+    made = Party(folder, name)
+    issuer.issue(name).write(folder, name)
+    made.trust(trusted)
+    return made
+
+
+async def shown_serial(address: str, client: Party) -> int:
+    """The serial number of the certificate that a new connection is shown."""
+    context = ssl.create_default_context(cafile=str(client.folder / f"{client.name}-ca.pem"))
+    context.load_cert_chain(client.folder / f"{client.name}.pem", client.folder / f"{client.name}.key")
+    context.set_alpn_protocols(["h2"])
+    _, port = address.split(":")
+    _, writer = await asyncio.open_connection("127.0.0.1", int(port), ssl=context, server_hostname="localhost")
+    der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return x509.load_der_x509_certificate(der).serial_number
+
+
+async def rotated() -> None:
+    await asyncio.sleep(LOOK_SECONDS * 1.3)
+
+
+async def test_everything_is_replaced_under_load(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old, new = Authority("old authority"), Authority("new authority")
+    server_party = party(tmp_path, "server", old, old)
+    client_party = party(tmp_path, "client", old, old)
+    stranger = party(tmp_path, "left-behind", old, old)
+    done = asyncio.Event()
+    answered = itertools.count()
+
+    async def call_on(stub: "AlertServiceAsyncStub") -> None:
+        while not done.is_set():
+            response = await stub.GetAlert(pb.GetAlertRequest(alert_id="fine"), timeout=5)
+            assert response.alert.alert_id == "fine"
+            next(answered)
+
+    async with (
+        running(server_party.server()) as server,
+        open_channel(server.address, client_party.client()) as channel,
+    ):
+        stub = AlertServiceStub(channel)
+        stream = stub.WatchAlerts(pb.WatchAlertsRequest())
+        first = await stream.read()
+        assert isinstance(first, pb.WatchAlertsResponse)
+        assert first.resume_token == "first"
+        load = [asyncio.create_task(call_on(stub)) for _ in range(CALLERS)]
+        await asyncio.sleep(0.2)
+        assert set(server.servicer.callers) == {"client"}
+
+        # Both sides trust the new authority beside the old one, then show its certificates, then forget the old one.
+        server_party.trust(old, new)
+        client_party.trust(old, new)
+        await rotated()
+        server_certificate, client_certificate = new.issue("server"), new.issue("client-2")
+        replace(tmp_path / "server.key", server_certificate.key)
+        with caplog.at_level(logging.WARNING, logger="services.runtime.tls"):
+            await rotated()
+            assert await shown_serial(server.address, client_party) != server_certificate.serial
+        assert "is not the key of" in caplog.text, "half a rotation is noticed, and the former pair stays in use"
+        server_certificate.write(tmp_path, "server")
+        client_certificate.write(tmp_path, "client")
+        await rotated()
+        assert await shown_serial(server.address, client_party) == server_certificate.serial
+        server_party.trust(new)
+        client_party.trust(new)
+        await rotated()
+        server.servicer.callers.clear()
+        await asyncio.sleep(0.3)
+        done.set()
+        await asyncio.gather(*load)
+
+        assert set(server.servicer.callers) == {"client-2"}, "calls show the new certificate"
+        assert next(answered) > 100
+        stranger.trust(new)
+        assert not await address_serving(server.address, stranger.client(), timeout_seconds=1.0), "old authority"
+        assert not await address_serving(server.address, ClientSettings(tls_ca_file=tmp_path / "client-ca.pem"), 1.0)
+        assert await address_serving(server.address, client_party.client())
+        server.lifetime.draining.set()
+        last = await stream.read()
+        assert isinstance(last, pb.WatchAlertsResponse)
+        assert last.resume_token == "last", "the stream outlived every rotation"
+        assert await stream.read() is grpc.aio.EOF
+
+
+async def test_a_channel_is_closed_with_those_before_it(tmp_path: Path) -> None:
+    authority = Authority("authority")
+    server_party = party(tmp_path, "server", authority, authority)
+    client_party = party(tmp_path, "client", authority, authority)
+    async with running(server_party.server()) as server:
+        channel = open_channel(server.address, client_party.client())
+        stream = AlertServiceStub(channel).WatchAlerts(pb.WatchAlertsRequest())
+        await stream.read()
+        authority.issue("client").write(tmp_path, "client")
+        await rotated()
+        await AlertServiceStub(channel).GetAlert(pb.GetAlertRequest(alert_id="fine"))
+        await channel.close()
+        assert stream.cancelled()
+
+
+async def test_the_python_client_shows_its_certificate(tmp_path: Path) -> None:
+    authority = Authority("authority")
+    server_party = party(tmp_path, "server", authority, authority)
+    own = party(tmp_path, "analyst", authority, authority).client()
+    async with running(server_party.server()) as server:
+        with Client(
+            server.address, ca_file=own.tls_ca_file, cert_file=own.tls_cert_file, key_file=own.tls_key_file
+        ) as client:
+            await asyncio.to_thread(lambda: client.alerts.get_alert(GetAlertRequest(alert_id="fine")))
+        assert server.servicer.callers == ["analyst"]
+
+
+def wrong(name: str, folder: Path) -> str:
+    """Make the files wrong in one way; the sentence that must say so."""
+    authority = Authority("authority")
+    if name == "missing":
+        (folder / "server.pem").unlink()
+        return r"cannot read .*server\.pem \(No such file or directory\).*TLS_CERT_FILE"
+    if name == "no PEM":
+        replace(folder / "server.pem", b"certificate")
+        return r"no certificate in .*server\.pem.*TLS_CERT_FILE and TLS_KEY_FILE"
+    if name == "mismatched":
+        replace(folder / "server.key", authority.issue("server").key)
+        return r"server\.key is not the key of .*server\.pem"
+    if name == "passphrase":
+        authority.issue("server", passphrase=b"sesame").write(folder, "server")
+        return "passphrase.*TLS_KEY_FILE"
+    if name == "expired":
+        authority.issue("server", ends=-DAY).write(folder, "server")
+        return r"server\.pem \(certificate has expired\)"
+    if name == "empty authority":
+        replace(folder / "server-ca.pem", b"")
+        return r"no certificate in .*server-ca\.pem.*TLS_CLIENT_CA_FILE"
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", ["missing", "no PEM", "mismatched", "passphrase", "expired", "empty authority"])
+def test_files_that_cannot_be_used_are_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+    authority = Authority("authority")
+    settings = party(tmp_path, "server", authority, authority).server()
+    message = wrong(name, tmp_path)
+    with pytest.raises(NotConfiguredError, match=message):
+        make_server(settings)
+
+
+def test_half_of_the_settings_is_refused(tmp_path: Path) -> None:
+    authority = Authority("authority")
+    certificate_file, key_file = authority.issue("server", ends=datetime.timedelta(hours=1)).write(tmp_path, "server")
+    authority_file = replace(tmp_path / "ca.pem", authority.pem)
+    with pytest.raises(NotConfiguredError, match="both TLS_CERT_FILE and TLS_KEY_FILE"):
+        make_server(ServerSettings(tls_cert_file=certificate_file))
+    with pytest.raises(NotConfiguredError, match="TLS_CERT_FILE and TLS_KEY_FILE, too"):
+        make_server(ServerSettings(tls_client_ca_file=authority_file))
+    with pytest.raises(NotConfiguredError, match="both TLS_CERT_FILE and TLS_KEY_FILE"):
+        open_channel("localhost:1", ClientSettings(tls_ca_file=authority_file, tls_key_file=key_file))
+
+
+async def test_other_machines_may_be_known_by_their_certificate(tmp_path: Path) -> None:
+    authority = Authority("authority")
+    settings = party(tmp_path, "server", authority, authority).server()
+    with pytest.raises(
+        NotConfiguredError, match=r"cannot listen on 192\.0\.2\.1"
+    ):  # nobody's address: it came that far
+        make_server(settings.model_copy(update={"grpc_host": "192.0.2.1"}))
