@@ -10,10 +10,11 @@ from contextvars import ContextVar
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from opentelemetry import metrics
 
-from services.domain.errors import TapewatchError, UnauthenticatedError
+from services.domain.errors import FieldViolation, InvalidRequestError, TapewatchError, UnauthenticatedError
 from services.runtime import telemetry_names
 from services.runtime.errors import STATUS_DETAILS_KEY, internal_status, status_of
 
@@ -30,6 +31,33 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 async def _abort(context: Any, status: status_pb2.Status) -> None:
     details = ((STATUS_DETAILS_KEY, status.SerializeToString()),)
     await context.abort(_CODES[status.code], status.message, details)
+
+
+class _Undecodable:
+    """Stands for a request whose bytes are no message: gRPC itself would answer UNKNOWN, without a word."""
+
+
+def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decode_or_mark(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError:
+            return _Undecodable()
+
+    return decode_or_mark
+
+
+def _decoded(request: Any) -> Any:
+    if isinstance(request, _Undecodable):
+        raise InvalidRequestError(
+            [FieldViolation("request", "its bytes are not a message of the method's request type")]
+        )
+    return request
+
+
+async def _each_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _decoded(request)
 
 
 class AuthenticationInterceptor(grpc.aio.ServerInterceptor):
@@ -98,17 +126,22 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
         }[handler.request_streaming, handler.response_streaming]
 
+        checked = _each_decoded if handler.request_streaming else _decoded
+
         async def single(request: Any, context: Any) -> Any:
             async with self._guard(method, attributes, context):
-                return await behaviour(request, context)
+                return await behaviour(checked(request), context)
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with self._guard(method, attributes, context), aclosing(behaviour(request, context)) as responses:
+            async with (
+                self._guard(method, attributes, context),
+                aclosing(behaviour(checked(request), context)) as responses,
+            ):
                 async for response in responses:
                     yield response
 
         return make(
             stream if inspect.isasyncgenfunction(behaviour) else single,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_decoder(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )

@@ -208,7 +208,8 @@ async def test_undecodable_bytes_end_the_stream(server: Server) -> None:
     assert first.results[0].HasField("acknowledgement")
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await asyncio.wait_for(anext(responses), 5)
-    assert raised.value.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert [v.field for v in details(raised.value).field_violations] == ["request"]
 
 
 async def test_subscribers_hear_what_is_accepted(server: Server) -> None:

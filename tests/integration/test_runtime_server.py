@@ -37,6 +37,20 @@ async def test_health_and_reflection() -> None:
         assert {"tapewatch.gateway.v1.AlertService", "grpc.health.v1.Health"} <= names
 
 
+async def test_bytes_that_are_no_message_are_an_invalid_argument() -> None:
+    async with running(ServerSettings()) as server, open_channel(server.address, ClientSettings()) as channel:
+        for method, call in (("GetAlert", channel.unary_unary), ("WatchAlerts", channel.unary_stream)):
+            invoke: Any = call(f"/tapewatch.gateway.v1.AlertService/{method}")
+            answer = invoke(b"\xff\xff\xff")
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await (answer if method == "GetAlert" else anext(aiter(answer)))
+            assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            error = error_from_rpc(raised.value, "server")
+            assert isinstance(error, InvalidRequestError)
+            assert [violation.field for violation in error.violations] == ["request"]
+        assert server.servicer.calls == 0
+
+
 async def test_errors_are_rich_and_faults_tell_nothing() -> None:
     async with running(ServerSettings()) as server, open_channel(server.address, ClientSettings()) as channel:
         stub = AlertServiceStub(channel)
