@@ -49,13 +49,15 @@ class RunState:
     finished: bool = False
 
     @classmethod
-    def load_or_new(cls, path: Path, location: str, symbols: Sequence[str]) -> "tuple[RunState, bool]":
+    def load_or_new(
+        cls, path: Path, location: str, symbols: Sequence[str], prefix: str = "run"
+    ) -> "tuple[RunState, bool]":
         """The unfinished run of this source in the file, or a new one; and whether it goes on."""
         if path.exists():
             state = cls(**json.loads(path.read_text()))
             if not state.finished and (state.location, state.symbols) == (location, list(symbols)):
                 return state, True
-        tape = f"run-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"[:-3]
+        tape = f"{prefix}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"[:-3]
         return cls(tape, location, list(symbols)), False
 
     def save(self, path: Path) -> None:
@@ -96,10 +98,13 @@ class _Observer:
         self._detections = DetectionServiceStub(gateway)
 
     async def start_replay(self, location: str, tape: str, symbols: Sequence[str], speed: float) -> None:
-        """Start, or go on with, a replay. Raises: TapewatchError when ingest refuses it."""
+        """Start, or go on with, a replay at that speed. Raises: TapewatchError when ingest refuses it."""
         request = ingest_service_pb2.StartReplayRequest(location=location, tape=tape, symbols=symbols, speed=speed)
         try:
-            await self._ingest.StartReplay(request, timeout=60)
+            replay = (await self._ingest.StartReplay(request, timeout=60)).replay
+            if replay.state == replay_pb2.REPLAY_STATE_RUNNING and replay.speed != speed:
+                await self._ingest.CancelReplay(ingest_service_pb2.CancelReplayRequest(tape=tape), timeout=60)
+                await self._ingest.StartReplay(request, timeout=60)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, "ingest") from error
 
@@ -304,17 +309,25 @@ async def up(
     if source != "replay":
         ingest |= {"SOURCE": source, "POLL_INTERVAL_SECONDS": str(interval_seconds), "CSV_PATH": location}
     mesh = Mesh(settings, scorers, ingest, settings.canary_interval_seconds)
-    tape = f"replay-{datetime.now(UTC):%Y%m%d-%H%M%S}" if source == "replay" else LIVE_TAPE
+    path = settings.tapewatch_dir / "up.json"
+    state = None
+    tape = LIVE_TAPE
+    if source == "replay":
+        state, goes_on = RunState.load_or_new(path, location, symbols, "replay")
+        state.save(path)
+        tape = state.tape
+        if goes_on:
+            console.print(f"going on with {tape}, which was stopped before its end")
     observer = None
     async with interruptible() as stopping:
         try:
             await mesh.start()
             observer = _Observer(settings, mesh)
-            if source == "replay":
+            if state is not None:
                 await observer.start_replay(location, tape, symbols, speed)
             with LiveView(console, f"tapewatch · {source} on tape {tape} · Ctrl-C stops") as view:
-                alerts = asyncio.create_task(_show_alerts(settings, tape, view, from_start=source == "replay"))
-                await _follow_live(observer, mesh, tape if source == "replay" else "", view, stopping)
+                alerts = asyncio.create_task(_show_alerts(settings, tape, view, from_start=state is not None))
+                await _follow_live(observer, mesh, state, view, stopping)
                 alerts.cancel()
                 await asyncio.gather(alerts, return_exceptions=True)
         except TapewatchError as error:
@@ -324,23 +337,26 @@ async def up(
             if observer is not None:
                 await observer.close()
             await mesh.stop()
-    if source == "replay":
-        console.print(f"stopped; what was published is kept. tapewatch replay --tape {tape} goes on in a running mesh.")
+    if state is not None:
+        state.save(path)
+    if state is not None and state.finished:
+        console.print(f"stopped; {tape} was played to its end, and the same command starts a new tape.")
     else:
         console.print("stopped; what was published is kept, and the same command goes on from there.")
     return 0
 
 
 async def _follow_live(
-    observer: _Observer, mesh: Mesh, replay_tape: str, view: LiveView, stopping: asyncio.Event
+    observer: _Observer, mesh: Mesh, replaying: RunState | None, view: LiveView, stopping: asyncio.Event
 ) -> None:
-    """Show the mesh until stopped. Raises: MeshFailedError."""
+    """Show the mesh, and the replay if it plays one, until stopped. Raises: MeshFailedError."""
     while not stopping.is_set():
         if mesh.failure is not None:
             raise mesh.failure
         with suppress(grpc.aio.AioRpcError):  # a service is being started again
-            if replay_tape:
-                reading, _ = await _replay_reading(observer, replay_tape)
+            if replaying is not None:
+                reading, replay = await _replay_reading(observer, replaying.tape)
+                replaying.finished = replay.state == replay_pb2.REPLAY_STATE_SUCCEEDED
             else:
                 reading = await _live_reading(observer)
             reading.canaries = await observer.canaries()

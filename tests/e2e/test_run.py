@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -142,6 +143,40 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(mesh: Mesh) -> None:
     output, _ = process.communicate(timeout=200)
     assert "going on with" in output
     assert_complete(output)
+
+
+def test_up_goes_on_with_its_replay_at_another_speed_and_starts_a_new_one_after_its_end(mesh: Mesh) -> None:
+    def tapes() -> set[str]:
+        store = SqliteStore(mesh.folder / "store.db")
+        found = store.list_detections(DetectionQuery(), 1_000, None).items
+        store.close()
+        return {r.scored.quote.tape for r in found}
+
+    def stop(process: "subprocess.Popen[str]") -> str:
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+        return output
+
+    mesh.environment["CANARY_INTERVAL_SECONDS"] = "0"
+    process = mesh.start("up", "--source", "replay", "--symbols", "AAPL", "--speed", str(86_400 * 200))
+    mesh.wait_for(lambda: recorded(mesh.folder) > 10, 90, "the first recorded quotes")
+    assert "the same command goes on" in stop(process)
+    assert recorded(mesh.folder) < 3_000, "it was over before the interrupt"
+
+    process = mesh.start("up", "--source", "replay", "--symbols", "AAPL")
+    mesh.wait_for(lambda: recorded(mesh.folder) == 3_270, 60, "the rest of the tape")
+    time.sleep(2)
+    assert recorded(mesh.folder) == 3_270
+    output = stop(process)
+    assert "going on with" in output
+    assert "starts a new tape" in output
+    assert len(tapes()) == 1
+
+    process = mesh.start("up", "--source", "replay", "--symbols", "AAPL")
+    mesh.wait_for(lambda: recorded(mesh.folder) == 2 * 3_270, 60, "the tape once more")
+    stop(process)
+    assert len(tapes()) == 2
 
 
 def test_a_killed_supervisor_leaves_no_processes(mesh: Mesh) -> None:
