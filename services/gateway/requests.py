@@ -28,6 +28,12 @@ NAME_CHARACTERS_LIMIT = 200
 ID_CHARACTERS_LIMIT = 500
 """Of an alert's or a quote's id; a quote_id joins several names."""
 
+TOKEN_CHARACTERS_LIMIT = 4_096
+"""Of a page or resume token."""
+
+REASONS_LIMIT = 16
+REASON_CHARACTERS_LIMIT = 1_000
+
 HEARTBEAT_SECONDS = 15.0
 HEARTBEAT_RANGE_SECONDS = (1.0, 300.0)
 _UPDATABLE = ("state", "disposition", "assignee")
@@ -97,6 +103,7 @@ def page_position(request: Message) -> Position | None:
     token: str = request.page_token  # type: ignore[attr-defined]
     if not token:
         return None
+    check_names({"page_token": token}, TOKEN_CHARACTERS_LIMIT)
     try:
         text = base64.urlsafe_b64decode(token.encode()).decode()
     except ValueError as error:
@@ -116,6 +123,7 @@ def resume_sequence(token: str, store_id: str, last: int) -> int:
 
     Raises: InvalidRequestError when it is no token; ResumeTokenInvalidError when it is another store's, or ahead.
     """
+    check_names({"resume_token": token}, TOKEN_CHARACTERS_LIMIT)
     try:
         owner, _, number = base64.urlsafe_b64decode(token.encode()).decode().partition(":")
         sequence = int(number)
@@ -226,6 +234,16 @@ def _wrong(score: Score) -> list[tuple[str, str]]:
         wrong.append(("threshold", f"{score.threshold} is not finite"))
     if not score.model_version:
         wrong.append(("model_version", "is required"))
+    lengths = _length_violations(
+        NAME_CHARACTERS_LIMIT, {"model_version": score.model_version, "feature_hash": score.feature_hash}
+    )
+    if len(score.reasons) > REASONS_LIMIT:
+        wrong.append(("reasons", f"has {len(score.reasons):,} entries; {REASONS_LIMIT} at most are allowed"))
+    else:
+        for i, reason in enumerate(score.reasons):
+            texts = {f"reasons[{i}].feature": reason.feature, f"reasons[{i}].text": reason.text}
+            lengths += _length_violations(REASON_CHARACTERS_LIMIT, texts)
+    wrong += [(violation.field, violation.description) for violation in lengths]
     if score.detection:
         if score.typology is Typology.UNSPECIFIED:
             wrong.append(("typology", "a detection has one"))

@@ -20,6 +20,7 @@ def listing(size: int) -> Callable[[Gateway], Awaitable[Any]]:
 
 
 LONG = "x" * 501
+LONG_TOKEN = base64.urlsafe_b64encode(bytes(4_000)).decode()
 EVER = Timestamp(seconds=10**15)
 
 MALFORMED: list[tuple[str, Callable[[Gateway], Awaitable[Any]], set[str]]] = [
@@ -83,6 +84,16 @@ MALFORMED: list[tuple[str, Callable[[Gateway], Awaitable[Any]], set[str]]] = [
         "garbage page token",
         lambda g: g.detections.ListQuotes(detection_service_pb2.ListQuotesRequest(page_token="what?")),
         {"page_token"},
+    ),
+    (
+        "endless page token",
+        lambda g: g.alerts.ListAlerts(alert_service_pb2.ListAlertsRequest(page_token=LONG_TOKEN)),
+        {"page_token"},
+    ),
+    (
+        "endless resume token",
+        lambda g: g.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(resume_token=LONG_TOKEN)).read(),
+        {"resume_token"},
     ),
     (
         "page token of nobody",

@@ -81,9 +81,16 @@ async def test_malformed_items_are_answered_beside_good_ones(gateway: Gateway) -
     nameless.score.typology = 0  # type: ignore[assignment]
     contradicting = message(scored(9))
     contradicting.quote.symbol = "MSFT"
-    items = [good[0], without_quote, without_score, mixed, wild, odd, nameless, contradicting, good[1]]
+    verbose = message(scored(10))
+    verbose.score.model_version = "v" * 201
+    verbose.score.reasons.add(feature="close", text="x" * 1_001)
+    rambling = message(scored(11))
+    for _ in range(17):
+        rambling.score.reasons.add(feature="close", text="moved")
+    wrong_ones = [without_quote, without_score, mixed, wild, odd, nameless, contradicting, verbose, rambling]
+    items = [good[0], *wrong_ones, good[1]]
     answer = await gateway.detections.RecordScores(detection_service_pb2.RecordScoresRequest(items=items))
-    assert [r.WhichOneof("outcome") for r in answer.results] == ["recorded", *["error"] * 7, "recorded"]
+    assert [r.WhichOneof("outcome") for r in answer.results] == ["recorded", *["error"] * 9, "recorded"]
     wrong = [details(r.error) for r in answer.results[1:-1]]
     assert {reason for reason, _ in wrong} == {"INVALID_QUOTE"}
     assert [fields for _, fields in wrong] == [
@@ -94,6 +101,8 @@ async def test_malformed_items_are_answered_beside_good_ones(gateway: Gateway) -
         {"score"},
         {"score.typology"},
         {"quote.quote_id"},
+        {"score.model_version", "score.reasons[0].text"},
+        {"score.reasons"},
     ]
     assert answer.results[4].quote_id == scored(6).quote.quote_id
 

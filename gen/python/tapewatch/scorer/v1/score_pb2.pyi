@@ -186,7 +186,7 @@ class Score(_message.Message):
     """Quotes of history before this one that the features saw: 0 to the model's window."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reason]:
-        """What moved the score most, first. At least one when detection."""
+        """What moved the score most, first. At least one when detection, 16 at most."""
 
     @_builtins.property
     def quality(self) -> _containers.RepeatedScalarFieldContainer[Global___Quality.ValueType]:

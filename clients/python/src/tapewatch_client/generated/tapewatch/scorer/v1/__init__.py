@@ -701,7 +701,7 @@ class Score(betterproto2.Message):
 
     reasons: "list[Reason]" = betterproto2.field(9, betterproto2.TYPE_MESSAGE, repeated=True)
     """
-    What moved the score most, first. At least one when detection.
+    What moved the score most, first. At least one when detection, 16 at most.
     """
 
     quality: "list[Quality]" = betterproto2.field(10, betterproto2.TYPE_ENUM, repeated=True)
