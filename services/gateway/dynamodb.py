@@ -23,7 +23,8 @@ from services.domain.score import RecordedQuote, ScoredQuote
 from services.domain.typology import Typology
 from services.gateway import dynamodb_items as rows
 from services.gateway.dynamodb_items import ABSENT, number, text
-from services.gateway.dynamodb_table import (
+from services.gateway.ports import AlertQuery, AlertWrite, Archived, DetectionQuery, Page, Position, QuoteQuery
+from services.runtime.dynamodb_table import (
     ConditionFailedError,
     DynamoDbTable,
     Item,
@@ -32,7 +33,6 @@ from services.gateway.dynamodb_table import (
     put_write,
     update_write,
 )
-from services.gateway.ports import AlertQuery, AlertWrite, Archived, DetectionQuery, Page, Position, QuoteQuery
 
 _ATTEMPTS = 40
 _PAUSE_SECONDS = 0.004

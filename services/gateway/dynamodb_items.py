@@ -12,8 +12,8 @@ from services.domain.alert import Alert, AlertChange, AlertChangeKind, AlertEven
 from services.domain.quote import Series
 from services.domain.score import RecordedQuote, ScoredQuote
 from services.domain.typology import Typology
-from services.gateway.dynamodb_table import EXPIRES, Item, key
 from services.gateway.ports import AlertWrite
+from services.runtime.dynamodb_table import EXPIRES, Item, key
 from services.wire.alert import alert_from_proto, alert_to_proto, event_from_proto, event_to_proto
 from services.wire.quote import quote_from_proto, quote_to_proto
 from services.wire.score import score_from_proto, score_to_proto

@@ -11,12 +11,12 @@ from services.gateway.archiver import Archiver
 from services.gateway.change_feed import ChangeFeed
 from services.gateway.detection_servicer import DetectionServicer
 from services.gateway.dynamodb import DynamoDbStore
-from services.gateway.dynamodb_table import DynamoDbTable
 from services.gateway.lake import FileSystemLake
 from services.gateway.ports import Store
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from services.gateway.sqlite import SqliteStore
+from services.runtime.dynamodb_table import DynamoDbTable
 from services.runtime.exit_codes import EXIT_MISCONFIGURED
 from services.runtime.server import Lifetime, Mount, run_server
 from tapewatch.gateway.v1 import alert_service_pb2, detection_service_pb2

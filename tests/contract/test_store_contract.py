@@ -14,7 +14,6 @@ from services.domain.errors import ConflictError
 from services.domain.score import RecordedQuote, ScoredQuote
 from services.domain.typology import Typology
 from services.gateway.dynamodb import DynamoDbStore
-from services.gateway.dynamodb_table import DynamoDbTable
 from services.gateway.ports import (
     AlertQuery,
     AlertWrite,
@@ -26,6 +25,7 @@ from services.gateway.ports import (
     Store,
 )
 from services.gateway.sqlite import SqliteStore
+from services.runtime.dynamodb_table import DynamoDbTable
 from tests.gateway_quotes import NOW, START, adding, audit, opening, scored, spike
 from tests.servers.process import CREDENTIALS, REGION
 

@@ -18,8 +18,8 @@ import pytest
 
 from services.domain.score import SCORE_TOLERANCE, RecordedQuote
 from services.gateway.dynamodb import DynamoDbStore
-from services.gateway.dynamodb_table import DynamoDbTable
 from services.gateway.ports import QuoteQuery
+from services.runtime.dynamodb_table import DynamoDbTable
 from tests.e2e.processes import Mesh, alive
 from tests.servers import stand_ins
 from tests.servers.process import CREDENTIALS, REGION, Server

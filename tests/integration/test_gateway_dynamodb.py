@@ -10,9 +10,9 @@ import pytest
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError
 from services.gateway.dynamodb import DynamoDbStore
 from services.gateway.dynamodb_items import quote_key
-from services.gateway.dynamodb_table import DynamoDbTable
 from services.gateway.main import create_table
 from services.gateway.ports import AlertQuery, QuoteQuery
+from services.runtime.dynamodb_table import DynamoDbTable
 from tests.gateway_quotes import NOW, opening, scored, spike
 from tests.servers.process import CREDENTIALS, REGION, Server
 

@@ -21,9 +21,9 @@ import pytest
 from services.domain.score import ScoredQuote
 from services.domain.typology import Typology
 from services.gateway.dynamodb import DynamoDbStore
-from services.gateway.dynamodb_table import DynamoDbTable
 from services.gateway.ports import AlertQuery, Archived, DetectionQuery, Store
 from services.gateway.sqlite import SqliteStore
+from services.runtime.dynamodb_table import DynamoDbTable
 from services.wire.quote import quote_to_proto
 from services.wire.score import score_to_proto
 from tapewatch.gateway.v1 import alert_service_pb2, detection_service_pb2

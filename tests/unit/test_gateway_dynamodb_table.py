@@ -7,7 +7,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError, TapewatchError
-from services.gateway.dynamodb_table import ConditionFailedError, DynamoDbTable, key, put_write
+from services.runtime.dynamodb_table import ConditionFailedError, DynamoDbTable, key, put_write
 
 KEY = key("p", "s")
 
@@ -41,7 +41,7 @@ def failure(code: str, message: str = "", reasons: tuple[str, ...] = ()) -> Clie
 @pytest.fixture(autouse=True)
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     pauses: list[float] = []
-    monkeypatch.setattr("services.gateway.dynamodb_table.time.sleep", pauses.append)
+    monkeypatch.setattr("services.runtime.dynamodb_table.time.sleep", pauses.append)
     return pauses
 
 

@@ -51,18 +51,34 @@ class DynamoDbTable:
     DependencyUnavailableError when DynamoDB is away or throttles for longer than retries last.
     """
 
-    def __init__(self, client: Any, name: str) -> None:
+    def __init__(self, client: Any, name: str, *, dependency: str = "store", setting: str = "STORE_TABLE") -> None:
         self._client = client
         self.name = name
-        self.resource = _resource(name, client.meta.region_name)
+        self.resource = _resource(name, client.meta.region_name, dependency, setting)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="dynamodb")
 
     @classmethod
-    def connect(cls, name: str, region: str = "") -> "DynamoDbTable":
-        """The table in `region`; empty takes the AWS configuration's. Nothing is asked of AWS yet."""
-        resource = _resource(name, region)
-        client = open_client("dynamodb", region, resource, "STORE_BACKEND=sqlite", read_seconds=_ANSWER_SECONDS)
-        return cls(client, name)
+    def connect(
+        cls,
+        name: str,
+        region: str = "",
+        *,
+        dependency: str = "store",
+        setting: str = "STORE_TABLE",
+        embedded: str = "STORE_BACKEND=sqlite",
+    ) -> "DynamoDbTable":
+        """The table in `region`; empty takes the AWS configuration's. Nothing is asked of AWS yet.
+
+        Args:
+            name: The table.
+            region: Where.
+            dependency: What the table is to us, for messages.
+            setting: Environment variable that names the table.
+            embedded: The setting that does without AWS.
+        """
+        resource = _resource(name, region, dependency, setting)
+        client = open_client("dynamodb", region, resource, embedded, read_seconds=_ANSWER_SECONDS)
+        return cls(client, name, dependency=dependency, setting=setting)
 
     def create(self) -> None:
         """Make the table, and wait until it is there. For tests and local use: on AWS the stack makes it.
@@ -114,7 +130,7 @@ class DynamoDbTable:
                 if not pending:
                     break
             else:
-                raise DependencyUnavailableError("store", f"{self.resource} throttles reads", 2.0)
+                raise DependencyUnavailableError(self.resource.dependency, f"{self.resource} throttles reads", 2.0)
         return [found.get(_identity(each)) for each in keys]
 
     def query(
@@ -244,7 +260,9 @@ class DynamoDbTable:
             raise self.resource.error_of(failure)
         if last:
             raise DependencyUnavailableError(
-                "store", f"{self.resource} is too busy after {_ATTEMPTS} attempts: {code}", retry_delay_seconds=2.0
+                self.resource.dependency,
+                f"{self.resource} is too busy after {_ATTEMPTS} attempts: {code}",
+                retry_delay_seconds=2.0,
             )
 
 
@@ -256,6 +274,11 @@ def put_write(item: Item, condition: str = "", values: Item | None = None, *, re
 def update_write(item_key: Item, expression: str, condition: str = "", values: Item | None = None) -> Item:
     """A transaction's change of an item."""
     return {"Update": {"Key": item_key, "UpdateExpression": expression} | _conditions(condition, values, False)}
+
+
+def delete_write(item_key: Item, condition: str = "", values: Item | None = None) -> Item:
+    """A transaction's removal of an item."""
+    return {"Delete": {"Key": item_key} | _conditions(condition, values, False)}
 
 
 def check_write(item_key: Item, condition: str, values: Item | None = None) -> Item:
@@ -278,5 +301,5 @@ def _identity(item: Item) -> tuple[str, str]:
     return item[PARTITION]["S"], item[SORT]["S"]
 
 
-def _resource(name: str, region: str) -> AwsResource:
-    return AwsResource("store", "table", name, "STORE_TABLE", _PERMISSIONS, region)
+def _resource(name: str, region: str, dependency: str, setting: str) -> AwsResource:
+    return AwsResource(dependency, "table", name, setting, _PERMISSIONS, region)
