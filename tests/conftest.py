@@ -51,6 +51,11 @@ def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def strict_ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _running(stand_ins.ministack(tmp_path_factory.mktemp("strict-ministack"), strict=True))
+
+
+@pytest.fixture(scope="session")
 def elasticmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from _running(stand_ins.elasticmq(tmp_path_factory.mktemp("elasticmq")))
 

@@ -28,6 +28,10 @@ class ChangeFeed:
         self._woken.set()
         self._woken = asyncio.Event()
 
+    def woken(self) -> asyncio.Event:
+        """Set at the next `wake`. Take it before reading, so that no commit in between is missed."""
+        return self._woken
+
     async def follow(self, draining: asyncio.Event) -> None:
         """Wake the watchers when another replica commits, and end them once `draining` is set."""
         known = 0

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from services.domain.errors import DependencyUnavailableError, TapewatchError
+from services.gateway.alert_push import HEALTH_SERVICE_PUSH, AlertPush
 from services.gateway.alert_servicer import AlertServicer
 from services.gateway.archiver import Archiver
 from services.gateway.change_feed import ChangeFeed
@@ -53,6 +54,31 @@ def _write_the_rest(archiver: Archiver) -> None:
         _log.warning("the lake waits for the next start: %s", error.message)
 
 
+async def _start_push(lifetime: Lifetime, settings: GatewaySettings, store: Store, feed: ChangeFeed) -> None:
+    """Push alert changes to AppSync Events; health has `tapewatch.gateway.push` for it."""
+    from services.gateway.appsync import AppSyncPublisher  # boto3 is optional and slow to import
+
+    publisher = await asyncio.to_thread(
+        AppSyncPublisher,
+        settings.appsync_endpoint,
+        store.store_id,
+        api_key=settings.appsync_api_key.get_secret_value(),
+        region=settings.aws_region,
+        host=settings.appsync_host,
+    )
+    lifetime.on_close(publisher.close)
+    told: bool | None = None
+
+    def on_health(works: bool) -> None:
+        nonlocal told
+        if works != told:
+            told = works
+            lifetime.spawn(lifetime.set_named(HEALTH_SERVICE_PUSH, works), "health of the push")
+
+    await lifetime.set_named(HEALTH_SERVICE_PUSH, None)
+    lifetime.spawn(AlertPush(store, feed, publisher, on_health).run(lifetime.draining), "alert push")
+
+
 async def build(lifetime: Lifetime, settings: GatewaySettings) -> Sequence[Mount]:
     """Wire the store, the lake and the servicers."""
     store = await asyncio.to_thread(open_store, settings)
@@ -65,6 +91,8 @@ async def build(lifetime: Lifetime, settings: GatewaySettings) -> Sequence[Mount
     lifetime.need("the store", lambda: asyncio.to_thread(store.check))
     feed = ChangeFeed(store)
     lifetime.spawn(feed.follow(lifetime.draining), "change feed")
+    if settings.appsync_endpoint:
+        await _start_push(lifetime, settings, store, feed)
     service = GatewayService(store, feed)
     return [
         Mount(

@@ -4,7 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from services.runtime.settings import AwsSettings, ServerSettings
 
@@ -27,6 +27,13 @@ class GatewaySettings(ServerSettings, AwsSettings):
     lake_uri: str = Field(".tapewatch/lake", description="folder or file system URI of the lake; `none` writes none")
     lake_flush_rows: int = Field(10_000, ge=1, description="most rows in one part of the lake")
     lake_flush_seconds: float = Field(60.0, gt=0, description="longest time that a row waits for the lake, seconds")
+    appsync_endpoint: str = Field(
+        "", description="HTTP endpoint of the AppSync Events API that alert changes are pushed to; empty pushes none"
+    )
+    appsync_api_key: SecretStr = Field(
+        SecretStr(""), description="key to publish with; empty signs with the AWS credentials (IAM)"
+    )
+    appsync_host: str = Field("", description="host of that API where the endpoint is a local stand-in's")
 
     @property
     def retention(self) -> timedelta | None:

@@ -6,7 +6,7 @@ boto3 is optional and slow to import, so nothing here imports it before it is as
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -39,6 +39,7 @@ _FORBIDDEN = {
     "KmsAccessDenied",
     "MissingAuthenticationToken",
     "SignatureDoesNotMatch",
+    "UnauthorizedException",
     "UnrecognizedClientException",
 }
 _MISSING = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "ResourceNotFoundException"}
@@ -104,10 +105,19 @@ class AwsResource:
         if code in _FORBIDDEN:
             return NotConfiguredError(
                 f"AWS refuses the use of {self} ({code}{': ' if text else ''}{text}); it",
-                f"credentials with {', '.join(self.permissions[:-1])} and {self.permissions[-1]}",
+                f"credentials with {_listed(self.permissions)}",
             )
         delay = 2.0 if code in THROTTLED else 0.5
         return DependencyUnavailableError(self.dependency, f"{self}: {code} {text}", retry_delay_seconds=delay)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """The words as a sentence has them.
+
+    >>> _listed(("sqs:SendMessage", "sqs:ReceiveMessage", "sqs:DeleteMessage"))
+    'sqs:SendMessage, sqs:ReceiveMessage and sqs:DeleteMessage'
+    """
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def open_client(service: str, region: str, resource: AwsResource, embedded: str, *, read_seconds: float) -> Any:
@@ -122,13 +132,9 @@ def open_client(service: str, region: str, resource: AwsResource, embedded: str,
 
     Raises: NotConfiguredError when boto3, region or profile is missing.
     """
-    try:
-        import boto3
-        from botocore.config import Config
-    except ImportError as error:
-        raise NotConfiguredError(
-            f"AWS needs boto3 (pip install -e '.[aws]'); the {resource.kind}", f"{embedded} to do without"
-        ) from error
+    session = open_session(region, resource, embedded)
+    from botocore.config import Config
+
     config = Config(
         retries={"mode": "standard", "max_attempts": 3},
         connect_timeout=5,
@@ -137,7 +143,22 @@ def open_client(service: str, region: str, resource: AwsResource, embedded: str,
         tcp_keepalive=True,
     )
     with resource.translated():
-        return boto3.client(service, region_name=region or None, config=config)  # type: ignore[call-overload]
+        return session.client(service, config=config)
+
+
+def open_session(region: str, resource: AwsResource, embedded: str) -> Any:
+    """A boto3 session: the default chain's credentials, as they are now. The arguments are those of `open_client`.
+
+    Raises: NotConfiguredError when boto3 or the profile is missing.
+    """
+    try:
+        import boto3
+    except ImportError as error:
+        raise NotConfiguredError(
+            f"AWS needs boto3 (pip install -e '.[aws]'); the {resource.kind}", f"{embedded} to do without"
+        ) from error
+    with resource.translated():
+        return boto3.Session(region_name=region or None)
 
 
 def backoff_seconds(attempt: int, first: float = 0.1, longest: float = 5.0) -> float:

@@ -29,6 +29,15 @@ ALERTS_OPENED = "tapewatch.gateway.alerts_opened"
 SCORES_MISMATCHED = "tapewatch.gateway.mismatches"
 """Counter, {score}: scores recorded again with another value than the first, by tape."""
 
+ALERTS_PUSHED = "tapewatch.gateway.alerts_pushed"
+"""Counter, {change}: alert changes pushed to AppSync Events, by outcome: delivered or refused."""
+
+PUSH_FAILURES = "tapewatch.gateway.push_failures"
+"""Counter, {failure}: pushes that failed and are tried again."""
+
+PUSH_BEHIND = "tapewatch.gateway.push_behind"
+"""Gauge, {change}: alert changes recorded and not yet pushed."""
+
 ATTRIBUTE_VALUE = "tapewatch.value"
 ATTRIBUTE_MODEL = "tapewatch.model_version"
 ATTRIBUTE_AGREEMENT = "tapewatch.agreement"

@@ -35,10 +35,10 @@ class Gateway:
 
 
 @asynccontextmanager
-async def running_gateway(folder: Path) -> AsyncIterator[Gateway]:
-    """A gateway on the store and the lake in `folder`; drained at the end."""
+async def running_gateway(folder: Path, **changed: Any) -> AsyncIterator[Gateway]:
+    """A gateway on the store and the lake in `folder`, with changed settings; drained at the end."""
     settings = GatewaySettings(
-        grpc_port=0, store_path=folder / "store.db", lake_uri=str(folder / "lake"), shutdown_grace_seconds=5
+        grpc_port=0, store_path=folder / "store.db", lake_uri=str(folder / "lake"), shutdown_grace_seconds=5, **changed
     )
     lifetimes: list[Lifetime] = []
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()

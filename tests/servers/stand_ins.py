@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.process import ACCESS_KEY, INSTALLED, REGION, SECRET_KEY, Server, free_port, installed
+from tests.servers.process import ACCESS_KEY, CREDENTIALS, INSTALLED, REGION, SECRET_KEY, Server, free_port, installed
 
 _HEAP = "-Xmx512m"
 
@@ -18,8 +18,11 @@ def _java() -> str:
     return found
 
 
-def ministack(folder: Path) -> Server:
-    """SQS, DynamoDB, S3, Lambda and more in one process. Everything is in memory."""
+def ministack(folder: Path, *, strict: bool = False) -> Server:
+    """SQS, DynamoDB, S3, Lambda and more in one process. Everything is in memory.
+
+    `strict` checks signatures and policies; the credentials of `process.py` are the account's own then.
+    """
     program = installed(INSTALLED / "ministack" / "bin" / "ministack")
     port = free_port()
     environment = {
@@ -33,6 +36,8 @@ def ministack(folder: Path) -> Server:
         "TMPDIR": str(folder),
         "S3_DATA_DIR": str(folder / "s3"),
     }
+    if strict:
+        environment |= {**CREDENTIALS, "AUTH": "true"}
     return Server([str(program)], port, folder / "ministack.log", environment)
 
 
