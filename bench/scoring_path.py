@@ -6,6 +6,7 @@ Ratios carry over between machines; the absolute figures are of this one. Result
 import argparse
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -25,8 +26,9 @@ from services.scorer.main import build
 from services.scorer.registry import PACKAGED_MODELS, ModelRegistry
 from services.scorer.service import ScoringService
 from services.scorer.settings import ScorerSettings
-from services.wire.quote import quote_to_proto
+from services.wire.quote import quote_to_proto, series_to_proto
 from tapewatch.market.v1 import quote_pb2
+from tapewatch.scorer.v1 import block_pb2
 from tapewatch.scorer.v1 import scorer_service_pb2 as pb
 from tapewatch.scorer.v1.scorer_service_pb2_grpc import ScorerServiceStub
 from tapewatch_client import Quote as ClientQuote
@@ -68,8 +70,19 @@ async def service(quotes: Sequence[Quote]) -> float:
     return len(quotes) / seconds
 
 
-async def over_grpc(quotes: Sequence[Quote]) -> tuple[float, float]:
-    """ScoreStream and unary Score on loopback, client and server in one process. Quotes per second each."""
+def block(quotes: Sequence[Quote]) -> block_pb2.Block:
+    """Bars of one series in columns."""
+    columns = {name: [getattr(q, name) for q in quotes] for name in ("open", "high", "low", "close", "volume")}
+    return block_pb2.Block(
+        series=series_to_proto(quotes[0].series),
+        event_time_micros=[round(q.event_time.timestamp() * 1e6) for q in quotes],
+        split_ratio=[math.nan if q.split_ratio is None else q.split_ratio for q in quotes],
+        **columns,
+    )
+
+
+async def over_grpc(quotes: Sequence[Quote]) -> tuple[float, float, float]:
+    """ScoreStream, ScoreBlocks, unary Score on loopback, client and server in one process. Quotes per second each."""
     started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     settings = ScorerSettings(grpc_port=0, gateway_address="none", log_level="WARNING")
     lifetimes: list[Lifetime] = []
@@ -92,13 +105,24 @@ async def over_grpc(quotes: Sequence[Quote]) -> tuple[float, float]:
         async for response in stub.ScoreStream(requests()):
             answered += len(response.results)
         stream = answered / (time.perf_counter() - begun)
+        sent = [block([q for q in quotes if q.symbol == symbol]) for symbol in sorted({q.symbol for q in quotes})]
+
+        async def blocks() -> AsyncIterator[pb.ScoreBlocksRequest]:
+            for each in sent:
+                yield pb.ScoreBlocksRequest(blocks=[each])
+
+        begun = time.perf_counter()
+        answered = 0
+        async for bulk in stub.ScoreBlocks(blocks()):
+            answered += sum(len(result.scored.ensemble) for result in bulk.results)
+        columns = answered / (time.perf_counter() - begun)
         begun = time.perf_counter()
         for q in quotes[:UNARY_CALLS]:
             await stub.Score(pb.ScoreRequest(quote=quote_to_proto(q)))
         unary = UNARY_CALLS / (time.perf_counter() - begun)
     lifetimes[0].draining.set()
     await done
-    return stream, unary
+    return stream, columns, unary
 
 
 def codec(write: Callable[[], bytes], parse: Callable[[bytes], object], rounds: int = 2_000) -> float:
@@ -117,7 +141,7 @@ def main() -> None:
     quotes = list(quotes_of(bokeh.read(), tape="bench", source=bokeh.SOURCE))
     floor = model_alone(quotes)
     in_process = asyncio.run(service(quotes))
-    stream, unary = asyncio.run(over_grpc(quotes))
+    stream, columns, unary = asyncio.run(over_grpc(quotes))
     message = quote_to_proto(quotes[0])
     mirror = ClientQuote.parse(message.SerializeToString())
     upb = codec(message.SerializeToString, quote_pb2.Quote.FromString)
@@ -126,6 +150,7 @@ def main() -> None:
         ("features + model, batches of 100", floor, 1.0),
         ("scoring service in process", in_process, in_process / floor),
         ("ScoreStream on loopback", stream, stream / in_process),
+        ("ScoreBlocks on loopback", columns, columns / stream),
         ("unary Score on loopback, one at a time", unary, unary / stream),
         ("quote write + parse, protobuf (upb)", upb, 1.0),
         ("quote write + parse, betterproto2", betterproto, betterproto / upb),

@@ -42,6 +42,11 @@ def _values(quote: Quote) -> tuple[float, ...]:
     )
 
 
+def _windows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The window that ends with each row behind the first WINDOW ones."""
+    return sliding_window_view(rows[1:], WINDOW, axis=0).transpose(0, 2, 1)
+
+
 class SeriesState:
     """The last `WINDOW` bars of one series.
 
@@ -89,6 +94,25 @@ class SeriesState:
         after.last_event_time = last
         return after
 
+    def continued(
+        self, rows: NDArray[np.float64], last_event_time: datetime
+    ) -> tuple["SeriesState", NDArray[np.float64]]:
+        """The state after further bars, each later than the one before it, and the window that ends with each of them.
+
+        Args:
+            rows: float64 (n, len(BAR_FIELDS)), as `bar_row` makes them; n >= 1.
+            last_event_time: The last one's.
+
+        Returns:
+            The state, and float64 (n, WINDOW, len(BAR_FIELDS)).
+        """
+        every = np.concatenate([self._rows, rows])
+        after = SeriesState()
+        after._rows = every[-WINDOW:].copy()
+        after._count = min(WINDOW, self._count + len(rows))
+        after.last_event_time = last_event_time
+        return after, _windows(every)
+
     def windows(self, quotes: Sequence[Quote]) -> NDArray[np.float64]:
         """The window that ends with each of these further quotes; the state stays as it is.
 
@@ -104,7 +128,7 @@ class SeriesState:
         if replaced:
             states = [self.extended(quotes[: i + 1])._rows for i in range(len(quotes))]
             return np.stack(states)
-        return sliding_window_view(rows[1:], WINDOW, axis=0).transpose(0, 2, 1)
+        return _windows(rows)
 
     def _with(self, quotes: Sequence[Quote]) -> tuple[NDArray[np.float64], int, datetime | None]:
         """All rows with the further ones behind, how many of these took a bar's place, and the last event_time."""

@@ -1,13 +1,57 @@
-"""Model metadata to protos, and checks of the scorer's requests."""
+"""Model metadata and blocks: domain values and protos."""
 
 from collections.abc import Sequence
 
-from services.domain.model import ModelMetadata
+import numpy as np
+
+from services.domain.features import FEATURE_HASH
+from services.domain.model import Array, ModelMetadata
 from services.domain.threshold import ThresholdCalibration
+from services.scorer.blocks import COLUMNS, OPTIONAL_COLUMNS, Block, ScoredBlock
 from services.scorer.deployment import ModelRole
 from services.scorer.deployment_watch import CanaryTally, Drift, ShadowTally
+from services.wire.quote import series_from_proto
 from services.wire.time import timestamp_to_proto
+from tapewatch.scorer.v1 import block_pb2
 from tapewatch.scorer.v1 import model_service_pb2 as pb
+
+
+def block_from_proto(message: block_pb2.Block) -> Block:
+    """The block. Raises: InvalidRequestError when it names no symbol."""
+
+    def column(name: str) -> Array:
+        values = getattr(message, name)
+        return np.fromiter(values, dtype=np.float64, count=len(values))
+
+    return Block(
+        series=series_from_proto(message.series),
+        times=np.fromiter(message.event_time_micros, dtype=np.int64, count=len(message.event_time_micros)),
+        columns={
+            name: column(name) for name in (*COLUMNS, *OPTIONAL_COLUMNS) if name in COLUMNS or getattr(message, name)
+        },
+    )
+
+
+def scored_block_to_proto(scored: ScoredBlock) -> block_pb2.ScoredBlock:
+    """The judgements as their proto."""
+    found = scored.found
+
+    def values(array: Array | None) -> list[float]:
+        return [] if array is None else array.tolist()
+
+    return block_pb2.ScoredBlock(
+        model_version=scored.model.metadata.version,
+        feature_hash=FEATURE_HASH,
+        threshold=scored.model.metadata.threshold,
+        ensemble=values(found.ensemble),
+        autoencoder_percentile=values(found.autoencoder_percentile),
+        classifier_probability=values(found.classifier_probability),
+        detection=scored.detection.tolist(),
+        typology=scored.typology.tolist(),
+        typology_confidence=values(scored.typology_confidence),
+        history_quotes=scored.history.tolist(),
+        unadjusted=scored.unadjusted.tolist(),
+    )
 
 
 def model_to_proto(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from services.archive.yahoo import yfinance_download
 from services.domain.errors import NotConfiguredError
@@ -11,6 +12,7 @@ from services.queue.event_source import consume
 from services.queue.open import open_queue
 from services.runtime.channels import open_channel
 from services.runtime.server import Lifetime, Mount, run_server
+from services.scorer.blocks import BlockScoring
 from services.scorer.metrics import observe_deployment
 from services.scorer.model_servicer import ModelServicer
 from services.scorer.registry import PACKAGED_MODELS, ModelRegistry
@@ -63,6 +65,8 @@ async def build(lifetime: Lifetime, settings: ScorerSettings) -> Sequence[Mount]
     gateway = open_gateway(settings, lifetime)
     service = await asyncio.to_thread(make_service, settings, loader, gateway)
     lifetime.on_close(service.close)
+    blocks = BlockScoring(lambda: service.deployment.serving, lambda: datetime.now(UTC))
+    lifetime.on_close(blocks.close)
     observe_deployment(service.watch)
     if settings.use_sqs_data_source:
         if gateway is None:
@@ -77,7 +81,7 @@ async def build(lifetime: Lifetime, settings: ScorerSettings) -> Sequence[Mount]
     return [
         Mount(
             add_ScorerServiceServicer_to_server,
-            ScorerServicer(service),
+            ScorerServicer(service, blocks),
             scorer_service_pb2.DESCRIPTOR.services_by_name["ScorerService"],
         ),
         Mount(

@@ -55,6 +55,13 @@ CASES: list[Case] = [
         ),
         (
             "scorer",
+            scorer_service_pb2_grpc.ScorerServiceStub,
+            "ScoreBlocks",
+            scorer_service_pb2.ScoreBlocksRequest(),
+            "blocks",
+        ),
+        (
+            "scorer",
             model_service_pb2_grpc.ModelServiceStub,
             "SetShadowModel",
             model_service_pb2.SetShadowModelRequest(),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 
-from tapewatch_client import AlertFilter, AlertState, Client, Disposition, Quote
+from tapewatch_client import AlertFilter, AlertState, Block, Client, Disposition, Quote, Series
 from tests.e2e.processes import REPOSITORY, Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -58,6 +58,20 @@ def test_bidirectional_streaming_with_a_bad_quote_in_the_middle(client: Client) 
     assert all(result.acknowledgement is not None for result in published)
     again = list(client.publish(bars("PUB", 10)))
     assert all(result.acknowledgement is not None and result.acknowledgement.deduplicated for result in again)
+
+
+def test_blocks_are_judged_as_the_same_quotes(client: Client) -> None:
+    quotes = bars("BULK", 300)
+    block = Block(
+        series=Series(symbol="BULK"),
+        event_time_micros=[round(q.event_time.timestamp() * 1e6) for q in quotes if q.event_time],
+        split_ratio=[1.0] * len(quotes),
+        **{name: [getattr(q, name) for q in quotes] for name in ("open", "high", "low", "close", "volume")},
+    )
+    (result,) = client.score_blocks([block])
+    assert result.scored is not None
+    scores = [each.score.ensemble for each in client.score_stream(quotes) if each.score]
+    assert result.scored.ensemble == pytest.approx(scores, abs=1e-6)
 
 
 def test_server_streaming_and_triage(client: Client) -> None:

@@ -13,8 +13,17 @@ from tapewatch_client.generated.tapewatch.gateway.v1 import (
     RecordedQuote,
 )
 from tapewatch_client.generated.tapewatch.ingest.v1 import Coverage, PublishResult, Replay
-from tapewatch_client.generated.tapewatch.market.v1 import Quote
-from tapewatch_client.generated.tapewatch.scorer.v1 import Model, Reason, Score, ScoreResult, Typology
+from tapewatch_client.generated.tapewatch.market.v1 import Quote, Series
+from tapewatch_client.generated.tapewatch.scorer.v1 import (
+    Block,
+    BlockResult,
+    Model,
+    Reason,
+    Score,
+    ScoredBlock,
+    ScoreResult,
+    Typology,
+)
 
 __all__ = [
     "Alert",
@@ -22,6 +31,8 @@ __all__ = [
     "AlertChangeKind",
     "AlertFilter",
     "AlertState",
+    "Block",
+    "BlockResult",
     "Client",
     "Coverage",
     "DispatchMode",
@@ -35,5 +46,7 @@ __all__ = [
     "Replay",
     "Score",
     "ScoreResult",
+    "ScoredBlock",
+    "Series",
     "Typology",
 ]

@@ -35,10 +35,13 @@ from tapewatch_client.generated.tapewatch.ingest.v1 import (
 )
 from tapewatch_client.generated.tapewatch.market.v1 import Quote
 from tapewatch_client.generated.tapewatch.scorer.v1 import (
+    Block,
+    BlockResult,
     GetModelRequest,
     Model,
     ModelServiceStub,
     Score,
+    ScoreBlocksRequest,
     ScoreRequest,
     ScoreResult,
     ScorerServiceStub,
@@ -189,6 +192,15 @@ class Client:
         Fails with UNAVAILABLE when the scorer is away.
         """
         for response in self.scorer.score_stream(ScoreStreamRequest(quotes=b) for b in _batches(quotes)):
+            yield from response.results
+
+    def score_blocks(self, blocks: Iterable[Block]) -> Iterator[BlockResult]:
+        """Judge bars in bulk, in columns, those of one series in order of time. Yields one result per block.
+
+        For back-testing: a series begins without history, and nothing is recorded. Fails with UNAVAILABLE when the
+        scorer is away.
+        """
+        for response in self.scorer.score_blocks(ScoreBlocksRequest(blocks=[block]) for block in blocks):
             yield from response.results
 
     def model(self, version: str = "") -> Model:

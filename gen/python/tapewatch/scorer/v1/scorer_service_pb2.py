@@ -24,26 +24,33 @@ _sym_db = _symbol_database.Default()
 
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tapewatch.market.v1 import quote_pb2 as tapewatch_dot_market_dot_v1_dot_quote__pb2
+from tapewatch.scorer.v1 import block_pb2 as tapewatch_dot_scorer_dot_v1_dot_block__pb2
 from tapewatch.scorer.v1 import score_pb2 as tapewatch_dot_scorer_dot_v1_dot_score__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tapewatch/scorer/v1/scorer_service.proto\x12\x13tapewatch.scorer.v1\x1a\x17google/rpc/status.proto\x1a\x1ftapewatch/market/v1/quote.proto\x1a\x1ftapewatch/scorer/v1/score.proto\"v\n\x0cScoreRequest\x12\x30\n\x05quote\x18\x01 \x01(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x05quote\x12\x34\n\x07history\x18\x02 \x03(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x07history\"A\n\rScoreResponse\x12\x30\n\x05score\x18\x01 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ScoreR\x05score\"\x7f\n\x12ScoreStreamRequest\x12\x32\n\x06quotes\x18\x01 \x03(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x06quotes\x12\x35\n\x07\x63ursors\x18\x02 \x03(\x0b\x32\x1b.tapewatch.market.v1.CursorR\x07\x63ursors\"Q\n\x13ScoreStreamResponse\x12:\n\x07results\x18\x01 \x03(\x0b\x32 .tapewatch.scorer.v1.ScoreResultR\x07results\"\x93\x01\n\x0bScoreResult\x12\x19\n\x08quote_id\x18\x01 \x01(\tR\x07quoteId\x12\x32\n\x05score\x18\x02 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ScoreH\x00R\x05score\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\t\n\x07outcome2\xc5\x01\n\rScorerService\x12N\n\x05Score\x12!.tapewatch.scorer.v1.ScoreRequest\x1a\".tapewatch.scorer.v1.ScoreResponse\x12\x64\n\x0bScoreStream\x12\'.tapewatch.scorer.v1.ScoreStreamRequest\x1a(.tapewatch.scorer.v1.ScoreStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tapewatch/scorer/v1/scorer_service.proto\x12\x13tapewatch.scorer.v1\x1a\x17google/rpc/status.proto\x1a\x1ftapewatch/market/v1/quote.proto\x1a\x1ftapewatch/scorer/v1/block.proto\x1a\x1ftapewatch/scorer/v1/score.proto\"v\n\x0cScoreRequest\x12\x30\n\x05quote\x18\x01 \x01(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x05quote\x12\x34\n\x07history\x18\x02 \x03(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x07history\"A\n\rScoreResponse\x12\x30\n\x05score\x18\x01 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ScoreR\x05score\"\x7f\n\x12ScoreStreamRequest\x12\x32\n\x06quotes\x18\x01 \x03(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x06quotes\x12\x35\n\x07\x63ursors\x18\x02 \x03(\x0b\x32\x1b.tapewatch.market.v1.CursorR\x07\x63ursors\"Q\n\x13ScoreStreamResponse\x12:\n\x07results\x18\x01 \x03(\x0b\x32 .tapewatch.scorer.v1.ScoreResultR\x07results\"\x93\x01\n\x0bScoreResult\x12\x19\n\x08quote_id\x18\x01 \x01(\tR\x07quoteId\x12\x32\n\x05score\x18\x02 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ScoreH\x00R\x05score\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\t\n\x07outcome\"H\n\x12ScoreBlocksRequest\x12\x32\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1a.tapewatch.scorer.v1.BlockR\x06\x62locks\"Q\n\x13ScoreBlocksResponse\x12:\n\x07results\x18\x01 \x03(\x0b\x32 .tapewatch.scorer.v1.BlockResultR\x07results\"\xb5\x01\n\x0b\x42lockResult\x12\x33\n\x06series\x18\x01 \x01(\x0b\x32\x1b.tapewatch.market.v1.SeriesR\x06series\x12:\n\x06scored\x18\x02 \x01(\x0b\x32 .tapewatch.scorer.v1.ScoredBlockH\x00R\x06scored\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\t\n\x07outcome2\xab\x02\n\rScorerService\x12N\n\x05Score\x12!.tapewatch.scorer.v1.ScoreRequest\x1a\".tapewatch.scorer.v1.ScoreResponse\x12\x64\n\x0bScoreStream\x12\'.tapewatch.scorer.v1.ScoreStreamRequest\x1a(.tapewatch.scorer.v1.ScoreStreamResponse(\x01\x30\x01\x12\x64\n\x0bScoreBlocks\x12\'.tapewatch.scorer.v1.ScoreBlocksRequest\x1a(.tapewatch.scorer.v1.ScoreBlocksResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tapewatch.scorer.v1.scorer_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCOREREQUEST']._serialized_start=156
-  _globals['_SCOREREQUEST']._serialized_end=274
-  _globals['_SCORERESPONSE']._serialized_start=276
-  _globals['_SCORERESPONSE']._serialized_end=341
-  _globals['_SCORESTREAMREQUEST']._serialized_start=343
-  _globals['_SCORESTREAMREQUEST']._serialized_end=470
-  _globals['_SCORESTREAMRESPONSE']._serialized_start=472
-  _globals['_SCORESTREAMRESPONSE']._serialized_end=553
-  _globals['_SCORERESULT']._serialized_start=556
-  _globals['_SCORERESULT']._serialized_end=703
-  _globals['_SCORERSERVICE']._serialized_start=706
-  _globals['_SCORERSERVICE']._serialized_end=903
+  _globals['_SCOREREQUEST']._serialized_start=189
+  _globals['_SCOREREQUEST']._serialized_end=307
+  _globals['_SCORERESPONSE']._serialized_start=309
+  _globals['_SCORERESPONSE']._serialized_end=374
+  _globals['_SCORESTREAMREQUEST']._serialized_start=376
+  _globals['_SCORESTREAMREQUEST']._serialized_end=503
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=505
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=586
+  _globals['_SCORERESULT']._serialized_start=589
+  _globals['_SCORERESULT']._serialized_end=736
+  _globals['_SCOREBLOCKSREQUEST']._serialized_start=738
+  _globals['_SCOREBLOCKSREQUEST']._serialized_end=810
+  _globals['_SCOREBLOCKSRESPONSE']._serialized_start=812
+  _globals['_SCOREBLOCKSRESPONSE']._serialized_end=893
+  _globals['_BLOCKRESULT']._serialized_start=896
+  _globals['_BLOCKRESULT']._serialized_end=1077
+  _globals['_SCORERSERVICE']._serialized_start=1080
+  _globals['_SCORERSERVICE']._serialized_end=1379
 # @@protoc_insertion_point(module_scope)

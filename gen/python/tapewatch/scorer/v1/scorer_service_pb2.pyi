@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
 from tapewatch.market.v1 import quote_pb2 as _quote_pb2
+from tapewatch.scorer.v1 import block_pb2 as _block_pb2
 from tapewatch.scorer.v1 import score_pb2 as _score_pb2
 import builtins as _builtins
 import sys
@@ -164,3 +165,91 @@ class ScoreResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___ScoreResult: _TypeAlias = ScoreResult  # noqa: Y015
+
+@_typing.final
+class ScoreBlocksRequest(_message.Message):
+    """Bars to judge in bulk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[_block_pb2.Block]:
+        """1 to 1,000 blocks of together at most 100,000 bars; those of one series in the order of their event_time."""
+
+    def __init__(
+        self,
+        *,
+        blocks: _abc.Iterable[_block_pb2.Block] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreBlocksRequest: _TypeAlias = ScoreBlocksRequest  # noqa: Y015
+
+@_typing.final
+class ScoreBlocksResponse(_message.Message):
+    """Judgements of one request's blocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockResult]:
+        """One per block, in the request's order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BlockResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreBlocksResponse: _TypeAlias = ScoreBlocksResponse  # noqa: Y015
+
+@_typing.final
+class BlockResult(_message.Message):
+    """What became of one block."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    SCORED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def series(self) -> _quote_pb2.Series:
+        """Its series."""
+
+    @_builtins.property
+    def scored(self) -> _block_pb2.ScoredBlock:
+        """It was judged."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """It was not, and why: INVALID_ARGUMENT, with the places of the wrong values ("close[17]"). The series stays where
+        it was, and its later blocks continue from there.
+        """
+
+    def __init__(
+        self,
+        *,
+        series: _quote_pb2.Series | None = ...,
+        scored: _block_pb2.ScoredBlock | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "scored", b"scored", "series", b"series"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "scored", b"scored", "series", b"series"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["scored", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___BlockResult: _TypeAlias = BlockResult  # noqa: Y015

@@ -50,6 +50,13 @@ class ScorerServiceStub:
     end at the cursor is rebuilt from the gateway before it is scored; so is a series without a cursor. A later request
     of the same stream continues its series from where the stream brought them and needs no cursors.
     """
+    ScoreBlocks: _grpc.StreamStreamMultiCallable[_scorer_service_pb2.ScoreBlocksRequest, _scorer_service_pb2.ScoreBlocksResponse]
+    """Judges bars in bulk, in columns, for back-testing and for scoring an archive anew: what ScoreStream judges, several
+    times as fast, without reasons. Touches neither the gateway nor what this scorer holds for ScoreStream: a series
+    begins without history in each stream, and its later blocks continue it. Each request is answered by one response
+    with one result per block, in the request's order. The server reads ahead at most one request; the client must read
+    while it writes.
+    """
 
 @_typing.type_check_only
 class ScorerServiceAsyncStub(ScorerServiceStub):
@@ -72,6 +79,13 @@ class ScorerServiceAsyncStub(ScorerServiceStub):
     State: a request carries the gateway's cursor of each of its series. A series whose state in this scorer does not
     end at the cursor is rebuilt from the gateway before it is scored; so is a series without a cursor. A later request
     of the same stream continues its series from where the stream brought them and needs no cursors.
+    """
+    ScoreBlocks: _aio.StreamStreamMultiCallable[_scorer_service_pb2.ScoreBlocksRequest, _scorer_service_pb2.ScoreBlocksResponse]  # type: ignore[assignment]
+    """Judges bars in bulk, in columns, for back-testing and for scoring an archive anew: what ScoreStream judges, several
+    times as fast, without reasons. Touches neither the gateway nor what this scorer holds for ScoreStream: a series
+    begins without history in each stream, and its later blocks continue it. Each request is answered by one response
+    with one result per block, in the request's order. The server reads ahead at most one request; the client must read
+    while it writes.
     """
 
 class ScorerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -104,6 +118,19 @@ class ScorerServiceServicer(metaclass=_abc_1.ABCMeta):
         State: a request carries the gateway's cursor of each of its series. A series whose state in this scorer does not
         end at the cursor is rebuilt from the gateway before it is scored; so is a series without a cursor. A later request
         of the same stream continues its series from where the stream brought them and needs no cursors.
+        """
+
+    @_abc_1.abstractmethod
+    def ScoreBlocks(
+        self,
+        request_iterator: _MaybeAsyncIterator[_scorer_service_pb2.ScoreBlocksRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_scorer_service_pb2.ScoreBlocksResponse], _abc.AsyncIterator[_scorer_service_pb2.ScoreBlocksResponse]]:
+        """Judges bars in bulk, in columns, for back-testing and for scoring an archive anew: what ScoreStream judges, several
+        times as fast, without reasons. Touches neither the gateway nor what this scorer holds for ScoreStream: a series
+        begins without history in each stream, and its later blocks continue it. Each request is answered by one response
+        with one result per block, in the request's order. The server reads ahead at most one request; the client must read
+        while it writes.
         """
 
 def add_ScorerServiceServicer_to_server(servicer: ScorerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
