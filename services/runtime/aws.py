@@ -42,7 +42,12 @@ _FORBIDDEN = {
     "UnauthorizedException",
     "UnrecognizedClientException",
 }
-_MISSING = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "ResourceNotFoundException"}
+_MISSING = {
+    "AWS.SimpleQueueService.NonExistentQueue",
+    "NoSuchBucket",
+    "QueueDoesNotExist",
+    "ResourceNotFoundException",
+}
 
 
 @dataclass(frozen=True, slots=True)

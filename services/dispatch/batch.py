@@ -1,0 +1,149 @@
+"""A batch of task mode as the ledger keeps it: what it holds, what it waits for, and how its tasks did."""
+
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from typing import Any
+
+MAX_LANES = 90
+"""Most lanes of one batch: DynamoDB writes the batch and all its lanes in one transaction of at most 100 items."""
+
+_ID_TIME = "%Y%m%dT%H%M%S%fZ"
+_TIMES = ("entered_time", "launch_time", "start_time", "stop_time", "not_before")
+
+
+class TaskState(IntEnum):
+    """Where a batch stands; the numbers are the proto's."""
+
+    WAITING = 1
+    LAUNCHING = 2
+    RUNNING = 3
+    RECORDED = 4
+
+
+OPEN_STATES = frozenset({TaskState.WAITING, TaskState.LAUNCHING, TaskState.RUNNING})
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """A batch whose manifest is durable, about to enter the ledger. `lanes` are its symbols' (tape and symbol)."""
+
+    digest: str
+    lanes: tuple[str, ...]
+    messages: int
+    traceparent: str = ""
+    tracestate: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A batch in the ledger.
+
+    `after` are the ids of the batches that were last in its lanes: it starts only when none of them is open. An attempt
+    takes `attempt_messages` messages from the manifest `attempt_digest`. `dead` are positions in the batch's manifest
+    that were sent to the dead letters; `settled` counts these and the recorded ones. `crashes` counts tasks in a row
+    that died without any progress, `failures` whatever delays the next attempt; `most` limits the messages of an
+    attempt (0: all) while a message that kills its task is being isolated.
+    """
+
+    id: str
+    digest: str
+    lanes: tuple[str, ...]
+    messages: int
+    after: tuple[str, ...]
+    entered_time: datetime
+    traceparent: str = ""
+    tracestate: str = ""
+    state: TaskState = TaskState.WAITING
+    version: int = 1
+    attempt: int = 0
+    attempt_digest: str = ""
+    attempt_messages: int = 0
+    task: str = ""
+    launch_time: datetime | None = None
+    start_time: datetime | None = None
+    stop_time: datetime | None = None
+    not_before: datetime | None = None
+    failures: int = 0
+    crashes: int = 0
+    most: int = 0
+    settled: int = 0
+    dead: tuple[int, ...] = ()
+    reason: str = ""
+
+    @property
+    def open(self) -> bool:
+        """Whether something is left to do."""
+        return self.state in OPEN_STATES
+
+    @property
+    def correlation_id(self) -> str:
+        """What the newest attempt is called: CORRELATION_ID of its task."""
+        return f"{self.id}.{self.attempt}"
+
+
+def enter(batch: NewBatch, after: tuple[str, ...], now: datetime) -> Entry:
+    """The entry of a batch that entered now, behind the batches `after`."""
+    return Entry(
+        id=f"{now.astimezone(UTC).strftime(_ID_TIME)}-{batch.digest}",
+        digest=batch.digest,
+        lanes=batch.lanes,
+        messages=batch.messages,
+        after=after,
+        entered_time=now,
+        traceparent=batch.traceparent,
+        tracestate=batch.tracestate,
+    )
+
+
+def id_before(moment: datetime) -> str:
+    """An id below those of all batches that entered at or after the moment."""
+    return moment.astimezone(UTC).strftime(_ID_TIME)
+
+
+def parse_id(entry_id: str) -> tuple[datetime, str] | None:
+    """When the batch with that id entered, and its digest; None when it is no id.
+
+    >>> parse_id("20261124T223344000001Z-ab")
+    (datetime.datetime(2026, 11, 24, 22, 33, 44, 1, tzinfo=datetime.timezone.utc), 'ab')
+    """
+    time, _, digest = entry_id.partition("-")
+    try:
+        return datetime.strptime(time, _ID_TIME).replace(tzinfo=UTC), digest
+    except ValueError:
+        return None
+
+
+def entry_to_json(entry: Entry) -> dict[str, Any]:
+    """The entry as JSON values."""
+    values: dict[str, Any] = {each.name: getattr(entry, each.name) for each in fields(entry)}
+    for name in _TIMES:
+        values[name] = None if values[name] is None else values[name].isoformat()
+    return values | {"state": int(entry.state)}
+
+
+def entry_from_json(values: dict[str, Any]) -> Entry:
+    """The entry of `entry_to_json`."""
+    read = dict(values)
+    for name in _TIMES:
+        read[name] = None if read[name] is None else datetime.fromisoformat(read[name])
+    for name in ("lanes", "after", "dead"):
+        read[name] = tuple(read[name])
+    return Entry(**(read | {"state": TaskState(read["state"])}))
+
+
+def ready(entry: Entry, open_ids: frozenset[str], now: datetime) -> bool:
+    """Whether the entry's next attempt may be launched."""
+    due = entry.not_before is None or entry.not_before <= now
+    return entry.state is TaskState.WAITING and due and open_ids.isdisjoint(entry.after)
+
+
+def delayed(entry: Entry, now: datetime, seconds: float, reason: str) -> Entry:
+    """The entry, waiting again: its next attempt comes after `seconds` at the earliest."""
+    return replace(
+        entry,
+        state=TaskState.WAITING,
+        failures=entry.failures + 1,
+        not_before=now + timedelta(seconds=seconds),
+        reason=reason,
+    )

@@ -1,0 +1,162 @@
+"""The ledger on DynamoDB: open batches in one partition, finished ones by the day on which they entered.
+
+Items: `open` / digest for each open batch, `tasks#<YYYYMMDD>` / id for each finished one (which expires), and
+`lane#<lane>` / `tail` with the id of the batch that entered last. A batch enters in one transaction with the tails of
+its lanes, on condition that these are still the ones that it was told to wait for.
+"""
+
+import json
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from heapq import merge
+
+from services.dispatch.batch import (
+    OPEN_STATES,
+    Entry,
+    NewBatch,
+    TaskState,
+    enter,
+    entry_from_json,
+    entry_to_json,
+    parse_id,
+)
+from services.domain.errors import ConflictError, DependencyUnavailableError
+from services.runtime.aws import backoff_seconds
+from services.runtime.dynamodb_table import (
+    EXPIRES,
+    ConditionFailedError,
+    DynamoDbTable,
+    Item,
+    delete_write,
+    key,
+    put_write,
+)
+
+_OPEN = "open"
+_ATTEMPTS = 10
+_LANE_RETENTION = timedelta(days=30)
+"""Longer than any batch stays open: the tail of a lane that was not used for so long waits for nobody."""
+
+
+def _lane_key(lane: str) -> Item:
+    return key(f"lane#{lane}", "tail")
+
+
+def _day(moment: datetime) -> str:
+    return f"tasks#{moment.astimezone(UTC):%Y%m%d}"
+
+
+def _item(item_key: Item, entry: Entry) -> Item:
+    text = json.dumps(entry_to_json(entry), separators=(",", ":"))
+    return {**item_key, "id": {"S": entry.id}, "version": {"N": str(entry.version)}, "entry": {"S": text}}
+
+
+def _entry(item: Item) -> Entry:
+    return entry_from_json(json.loads(item["entry"]["S"]))
+
+
+def _expiry(moment: datetime) -> Item:
+    return {EXPIRES: {"N": str(int(moment.timestamp()))}}
+
+
+class DynamoDbLedger:
+    """A `Ledger` in a table with the keys of `DynamoDbTable`; finished batches expire after `retention`."""
+
+    def __init__(self, table: DynamoDbTable, retention: timedelta) -> None:
+        self._table = table
+        self._retention = retention
+
+    def enter(self, batch: NewBatch, now: datetime) -> Entry:
+        """Read the lanes' tails, then write batch and tails together; again when another batch came between."""
+        keys = [_lane_key(lane) for lane in batch.lanes]
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(backoff_seconds(attempt, first=0.01, longest=0.5))
+            if (known := self._table.get(key(_OPEN, batch.digest))) is not None:
+                return _entry(known)
+            tails = [None if item is None else item["tail"]["S"] for item in self._table.get_many(keys)]
+            entry = enter(batch, tuple(sorted({tail for tail in tails if tail is not None})), now)
+            writes = [put_write(_item(key(_OPEN, batch.digest), entry), "attribute_not_exists(pk)")]
+            for lane_key, tail in zip(keys, tails, strict=True):
+                lane = {**lane_key, "tail": {"S": entry.id}, **_expiry(now + _LANE_RETENTION)}
+                if tail is None:
+                    writes.append(put_write(lane, "attribute_not_exists(pk)"))
+                else:
+                    writes.append(put_write(lane, "tail = :tail", {":tail": {"S": tail}}))
+            try:
+                self._table.transact(writes)
+            except ConditionFailedError:
+                continue
+            return entry
+        raise DependencyUnavailableError("ledger", f"{len(batch.lanes)} lanes are too busy after {_ATTEMPTS} attempts")
+
+    def open(self) -> list[Entry]:
+        """One partition, strongly consistent."""
+        return sorted((_entry(item) for page in self._table.query(_OPEN) for item in page), key=lambda entry: entry.id)
+
+    def update(self, entry: Entry) -> Entry:
+        """Write it on condition of its version; a finished one moves to its day in the same transaction."""
+        kept = replace(entry, version=entry.version + 1)
+        open_key = key(_OPEN, entry.digest)
+        condition = "id = :id AND version = :version"
+        values = {":id": {"S": entry.id}, ":version": {"N": str(entry.version)}}
+        if kept.open:
+            writes = [put_write(_item(open_key, kept), condition, values)]
+        else:
+            done = _item(key(_day(kept.entered_time), kept.id), kept)
+            done |= _expiry((kept.stop_time or kept.entered_time) + self._retention)
+            writes = [delete_write(open_key, condition, values), put_write(done)]
+        try:
+            self._table.transact(writes)
+        except ConditionFailedError as error:
+            raise ConflictError(f"{entry.id} changed since it was read") from error
+        return kept
+
+    def get(self, entry_id: str) -> Entry | None:
+        """By its digest among the open ones, else by its day."""
+        parsed = parse_id(entry_id)
+        if parsed is None or not parsed[1]:
+            return None
+        entered, digest = parsed
+        item = self._table.get(key(_OPEN, digest))
+        if item is None or item["id"]["S"] != entry_id:
+            item = self._table.get(key(_day(entered), entry_id))
+        return None if item is None else _entry(item)
+
+    def list(self, limit: int, before: str = "", states: Collection[TaskState] = ()) -> "list[Entry]":
+        """The open ones, merged with the finished ones of day after day backwards."""
+        wanted = set(states or TaskState)
+        sources: list[Iterator[Entry]] = []
+        if wanted & OPEN_STATES:
+            sources.append(entry for entry in reversed(self.open()) if not before or entry.id < before)
+        if TaskState.RECORDED in wanted:
+            sources.append(self._finished(before, limit))
+        found: list[Entry] = []
+        seen: set[str] = set()  # one that finished between the two reads is in both
+        for entry in merge(*sources, key=lambda each: each.id, reverse=True):
+            if entry.state in wanted and entry.id not in seen:
+                found.append(entry)
+                seen.add(entry.id)
+            if len(found) == limit:
+                break
+        return found
+
+    def _finished(self, before: str, page: int) -> Iterator[Entry]:
+        now = datetime.now(UTC)
+        parsed = parse_id(before) if before else None
+        day = min(now, parsed[0]) if parsed else now
+        oldest = now - self._retention - timedelta(days=1)
+        while day >= oldest:
+            for items in self._table.query(_day(day), last=before, descending=True, page=page):
+                yield from (_entry(item) for item in items if not before or item["sk"]["S"] < before)
+            day -= timedelta(days=1)
+
+    def check(self) -> None:
+        """Ask for an item that is not there."""
+        self._table.get(key(_OPEN, "-"))
+
+    def close(self) -> None:
+        """Release connections."""
+        self._table.close()
