@@ -23,7 +23,7 @@ from services.dispatch.batch import (
     parse_id,
 )
 from services.domain.errors import ConflictError, DependencyUnavailableError
-from services.runtime.aws import backoff_seconds
+from services.runtime.backoff import backoff_seconds
 from services.runtime.dynamodb_table import (
     EXPIRES,
     ConditionFailedError,

@@ -19,7 +19,7 @@ from services.domain.errors import ConflictError, DependencyUnavailableError, No
 from services.gateway.change_feed import POLL_SECONDS, ChangeFeed
 from services.gateway.ports import AlertQuery, Store
 from services.runtime import telemetry_names as names
-from services.runtime.aws import backoff_seconds
+from services.runtime.backoff import backoff_seconds
 from services.runtime.stopping import stopped_within
 
 STREAM = "push"
@@ -94,7 +94,6 @@ class AlertPush:
                     self._failures.add(1)
                     self._on_health(False)
                     pause = backoff_seconds(failures, _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
-                    pause = max(_FIRST_PAUSE_SECONDS, pause)
                     _log.warning("alerts are recorded and not pushed, next attempt in %.1f s: %s", pause, error.message)
                     await stopped_within(pause, draining)
                     continue

@@ -7,7 +7,6 @@ gateways the condition decides, and the loser reads the counter and tries again.
 
 import heapq
 import itertools
-import random
 import threading
 import time
 import uuid
@@ -24,6 +23,7 @@ from services.domain.typology import Typology
 from services.gateway import dynamodb_items as rows
 from services.gateway.dynamodb_items import ABSENT, number, text
 from services.gateway.ports import AlertQuery, AlertWrite, Archived, DetectionQuery, Page, Position, QuoteQuery
+from services.runtime.backoff import backoff_seconds
 from services.runtime.dynamodb_table import (
     ConditionFailedError,
     DynamoDbTable,
@@ -35,7 +35,8 @@ from services.runtime.dynamodb_table import (
 )
 
 _ATTEMPTS = 40
-_PAUSE_SECONDS = 0.004
+_PAUSE_SECONDS = 0.008
+_LONGEST_PAUSE_SECONDS = 0.256
 _MOST_LISTED = 5_000
 """Items that one page of a list may look at; a page that found too little by then is short, and goes on later."""
 
@@ -447,7 +448,7 @@ class DynamoDbStore:
         """Wait a little for other gateways' transactions, not in step with them."""
         if attempt >= _ATTEMPTS:
             raise DependencyUnavailableError("store", f"{self._table.resource}: other writers win every time")
-        time.sleep(random.uniform(0, _PAUSE_SECONDS * min(2**attempt, 64)))  # noqa: S311
+        time.sleep(backoff_seconds(attempt, _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS))
 
 
 def _count(counter: Item, last: int, following: int) -> Item:

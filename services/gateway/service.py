@@ -1,7 +1,6 @@
 """The gateway's decisions: recording exactly once, detections into alerts, triage, and watching."""
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,9 +30,11 @@ from services.domain.quote import Series
 from services.domain.score import RecordedQuote, ScoredQuote
 from services.gateway.change_feed import ChangeFeed
 from services.gateway.ports import AlertWrite, DetectionQuery, QuoteQuery, Store
+from services.runtime.backoff import backoff_seconds
 
 _ATTEMPTS = 10
 _PAUSE_SECONDS = 0.005
+_LONGEST_PAUSE_SECONDS = 0.16
 _EVIDENCE_LIMIT = 2_000
 
 
@@ -229,7 +230,7 @@ class GatewayService:
 
 def _pause(attempt: int) -> None:
     """Wait a little, more with each attempt, and not in step with whoever won."""
-    time.sleep(random.uniform(0, _PAUSE_SECONDS * min(2**attempt, 32)))  # noqa: S311
+    time.sleep(backoff_seconds(attempt + 1, _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS))
 
 
 def _recorded(item: ScoredQuote, existing: RecordedQuote | None) -> Recorded:

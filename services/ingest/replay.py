@@ -26,8 +26,8 @@ from services.domain.quote import CANARY_TAPE, LIVE_TAPE, SYMBOL_PATTERN, TAPE_P
 from services.ingest.archive_source import ArchiveSource
 from services.ingest.ports import Progress, Replay, ReplayState
 from services.ingest.service import IngestService
-from services.queue.event_source import backoff_seconds
 from services.queue.ports import Queue
+from services.runtime.backoff import backoff_seconds
 from services.runtime.stopping import stopped_within
 
 _log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from services.ingest.coverage import CoverageBook
 from services.ingest.ports import Progress, QuoteSource, Tracing
 from services.ingest.subscribers import Subscribers
 from services.queue import market_message
-from services.queue.event_source import backoff_seconds
 from services.queue.ports import Queue
+from services.runtime.backoff import backoff_seconds
 from services.runtime.stopping import stopped_within
 
 _log = logging.getLogger(__name__)

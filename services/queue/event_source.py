@@ -8,7 +8,6 @@ import asyncio
 import functools
 import hashlib
 import logging
-import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from services.domain.errors import DependencyUnavailableError
 from services.queue.ports import Queue, ReceivedMessage
+from services.runtime.backoff import backoff_seconds
 
 _log = logging.getLogger(__name__)
 
@@ -25,20 +25,12 @@ EMBEDDED_ARN: Final = "arn:aws:sqs:us-east-1:000000000000:market_queue.fifo"
 VISIBILITY_SECONDS: Final = 3.0
 """Short, because a heartbeat extends it: a killed consumer's messages come again after this long."""
 
-_FIRST_BACKOFF_SECONDS = 0.1
-_LONGEST_BACKOFF_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 1.0
 _RECEIVE_WAIT_SECONDS = 1.0
 _HEARTBEATS_PER_VISIBILITY = 3
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-def backoff_seconds(failures: int, longest: float = _LONGEST_BACKOFF_SECONDS) -> float:
-    """How long to wait after the given number of failures in a row: 0.1 s doubling to `longest`, half of it jitter."""
-    full = min(longest, _FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16))
-    return full * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 def sqs_event(messages: Sequence[ReceivedMessage], arn: str = EMBEDDED_ARN) -> dict[str, Any]:
@@ -170,7 +162,7 @@ class _EventSource:
 
     async def _receive(self, batch_size: int, stop: asyncio.Task[Any]) -> list[ReceivedMessage]:
         if self._failed_in_a_row:
-            pause = backoff_seconds(self._failed_in_a_row, _LONGEST_PAUSE_SECONDS)
+            pause = backoff_seconds(self._failed_in_a_row, longest=_LONGEST_PAUSE_SECONDS)
             await self._either(asyncio.sleep(pause), stop)
         try:
             return await self._call(self._queue.receive, batch_size, self._visibility, _RECEIVE_WAIT_SECONDS)

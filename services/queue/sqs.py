@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError
 from services.queue.ports import DeadLetter, OutgoingMessage, QueueDepth, ReceivedMessage, SentMessage
-from services.runtime.aws import AwsResource, backoff_seconds, open_client
+from services.runtime.aws import AwsResource, open_client
+from services.runtime.backoff import backoff_seconds
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient

@@ -4,8 +4,6 @@ boto3 is optional and slow to import, so nothing here imports it before it is as
 (`AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_<SERVICE>`) and profiles are the default chain's: none is ours.
 """
 
-import math
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,8 +162,3 @@ def open_session(region: str, resource: AwsResource, embedded: str) -> Any:
         ) from error
     with resource.translated():
         return boto3.Session(region_name=region or None)
-
-
-def backoff_seconds(attempt: int, first: float = 0.1, longest: float = 5.0) -> float:
-    """How long to wait before the given attempt (the first repetition is 1): full jitter under a doubling cap."""
-    return random.uniform(0, min(longest, first * math.pow(2, attempt)))  # noqa: S311

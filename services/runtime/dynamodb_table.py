@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from services.domain.errors import DependencyUnavailableError
-from services.runtime.aws import THROTTLED, AwsResource, backoff_seconds, open_client
+from services.runtime.aws import THROTTLED, AwsResource, open_client
+from services.runtime.backoff import backoff_seconds
 
 Item = dict[str, Any]
 """An item in DynamoDB's own notation: {"pk": {"S": "…"}, "count": {"N": "1"}}."""

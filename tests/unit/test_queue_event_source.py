@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from services.domain.errors import DependencyUnavailableError
-from services.queue.event_source import Handler, backoff_seconds, consume, sqs_event
+from services.queue.event_source import Handler, consume, sqs_event
 from services.queue.ports import OutgoingMessage, ReceivedMessage
 from services.queue.sqlite import SqliteQueue
 
@@ -232,10 +232,3 @@ async def test_consuming_goes_on_after_the_queue_was_away(queue: SqliteQueue, mo
     async with consuming(queue, handler):
         await until(lambda: queue.statistics().acknowledged == 5)
     assert outages == 0
-
-
-def test_backoff_rises_to_its_longest_and_is_never_zero() -> None:
-    for failures in (1, 2, 5, 1_000):
-        values = [backoff_seconds(failures) for _ in range(100)]
-        full = min(5.0, 0.1 * 2 ** min(failures - 1, 20))
-        assert full / 2 <= min(values) < max(values) <= full
