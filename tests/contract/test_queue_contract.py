@@ -178,6 +178,8 @@ def test_a_group_in_flight_is_blocked_and_others_are_not(queue: Queue) -> None:
     assert bodies(queue.receive(10, 30)) == ["a1"]
 
 
+# Not moto: a mock in this process, whose receive is not one step, so its threads race on a loaded machine.
+@pytest.mark.parametrize("backend", ["sqlite", "ministack", "elasticmq"], indirect=True)
 def test_concurrent_receivers_never_hold_one_group(queue: Queue) -> None:
     queue.send([message(f"{group}{i}", group) for i in range(4) for group in "abcd"])
     with ThreadPoolExecutor(4) as threads:
