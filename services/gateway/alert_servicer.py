@@ -12,6 +12,7 @@ from services.domain.typology import NOT_OBSERVABLE
 from services.gateway import requests
 from services.gateway.service import Evidence, GatewayService
 from services.runtime.telemetry import context_of
+from services.wire import checks, paging
 from services.wire.alert import alert_to_proto, change_to_proto, event_to_proto
 from services.wire.detection import detection_to_proto, recorded_to_proto
 from tapewatch.gateway.v1 import alert_service_pb2 as pb
@@ -52,7 +53,7 @@ class AlertServicer(AlertServiceServicer):
     async def WatchAlerts(self, request: pb.WatchAlertsRequest, context: Any) -> AsyncIterator[pb.WatchAlertsResponse]:
         """The change log from a place on, then live."""
         query = requests.alert_query(request.filter)
-        heartbeat = requests.heartbeat_seconds(request)
+        heartbeat = checks.heartbeat_seconds(request)
         store = self._service.store
         last = await asyncio.to_thread(store.last_change)
         after = 0 if request.from_start else last
@@ -70,17 +71,17 @@ class AlertServicer(AlertServiceServicer):
 
     async def GetAlert(self, request: pb.GetAlertRequest, context: Any) -> pb.GetAlertResponse:
         """One alert."""
-        alert = await self._service.get_alert(requests.check_id("alert_id", request.alert_id))
+        alert = await self._service.get_alert(checks.check_id("alert_id", request.alert_id))
         return pb.GetAlertResponse(alert=alert_to_proto(alert))
 
     async def ListAlerts(self, request: pb.ListAlertsRequest, context: Any) -> pb.ListAlertsResponse:
         """Alerts, newest change first."""
-        size = requests.page_size(request.page_size, 100, 1_000)
-        query, position = requests.alert_query(request.filter), requests.page_position(request)
+        size = paging.page_size(request.page_size, 100, 1_000)
+        query, position = requests.alert_query(request.filter), paging.page_position(request)
         page = await asyncio.to_thread(self._service.store.list_alerts, query, size, position)
         return pb.ListAlertsResponse(
             alerts=[alert_to_proto(alert) for alert in page.items],
-            next_page_token=requests.page_token(request, page.next),
+            next_page_token=paging.page_token(request, page.next),
         )
 
     async def UpdateAlert(self, request: pb.UpdateAlertRequest, context: Any) -> pb.UpdateAlertResponse:
@@ -90,19 +91,19 @@ class AlertServicer(AlertServiceServicer):
 
     async def ListAlertEvents(self, request: pb.ListAlertEventsRequest, context: Any) -> pb.ListAlertEventsResponse:
         """An alert's audit trail."""
-        alert = await self._service.get_alert(requests.check_id("alert_id", request.alert_id))
-        size = requests.page_size(request.page_size, 100, 1_000)
-        position = requests.page_position(request)
+        alert = await self._service.get_alert(checks.check_id("alert_id", request.alert_id))
+        size = paging.page_size(request.page_size, 100, 1_000)
+        position = paging.page_position(request)
         page = await asyncio.to_thread(self._service.store.list_alert_events, alert.alert_id, size, position)
         return pb.ListAlertEventsResponse(
             events=[event_to_proto(event) for event in page.items],
-            next_page_token=requests.page_token(request, page.next),
+            next_page_token=paging.page_token(request, page.next),
         )
 
     async def GetEvidence(self, request: pb.GetEvidenceRequest, context: Any) -> pb.GetEvidenceResponse:
         """What an analyst files."""
-        alert_id = requests.check_id("alert_id", request.alert_id)
-        around = requests.page_size(
+        alert_id = checks.check_id("alert_id", request.alert_id)
+        around = paging.page_size(
             request.context_quotes, _CONTEXT_QUOTES, _CONTEXT_QUOTES_LIMIT, field="context_quotes"
         )
         return await asyncio.to_thread(_evidence_to_proto, await self._service.evidence(alert_id, around))

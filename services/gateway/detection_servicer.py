@@ -14,7 +14,7 @@ from services.gateway.ports import DetectionQuery, QuoteQuery
 from services.gateway.service import GatewayService, Recorded
 from services.pipeline.ports import RecordOutcome
 from services.runtime.errors import status_of
-from services.wire.checks import check_count
+from services.wire import checks, paging
 from services.wire.detection import detection_to_proto, recorded_to_proto
 from services.wire.quote import cursors_to_proto, series_from_proto
 from tapewatch.gateway.v1 import detection_service_pb2 as pb
@@ -55,7 +55,7 @@ class DetectionServicer(DetectionServiceServicer):
 
     async def RecordScores(self, request: pb.RecordScoresRequest, context: Any) -> pb.RecordScoresResponse:
         """Record a batch."""
-        check_count("items", request.items)
+        checks.check_count("items", request.items)
         formed = await asyncio.to_thread(_form, request.items)
         items = [each for each in formed if isinstance(each, ScoredQuote)]
         done = await self._service.record(items)
@@ -72,10 +72,10 @@ class DetectionServicer(DetectionServiceServicer):
 
     async def GetCursors(self, request: pb.GetCursorsRequest, context: Any) -> pb.GetCursorsResponse:
         """How far series have been recorded."""
-        check_count("series", request.series)
+        checks.check_count("series", request.series)
         for i, message in enumerate(request.series):
             names = {"tape": message.tape, "source": message.source, "symbol": message.symbol}
-            requests.check_names({f"series[{i}].{field}": value for field, value in names.items()})
+            checks.check_names({f"series[{i}].{field}": value for field, value in names.items()})
         series = [series_from_proto(message, f"series[{i}]") for i, message in enumerate(request.series)]
         cursors = await self._service.cursors(series)
         messages = dict(zip(cursors, cursors_to_proto(cursors), strict=True))
@@ -83,13 +83,13 @@ class DetectionServicer(DetectionServiceServicer):
 
     async def GetDetection(self, request: pb.GetDetectionRequest, context: Any) -> pb.GetDetectionResponse:
         """One detection."""
-        recorded = await self._service.get_detection(requests.check_id("quote_id", request.quote_id))
+        recorded = await self._service.get_detection(checks.check_id("quote_id", request.quote_id))
         return pb.GetDetectionResponse(detection=detection_to_proto(recorded))
 
     async def ListDetections(self, request: pb.ListDetectionsRequest, context: Any) -> pb.ListDetectionsResponse:
         """Detections, newest event first."""
-        requests.check_names({"tape": request.tape, "symbol": request.symbol})
-        requests.check_names({"alert_id": request.alert_id}, requests.ID_CHARACTERS_LIMIT)
+        checks.check_names({"tape": request.tape, "symbol": request.symbol})
+        checks.check_names({"alert_id": request.alert_id}, checks.ID_CHARACTERS_LIMIT)
         query = DetectionQuery(
             tape=request.tape,
             symbol=request.symbol,
@@ -98,23 +98,21 @@ class DetectionServicer(DetectionServiceServicer):
             start_time=requests.time_of(request, "start_time"),
             end_time=requests.time_of(request, "end_time"),
         )
-        size = requests.page_size(request.page_size, 100, 1_000)
-        page = await asyncio.to_thread(
-            self._service.store.list_detections, query, size, requests.page_position(request)
-        )
+        size = paging.page_size(request.page_size, 100, 1_000)
+        page = await asyncio.to_thread(self._service.store.list_detections, query, size, paging.page_position(request))
         return pb.ListDetectionsResponse(
             detections=[detection_to_proto(recorded) for recorded in page.items],
-            next_page_token=requests.page_token(request, page.next),
+            next_page_token=paging.page_token(request, page.next),
         )
 
     async def ListQuotes(self, request: pb.ListQuotesRequest, context: Any) -> pb.ListQuotesResponse:
         """Quotes with their scores."""
-        requests.check_names({"tape": request.tape, "symbol": request.symbol, "source": request.source})
+        checks.check_names({"tape": request.tape, "symbol": request.symbol, "source": request.source})
         start, end = requests.time_of(request, "start_time"), requests.time_of(request, "end_time")
         if not request.symbol and (start or end or request.descending):
-            raise requests.invalid("symbol", "is required with times or in descending order")
+            raise checks.invalid("symbol", "is required with times or in descending order")
         if request.interval_seconds < 0:
-            raise requests.invalid("interval_seconds", "must be 0 or more")
+            raise checks.invalid("interval_seconds", "must be 0 or more")
         query = QuoteQuery(
             tape=request.tape or LIVE_TAPE,
             symbol=request.symbol,
@@ -124,14 +122,14 @@ class DetectionServicer(DetectionServiceServicer):
             end_time=end,
             descending=request.descending,
         )
-        size = requests.page_size(request.page_size, 500, 5_000)
-        position = requests.page_position(request)
+        size = paging.page_size(request.page_size, 500, 5_000)
+        position = paging.page_position(request)
 
         def answer() -> pb.ListQuotesResponse:
             page = self._service.store.list_quotes(query, size, position)
             return pb.ListQuotesResponse(
                 quotes=[recorded_to_proto(recorded) for recorded in page.items],
-                next_page_token=requests.page_token(request, page.next),
+                next_page_token=paging.page_token(request, page.next),
             )
 
         return await asyncio.to_thread(answer)  # thousands of quotes: the loop serves others meanwhile

@@ -1,10 +1,7 @@
-"""Checks of the gateway's requests, page tokens and resume tokens: everything malformed names its field."""
+"""Checks of the gateway's requests, and resume tokens: everything malformed names its field."""
 
 import base64
-import hashlib
-import json
 import math
-from collections.abc import Mapping
 from datetime import datetime
 from enum import IntEnum
 from typing import TypeVar
@@ -16,61 +13,29 @@ from services.domain.errors import FieldViolation, InvalidQuoteError, InvalidReq
 from services.domain.quote import violations
 from services.domain.score import Quality, Score, ScoredQuote
 from services.domain.typology import Typology
-from services.gateway.ports import AlertQuery, Position
+from services.gateway.ports import AlertQuery
 from services.gateway.service import Triage
-from services.wire.checks import ITEMS_LIMIT
+from services.wire.checks import (
+    ID_CHARACTERS_LIMIT,
+    ITEMS_LIMIT,
+    NAME_CHARACTERS_LIMIT,
+    TOKEN_CHARACTERS_LIMIT,
+    check_names,
+    invalid,
+    length_violations,
+)
 from services.wire.detection import scored_from_proto
-from services.wire.time import duration_from_proto, optional_timestamp
+from services.wire.time import optional_timestamp
 from tapewatch.gateway.v1 import alert_service_pb2 as pb
 from tapewatch.gateway.v1 import detection_service_pb2
-
-NAME_CHARACTERS_LIMIT = 200
-ID_CHARACTERS_LIMIT = 500
-"""Of an alert's or a quote's id; a quote_id joins several names."""
-
-TOKEN_CHARACTERS_LIMIT = 4_096
-"""Of a page or resume token."""
 
 REASONS_LIMIT = 16
 REASON_CHARACTERS_LIMIT = 1_000
 
-HEARTBEAT_SECONDS = 15.0
-HEARTBEAT_RANGE_SECONDS = (1.0, 300.0)
 _UPDATABLE = ("state", "disposition", "assignee")
 _STATES = {state.value for state in AlertState}
 _DISPOSITIONS = {disposition.value for disposition in Disposition}
 _Enum = TypeVar("_Enum", bound=IntEnum)
-
-
-def invalid(field: str, description: str) -> InvalidRequestError:
-    """The error for one wrong field."""
-    return InvalidRequestError([FieldViolation(field, description)])
-
-
-def _length_violations(limit: int, fields: Mapping[str, str]) -> list[FieldViolation]:
-    text = f"is longer than {limit} characters"
-    return [FieldViolation(field, text) for field, value in fields.items() if len(value) > limit]
-
-
-def check_names(fields: Mapping[str, str], limit: int = NAME_CHARACTERS_LIMIT) -> None:
-    """Raises: InvalidRequestError naming each field, by its path, whose text is longer than `limit`."""
-    if wrong := _length_violations(limit, fields):
-        raise InvalidRequestError(wrong)
-
-
-def check_id(field: str, value: str) -> str:
-    """The id. Raises: InvalidRequestError when it is empty or too long to be one."""
-    if not value.strip():
-        raise invalid(field, "is required")
-    check_names({field: value}, ID_CHARACTERS_LIMIT)
-    return value
-
-
-def page_size(asked: int, default: int, most: int, field: str = "page_size") -> int:
-    """The page size to use. Raises: InvalidRequestError when it is out of range."""
-    if not 0 <= asked <= most:
-        raise invalid(field, f"is {asked:,}; 1 to {most:,} are allowed, or 0 for {default:,}")
-    return asked or default
 
 
 def time_of(message: Message, field: str) -> datetime | None:
@@ -79,38 +44,6 @@ def time_of(message: Message, field: str) -> datetime | None:
         return optional_timestamp(message, field)
     except (OverflowError, ValueError) as error:
         raise invalid(field, "lies outside years 1 to 9999") from error
-
-
-def _fingerprint(request: Message, position: str) -> str:
-    """Names the request's conditions (everything but the page) and the position, so that neither can be exchanged."""
-    bare = type(request)()
-    bare.CopyFrom(request)
-    for field in ("page_token", "page_size"):
-        bare.ClearField(field)
-    return hashlib.sha256(bare.SerializeToString(deterministic=True) + position.encode()).hexdigest()[:16]
-
-
-def page_token(request: Message, position: Position | None) -> str:
-    """The token of the page after `position`; empty when there is none."""
-    if position is None:
-        return ""
-    encoded = json.dumps(position, separators=(",", ":"))
-    return base64.urlsafe_b64encode(f"{_fingerprint(request, encoded)}{encoded}".encode()).decode()
-
-
-def page_position(request: Message) -> Position | None:
-    """Where the request's page begins. Raises: InvalidRequestError when the token is not one of this request's."""
-    token: str = request.page_token  # type: ignore[attr-defined]
-    if not token:
-        return None
-    check_names({"page_token": token}, TOKEN_CHARACTERS_LIMIT)
-    try:
-        text = base64.urlsafe_b64decode(token.encode()).decode()
-    except ValueError as error:
-        raise invalid("page_token", "is not a token of this service") from error
-    if text[:16] != _fingerprint(request, text[16:]):
-        raise invalid("page_token", "is not one of a request with these conditions")
-    return tuple(json.loads(text[16:]))
 
 
 def resume_token(store_id: str, sequence: int) -> str:
@@ -169,17 +102,6 @@ def alert_query(message: pb.AlertFilter) -> AlertQuery:
     )
 
 
-def heartbeat_seconds(request: pb.WatchAlertsRequest) -> float:
-    """The time between heartbeats. Raises: InvalidRequestError when it is out of range."""
-    if not request.HasField("heartbeat_interval"):
-        return HEARTBEAT_SECONDS
-    seconds = duration_from_proto(request.heartbeat_interval)
-    low, high = HEARTBEAT_RANGE_SECONDS
-    if not low <= seconds <= high:
-        raise invalid("heartbeat_interval", f"is {seconds:g} s; {low:g} to {high:g} s are allowed")
-    return seconds
-
-
 def triage(request: pb.UpdateAlertRequest) -> Triage:
     """The step that is asked for. Raises: InvalidRequestError with every wrong field."""
     alert, paths = request.alert, set(request.update_mask.paths)
@@ -190,8 +112,8 @@ def triage(request: pb.UpdateAlertRequest) -> Triage:
     ]
     if request.actor == SYSTEM_ACTOR:
         wrong.append(FieldViolation("actor", f"{SYSTEM_ACTOR!r} is the gateway itself"))
-    wrong += _length_violations(ID_CHARACTERS_LIMIT, {"alert.alert_id": alert.alert_id, "alert.etag": alert.etag})
-    wrong += _length_violations(NAME_CHARACTERS_LIMIT, {"actor": request.actor, "alert.assignee": alert.assignee})
+    wrong += length_violations(ID_CHARACTERS_LIMIT, {"alert.alert_id": alert.alert_id, "alert.etag": alert.etag})
+    wrong += length_violations(NAME_CHARACTERS_LIMIT, {"actor": request.actor, "alert.assignee": alert.assignee})
     if unknown := sorted(paths.difference(_UPDATABLE)):
         allowed = ", ".join(_UPDATABLE)
         wrong.append(FieldViolation("update_mask", f"names {', '.join(unknown)}; {allowed} are allowed"))
@@ -234,7 +156,7 @@ def _wrong(score: Score) -> list[tuple[str, str]]:
         wrong.append(("threshold", f"{score.threshold} is not finite"))
     if not score.model_version:
         wrong.append(("model_version", "is required"))
-    lengths = _length_violations(
+    lengths = length_violations(
         NAME_CHARACTERS_LIMIT, {"model_version": score.model_version, "feature_hash": score.feature_hash}
     )
     if len(score.reasons) > REASONS_LIMIT:
@@ -242,7 +164,7 @@ def _wrong(score: Score) -> list[tuple[str, str]]:
     else:
         for i, reason in enumerate(score.reasons):
             texts = {f"reasons[{i}].feature": reason.feature, f"reasons[{i}].text": reason.text}
-            lengths += _length_violations(REASON_CHARACTERS_LIMIT, texts)
+            lengths += length_violations(REASON_CHARACTERS_LIMIT, texts)
     wrong += [(violation.field, violation.description) for violation in lengths]
     if score.detection:
         if score.typology is Typology.UNSPECIFIED:
