@@ -1,9 +1,13 @@
-"""What every ring of tests shares: the servers that stand in for AWS; in CI, a skip of what must run is a failure."""
+"""What every ring of tests shares: stand-ins of AWS, and spans; in CI, a skip of what must run is a failure."""
 
 import os
 from collections.abc import Generator, Iterator
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tests.servers import stand_ins
 from tests.servers.process import Server
@@ -68,3 +72,16 @@ def dynamodb_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
 @pytest.fixture(scope="session")
 def versitygw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from _running(stand_ins.versitygw(tmp_path_factory.mktemp("versitygw")))
+
+
+@pytest.fixture
+def spans() -> Iterator[InMemorySpanExporter]:
+    """What the process's provider ends. A process has one provider for good, so each test adds its own processor."""
+    if not isinstance(trace.get_tracer_provider(), TracerProvider):
+        trace.set_tracer_provider(TracerProvider())
+    provider = trace.get_tracer_provider()
+    assert isinstance(provider, TracerProvider)
+    kept = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    yield kept
+    kept.shutdown()

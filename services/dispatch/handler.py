@@ -16,17 +16,24 @@ from services.pipeline.warm_pool import WarmPool
 from services.queue.open import open_queue
 from services.queue.ports import DeadLetter, DeadLetters
 from services.queue.settings import QueueSettings
+from services.runtime import telemetry_names as names
 from services.runtime.channels import open_channel
 from services.runtime.telemetry import Telemetry
 
 SPARE_SECONDS = 1.0
 """What is left of the function's time when it stops waiting, to answer before Lambda ends it."""
 
+DEAD_LETTER_SECONDS = 1.0
+"""What of the rest is kept for messages that can never be scored."""
+
 _log = logging.getLogger(__name__)
 
 
 class LambdaContext(Protocol):
     """What Lambda tells of an invocation."""
+
+    aws_request_id: str
+    invoked_function_arn: str
 
     def get_remaining_time_in_millis(self) -> int:
         """Until Lambda ends it, milliseconds."""
@@ -53,6 +60,7 @@ class _Environment:
     def __init__(self) -> None:
         settings = DispatchSettings()
         self.telemetry = Telemetry("tapewatch-dispatch", settings)
+        self._cold = True
         self.loop = asyncio.new_event_loop()
         self.handler = self.loop.run_until_complete(self._wire(settings))
 
@@ -61,13 +69,24 @@ class _Environment:
         pool = WarmPool(settings.pool, settings)
         return SqsBatchHandler(pool, GatewayClient(channel), OpenedWhenNeeded(settings), settings.queue_name)
 
-    async def process(self, event: dict[str, Any], seconds: float) -> dict[str, list[dict[str, str]]]:
-        """Process one event within the given time; what is not done by then comes again, and harms nobody."""
+    async def process(self, event: dict[str, Any], context: LambdaContext) -> dict[str, list[dict[str, str]]]:
+        """Process one event within the function's time; what is not done by then comes again, and harms nobody.
+
+        Scoring and recording stop first, so that there is time left for the dead letters among the messages.
+        """
+        seconds = context.get_remaining_time_in_millis() / 1_000
+        attributes: dict[str, str | bool] = {
+            names.ATTRIBUTE_FUNCTION_INVOCATION: context.aws_request_id,
+            names.ATTRIBUTE_CLOUD_RESOURCE: context.invoked_function_arn,
+            names.ATTRIBUTE_FUNCTION_TRIGGER: "pubsub",
+            names.ATTRIBUTE_FUNCTION_COLD_START: self._cold,
+        }
+        self._cold = False
         try:
-            async with asyncio.timeout(seconds):
-                return await self.handler(event)
+            async with asyncio.timeout(seconds - SPARE_SECONDS):
+                return await self.handler(event, seconds - SPARE_SECONDS - DEAD_LETTER_SECONDS, attributes)
         except TimeoutError:
-            _log.warning("%d messages come again: not done in %.1f s", len(event["Records"]), seconds)
+            _log.warning("%d messages come again: out of time", len(event["Records"]))
             return {"batchItemFailures": [{"itemIdentifier": record["messageId"]} for record in event["Records"]]}
 
 
@@ -79,7 +98,6 @@ def _environment() -> _Environment:
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, list[dict[str, str]]]:
     """Process one SQS event; answers `batchItemFailures`."""
     environment = _environment()
-    seconds = context.get_remaining_time_in_millis() / 1_000 - SPARE_SECONDS
-    response = environment.loop.run_until_complete(environment.process(event, seconds))
+    response = environment.loop.run_until_complete(environment.process(event, context))
     environment.telemetry.flush()
     return response

@@ -5,7 +5,8 @@ AWS Lambda, the embedded event source and a scorer that reads the queue itself a
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from opentelemetry import metrics, trace
@@ -47,27 +48,47 @@ class SqsBatchHandler:
         meter = metrics.get_meter("tapewatch")
         self._processed = meter.create_counter(names.MESSAGES_PROCESSED, unit="{message}")
 
-    async def __call__(self, event: Event) -> dict[str, list[dict[str, str]]]:
-        """Process one event. Never raises for what a message holds; returns the messages that must come again."""
+    async def __call__(
+        self, event: Event, seconds: float | None = None, attributes: Mapping[str, str | bool] | None = None
+    ) -> dict[str, list[dict[str, str]]]:
+        """Process one event. Never raises for what a message holds; returns the messages that must come again.
+
+        Args:
+            event: The event.
+            seconds: How long scoring and recording may take; what is not recorded by then is returned.
+            attributes: What the caller adds to the batch's span.
+        """
         records = event["Records"]
-        contexts = [trace.get_current_span(context_of(_attributes(r))).get_span_context() for r in records]
-        with self._tracer.start_as_current_span(
-            names.SPAN_PROCESS.format(destination=self._destination),
-            kind=trace.SpanKind.CONSUMER,
-            links=[trace.Link(context) for context in contexts if context.is_valid],
-            attributes={
-                names.ATTRIBUTE_MESSAGING_SYSTEM: "aws_sqs",
-                names.ATTRIBUTE_DESTINATION: self._destination,
-                names.ATTRIBUTE_OPERATION: "process",
-                names.ATTRIBUTE_BATCH_MESSAGES: len(records),
-            },
-        ):
-            failed = await self._process(records)
+        with self._span(records, attributes or {}):
+            failed = await self._process(records, seconds)
         self._processed.add(len(records) - len(failed), {"outcome": "done"})
         self._processed.add(len(failed), {"outcome": "returned"})
         return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in failed]}
 
-    async def _process(self, records: list[Mapping[str, Any]]) -> list[str]:
+    def _span(
+        self, records: Sequence[Mapping[str, Any]], attributes: Mapping[str, str | bool]
+    ) -> AbstractContextManager[trace.Span]:
+        """The batch's span, linked to its messages; within their trace, where they share one."""
+        carriers = [_attributes(record) for record in records]
+        contexts = [trace.get_current_span(context_of(carrier)).get_span_context() for carrier in carriers]
+        shared = len({context.trace_id for context in contexts}) == 1 and contexts[0].is_valid
+        known: dict[str, str | int] = {
+            names.ATTRIBUTE_MESSAGING_SYSTEM: "aws_sqs",
+            names.ATTRIBUTE_DESTINATION: self._destination,
+            names.ATTRIBUTE_OPERATION: "process",
+            names.ATTRIBUTE_BATCH_MESSAGES: len(records),
+        }
+        if len(records) == 1:
+            known[names.ATTRIBUTE_MESSAGE_ID] = records[0]["messageId"]
+        return self._tracer.start_as_current_span(
+            names.SPAN_PROCESS.format(destination=self._destination),
+            context=context_of(carriers[0]) if shared else None,
+            kind=trace.SpanKind.CONSUMER,
+            links=[trace.Link(context) for context in contexts if context.is_valid],
+            attributes={**known, **attributes},
+        )
+
+    async def _process(self, records: Sequence[Mapping[str, Any]], seconds: float | None) -> list[str]:
         decoded: dict[str, Quote | InvalidQuoteError] = {}
         for record in records:
             try:
@@ -79,8 +100,12 @@ class SqsBatchHandler:
             message_id: error for message_id, error in decoded.items() if isinstance(error, InvalidQuoteError)
         }
         try:
-            scored = await score_then_record(list(quotes.values()), self._scorer, self._recorder)
+            async with asyncio.timeout(seconds):
+                scored = await score_then_record(list(quotes.values()), self._scorer, self._recorder)
             results |= zip(quotes, scored, strict=True)
+        except TimeoutError:
+            _log.warning("%d messages come again: not recorded in %.1f s", len(quotes), seconds)
+            results |= dict.fromkeys(quotes, DependencyUnavailableError("dispatch", "out of time"))
         except DependencyUnavailableError as error:
             _log.warning("%d messages wait: %s", len(quotes), error.message)
             results |= dict.fromkeys(quotes, error)

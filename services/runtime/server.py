@@ -17,12 +17,11 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
 
 from services.domain.errors import NotConfiguredError, TapewatchError
 from services.runtime.channels import MESSAGE_BYTES_LIMIT, is_loopback
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
-from services.runtime.interceptors import AuthenticationInterceptor, ErrorInterceptor
+from services.runtime.interceptors import AuthenticationInterceptor, ErrorInterceptor, TracingInterceptor
 from services.runtime.settings import ServerSettings
 from services.runtime.stopping import stopped_within
 from services.runtime.telemetry import Telemetry
@@ -183,11 +182,7 @@ def make_server(settings: ServerSettings) -> tuple[grpc.aio.Server, int]:
     Raises: NotConfiguredError when the address is unsafe or busy.
     """
     credentials = _credentials(settings)
-    interceptors: list[Any] = [
-        aio_server_interceptor(  # type: ignore[no-untyped-call]
-            filter_=filters.negate(filters.any_of(filters.health_check(), filters.service_prefix("grpc.reflection")))
-        )
-    ]
+    interceptors: list[Any] = [TracingInterceptor()]
     if token := settings.auth_token.get_secret_value():
         interceptors.append(AuthenticationInterceptor(token))
     interceptors.append(ErrorInterceptor())

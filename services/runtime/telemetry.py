@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from services.runtime.cloud_resource import cloud_attributes
 from services.runtime.settings import TelemetrySettings
 
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -97,6 +98,7 @@ class Telemetry:
                 "service.namespace": "tapewatch",
                 "service.instance.id": f"{socket.gethostname()}-{os.getpid()}",
                 "process.pid": os.getpid(),
+                **cloud_attributes(os.environ),
             }
         )
         endpoint = settings.otel_exporter_otlp_endpoint

@@ -14,6 +14,12 @@ ATTRIBUTE_MESSAGING_SYSTEM = "messaging.system"
 ATTRIBUTE_DESTINATION = "messaging.destination.name"
 ATTRIBUTE_OPERATION = "messaging.operation.type"
 
+ATTRIBUTE_MESSAGE_ID = "messaging.message.id"
+ATTRIBUTE_FUNCTION_INVOCATION = "faas.invocation_id"
+ATTRIBUTE_FUNCTION_TRIGGER = "faas.trigger"
+ATTRIBUTE_FUNCTION_COLD_START = "faas.coldstart"
+ATTRIBUTE_CLOUD_RESOURCE = "cloud.resource_id"
+
 MESSAGES_PROCESSED = "tapewatch.dispatch.messages"
 """Counter, {message}: queue messages processed, by outcome: done or returned."""
 

@@ -52,7 +52,8 @@ def test_the_lambda_handler_scores_and_records(
     code = (
         "import json, sys; from types import SimpleNamespace;"
         "from services.dispatch.handler import lambda_handler; event = json.load(sys.stdin);"
-        "context = SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000);"
+        "time = {'get_remaining_time_in_millis': lambda: 30_000};"
+        "context = SimpleNamespace(**time, aws_request_id='request', invoked_function_arn='arn');"
         "print(json.dumps([lambda_handler(event, context), lambda_handler(event, context)]))"
     )
     environment = {**running_mesh.environment, "QUEUE_PATH": str(tmp_path / "queue.db")}

@@ -37,6 +37,8 @@ class Servicer(AlertServiceServicer):
 
     async def WatchAlerts(self, request: pb.WatchAlertsRequest, context: Any) -> AsyncIterator[pb.WatchAlertsResponse]:
         yield pb.WatchAlertsResponse(resume_token="first")
+        while request.from_start:
+            yield pb.WatchAlertsResponse(resume_token="more than anybody reads " * 10_000)
         await self.draining.wait()
         yield pb.WatchAlertsResponse(resume_token="last")
 

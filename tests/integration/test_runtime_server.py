@@ -71,7 +71,8 @@ async def test_idempotent_calls_are_retried_and_have_deadlines() -> None:
         stub = AlertServiceStub(channel)
         await stub.GetAlert(pb.GetAlertRequest(alert_id="once"))
         assert server.servicer.calls == 2
-        assert all(0 < remaining <= 7 for remaining in server.servicer.remaining)
+        remaining = server.servicer.remaining
+        assert all(0 < seconds <= 7.1 for seconds in remaining), "gRPC rounds timeouts up on the wire"
 
 
 async def test_a_token_is_asked_for_but_not_by_health() -> None:

@@ -1,10 +1,13 @@
 """The Lambda handler: partial batches, invalid and transient told apart, order within a group."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.domain.errors import DependencyUnavailableError
 from services.pipeline.sqs_handler import SqsBatchHandler
@@ -138,3 +141,59 @@ async def test_the_old_producers_events(
     else:
         assert letters.kept
         assert recorder.recorded
+
+
+def traced(*traceparents: str) -> dict[str, Any]:
+    given = event(*((f"m{i}", "g", body(i)) for i in range(len(traceparents))))
+    for record, traceparent in zip(given["Records"], traceparents, strict=True):
+        if traceparent:
+            record["messageAttributes"] = {"traceparent": {"stringValue": traceparent, "dataType": "String"}}
+    return given
+
+
+FIRST, SECOND = "0af7651916cd43dd8448eb211c80319c", "1af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.mark.parametrize(
+    ("traceparents", "parent"),
+    [
+        ((f"00-{FIRST}-b7ad6b7169203331-01",), FIRST),
+        ((f"00-{FIRST}-b7ad6b7169203331-01", f"00-{FIRST}-b7ad6b7169203332-01"), FIRST),
+        ((f"00-{FIRST}-b7ad6b7169203331-01", f"00-{SECOND}-b7ad6b7169203332-01"), None),
+        ((f"00-{FIRST}-b7ad6b7169203331-01", ""), None),
+        (("",), None),
+        ((), None),
+    ],
+)
+async def test_a_batch_is_within_the_trace_that_its_messages_share_and_linked_to_each(
+    parts: tuple[FakeScorer, FakeRecorder, Letters, SqsBatchHandler],
+    spans: InMemorySpanExporter,
+    traceparents: tuple[str, ...],
+    parent: str | None,
+) -> None:
+    await parts[3](traced(*traceparents), attributes={"faas.trigger": "pubsub"})
+    (span,) = (span for span in spans.get_finished_spans() if span.name == "process market_queue.fifo")
+    assert span.context is not None
+    assert span.attributes is not None
+    assert (span.parent and trace.format_trace_id(span.parent.trace_id)) == parent
+    linked = {trace.format_trace_id(link.context.trace_id) for link in span.links}
+    assert linked == {text[3:35] for text in traceparents if text}
+    assert span.attributes["messaging.batch.message_count"] == len(traceparents)
+    assert span.attributes["faas.trigger"] == "pubsub"
+    assert span.attributes.get("messaging.message.id") == ("m0" if len(traceparents) == 1 else None)
+
+
+async def test_out_of_time_the_rest_is_returned_and_poison_is_done(
+    parts: tuple[FakeScorer, FakeRecorder, Letters, SqsBatchHandler],
+) -> None:
+    scorer, recorder, letters, handler = parts
+
+    async def never(quotes: Any, cursors: Any) -> Any:
+        await asyncio.Event().wait()
+
+    scorer.score = never  # type: ignore[method-assign]
+    given = event(("poison", "other", "{"), ("a", "AAPL", body(0)), ("b", "AAPL", body(1)))
+    assert failed(await handler(given, seconds=0.05)) == ["a", "b"]
+    assert [letter.body for letter in letters.kept] == ["{"]
+    assert failed(await handler(given, seconds=-1.0)) == ["a", "b"], "no time at all: nothing is begun"
+    assert recorder.recorded == []
