@@ -1,7 +1,6 @@
 """A gateway in this process: the real bootstrap, server, store and lake."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ from services.domain.score import ScoredQuote
 from services.gateway.main import build
 from services.gateway.settings import GatewaySettings
 from services.runtime.errors import STATUS_DETAILS_KEY
-from services.runtime.server import Lifetime, Mount, serve
+from services.runtime.server import Lifetime
 from services.wire.quote import quote_to_proto
 from services.wire.score import score_to_proto
 from tapewatch.gateway.v1 import alert_pb2, alert_service_pb2, detection_service_pb2
 from tapewatch.gateway.v1.alert_service_pb2_grpc import AlertServiceStub
 from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
+from tests.servers.in_process import served
 
 
 class Gateway:
@@ -40,24 +40,11 @@ async def running_gateway(folder: Path, **changed: Any) -> AsyncIterator[Gateway
     settings = GatewaySettings(
         grpc_port=0, store_path=folder / "store.db", lake_uri=str(folder / "lake"), shutdown_grace_seconds=5, **changed
     )
-    lifetimes: list[Lifetime] = []
-    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    async def build_here(lifetime: Lifetime) -> Sequence[Mount]:
-        lifetimes.append(lifetime)
-        return await build(lifetime, settings)
-
-    task = asyncio.create_task(serve("gateway", settings, build_here, port.set_result))
-    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        task.result()
-    address = f"127.0.0.1:{port.result()}"
-    async with grpc.aio.insecure_channel(address) as channel:
-        try:
-            yield Gateway(address, channel, lifetimes[0])
-        finally:
-            lifetimes[0].draining.set()
-            assert await task == 0
+    async with (
+        served("gateway", settings, lambda lifetime: build(lifetime, settings)) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        yield Gateway(server.address, channel, server.lifetime)
 
 
 def message(item: ScoredQuote) -> detection_service_pb2.ScoredQuote:

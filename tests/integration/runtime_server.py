@@ -6,11 +6,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from services.domain.errors import DependencyUnavailableError, FieldViolation, InvalidRequestError
-from services.runtime.server import Lifetime, Mount, serve
+from services.runtime.server import Lifetime, Mount
 from services.runtime.settings import ServerSettings
 from tapewatch.gateway.v1 import alert_pb2
 from tapewatch.gateway.v1 import alert_service_pb2 as pb
 from tapewatch.gateway.v1.alert_service_pb2_grpc import AlertServiceServicer, add_AlertServiceServicer_to_server
+from tests.servers.in_process import served
 
 
 class Servicer(AlertServiceServicer):
@@ -55,24 +56,13 @@ class Running:
 async def running(
     settings: ServerSettings, wire: Callable[[Lifetime], None] = lambda _: None
 ) -> AsyncIterator[Running]:
-    loop = asyncio.get_running_loop()
-    started: asyncio.Future[int] = loop.create_future()
-    lifetimes: list[Lifetime] = []
     servicer = Servicer()  # type: ignore[abstract]
 
     async def build(lifetime: Lifetime) -> Sequence[Mount]:
-        lifetimes.append(lifetime)
         servicer.draining = lifetime.draining
         wire(lifetime)
         service = pb.DESCRIPTOR.services_by_name["AlertService"]
         return [Mount(add_AlertServiceServicer_to_server, servicer, service)]
 
-    done = asyncio.create_task(serve("test", settings, build, started.set_result))
-    await asyncio.wait({done, started}, return_when=asyncio.FIRST_COMPLETED)
-    if done.done():
-        done.result()
-    try:
-        yield Running(lifetimes[0], servicer, started.result(), done)
-    finally:
-        lifetimes[0].draining.set()
-        await done
+    async with served("test", settings, build) as server:
+        yield Running(server.lifetime, servicer, server.port, server.done)

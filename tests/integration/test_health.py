@@ -2,8 +2,8 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -16,33 +16,11 @@ from services.gateway import main as gateway
 from services.gateway.settings import GatewaySettings
 from services.ingest import main as ingest
 from services.ingest.settings import IngestSettings
-from services.runtime.server import Build, Lifetime, Mount, serve
-from services.runtime.settings import ServerSettings
 from services.scorer import main as scorer
 from services.scorer.settings import ScorerSettings
+from tests.servers.in_process import served
 
 STATUSES = health_pb2.HealthCheckResponse
-
-
-@asynccontextmanager
-async def running(name: str, settings: ServerSettings, build: Build) -> AsyncIterator[str]:
-    """A service in this process, by the real bootstrap; its address."""
-    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    lifetimes: list[Lifetime] = []
-
-    async def build_here(lifetime: Lifetime) -> Sequence[Mount]:
-        lifetimes.append(lifetime)
-        return await build(lifetime)
-
-    task = asyncio.create_task(serve(name, settings, build_here, port.set_result))
-    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        task.result()
-    try:
-        yield f"127.0.0.1:{port.result()}"
-    finally:
-        lifetimes[0].draining.set()
-        assert await asyncio.wait_for(task, 20) == 0
 
 
 async def becomes(address: str, service: str, status: int) -> None:
@@ -72,40 +50,40 @@ async def test_ingest_needs_to_write_its_queue_and_its_progress(tmp_path: Path, 
         grpc_port=0, queue_path=tmp_path / "queue.db", ingest_path=tmp_path / "ingest.db", shutdown_grace_seconds=8
     )
     service = "tapewatch.ingest.v1.IngestService"
-    async with running("ingest", settings, lambda lifetime: ingest.build(lifetime, settings)) as address:
-        await becomes(address, service, STATUSES.SERVING)
+    async with served("ingest", settings, lambda lifetime: ingest.build(lifetime, settings)) as server:
+        await becomes(server.address, service, STATUSES.SERVING)
         with locked(tmp_path / file):
-            await becomes(address, service, STATUSES.NOT_SERVING)
-        await becomes(address, service, STATUSES.SERVING)
+            await becomes(server.address, service, STATUSES.NOT_SERVING)
+        await becomes(server.address, service, STATUSES.SERVING)
 
 
 async def test_the_gateway_needs_to_write_its_store(tmp_path: Path) -> None:
     settings = GatewaySettings(grpc_port=0, store_path=tmp_path / "store.db", lake_uri="", shutdown_grace_seconds=8)
     service = "tapewatch.gateway.v1.DetectionService"
-    async with running("gateway", settings, lambda lifetime: gateway.build(lifetime, settings)) as address:
-        await becomes(address, service, STATUSES.SERVING)
+    async with served("gateway", settings, lambda lifetime: gateway.build(lifetime, settings)) as server:
+        await becomes(server.address, service, STATUSES.SERVING)
         with locked(tmp_path / "store.db"):
-            await becomes(address, service, STATUSES.NOT_SERVING)
-        await becomes(address, service, STATUSES.SERVING)
+            await becomes(server.address, service, STATUSES.NOT_SERVING)
+        await becomes(server.address, service, STATUSES.SERVING)
 
 
 async def test_the_dispatcher_needs_its_queue_and_a_scorer(tmp_path: Path) -> None:
     scorer_settings = ScorerSettings(grpc_port=0, gateway_address="none")
 
-    async with running("scorer", scorer_settings, lambda it: scorer.build(it, scorer_settings)) as pool:
+    async with served("scorer", scorer_settings, lambda it: scorer.build(it, scorer_settings)) as pool:
         settings = DispatchSettings(
             grpc_port=0,
             queue_path=tmp_path / "queue.db",
-            scorer_addresses=pool,
+            scorer_addresses=pool.address,
             event_source="none",
             shutdown_grace_seconds=8,
         )
         service = "tapewatch.dispatch.v1.DispatchService"
-        async with running("dispatch", settings, lambda it: dispatch.build(it, settings)) as address:
-            await becomes(address, service, STATUSES.SERVING)
+        async with served("dispatch", settings, lambda it: dispatch.build(it, settings)) as server:
+            await becomes(server.address, service, STATUSES.SERVING)
             with locked(tmp_path / "queue.db"):
-                await becomes(address, service, STATUSES.NOT_SERVING)
-            await becomes(address, service, STATUSES.SERVING)
+                await becomes(server.address, service, STATUSES.NOT_SERVING)
+            await becomes(server.address, service, STATUSES.SERVING)
 
 
 async def test_a_dispatcher_without_a_scorer_is_not_serving_until_one_comes(tmp_path: Path) -> None:
@@ -117,9 +95,9 @@ async def test_a_dispatcher_without_a_scorer_is_not_serving_until_one_comes(tmp_
         grpc_port=0, queue_path=tmp_path / "queue.db", scorer_addresses=f"127.0.0.1:{port}", event_source="none"
     )
     service = "tapewatch.dispatch.v1.DispatchService"
-    async with running("dispatch", settings, lambda it: dispatch.build(it, settings)) as address:
-        await becomes(address, service, STATUSES.NOT_SERVING)
+    async with served("dispatch", settings, lambda it: dispatch.build(it, settings)) as server:
+        await becomes(server.address, service, STATUSES.NOT_SERVING)
         scorer_settings = ScorerSettings(grpc_port=port, gateway_address="none")
-        async with running("scorer", scorer_settings, lambda it: scorer.build(it, scorer_settings)):
-            await becomes(address, service, STATUSES.SERVING)
-        await becomes(address, service, STATUSES.NOT_SERVING)
+        async with served("scorer", scorer_settings, lambda it: scorer.build(it, scorer_settings)):
+            await becomes(server.address, service, STATUSES.SERVING)
+        await becomes(server.address, service, STATUSES.NOT_SERVING)

@@ -28,11 +28,12 @@ from services.ingest.settings import IngestSettings
 from services.queue import market_message
 from services.queue.sqlite import SqliteQueue
 from services.runtime.channels import open_channel
-from services.runtime.server import Lifetime, Mount, serve
+from services.runtime.server import Lifetime
 from services.wire.quote import quote_to_proto
 from tapewatch.ingest.v1 import coverage_pb2, replay_pb2
 from tapewatch.ingest.v1 import ingest_service_pb2 as pb
 from tapewatch.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
+from tests.servers.in_process import served
 
 SERVICE = "tapewatch.ingest.v1.IngestService"
 START = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=3)
@@ -55,26 +56,12 @@ async def serving(folder: Path, **options: object) -> AsyncIterator[Server]:
         shutdown_grace_seconds=5,
         **options,  # type: ignore[arg-type]
     )
-    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    lifetimes: list[Lifetime] = []
-
-    async def wire(lifetime: Lifetime) -> list[Mount]:
-        lifetimes.append(lifetime)
-        return list(await build(lifetime, settings))
-
-    task = asyncio.create_task(serve("ingest", settings, wire, port.set_result))
-    queue = None
-    try:
-        await asyncio.wait({task, port}, return_when=asyncio.FIRST_COMPLETED)
-        assert port.done(), task.exception()
+    async with served("ingest", settings, lambda lifetime: build(lifetime, settings)) as server:
         queue = SqliteQueue(folder / "queue.db")
-        async with open_channel(f"127.0.0.1:{port.result()}", settings) as channel:
-            yield Server(IngestServiceStub(channel), channel, lifetimes[0], queue)
-    finally:
-        lifetimes[0].draining.set()
-        assert await asyncio.wait_for(task, 20) == 0
-        if queue is not None:
-            queue.close()
+        async with open_channel(server.address, settings) as channel:
+            yield Server(IngestServiceStub(channel), channel, server.lifetime, queue)
+        # The server drains when this block has ended: the queue's other user stays until then.
+    queue.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """ScoreBlocks over gRPC: what ScoreStream judges, in columns, whatever the blocks are cut into."""
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,6 @@ from services.archive import bokeh
 from services.archive.bars import quotes as quotes_of
 from services.domain.quote import Quote
 from services.runtime.channels import open_channel
-from services.runtime.server import Lifetime, Mount, serve
 from services.runtime.settings import ClientSettings
 from services.scorer.main import build
 from services.scorer.settings import ScorerSettings
@@ -24,6 +22,7 @@ from tapewatch.scorer.v1 import block_pb2, score_pb2
 from tapewatch.scorer.v1 import scorer_service_pb2 as pb
 from tapewatch.scorer.v1.scorer_service_pb2_grpc import ScorerServiceStub
 from tests.pipeline_fakes import quote
+from tests.servers.in_process import served
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -31,18 +30,11 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 @pytest.fixture
 async def scorer() -> AsyncIterator[Any]:
     settings = ScorerSettings(grpc_port=0, gateway_address="none")
-    started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    lifetimes: list[Lifetime] = []
-
-    async def wire(lifetime: Lifetime) -> Sequence[Mount]:
-        lifetimes.append(lifetime)
-        return await build(lifetime, settings)
-
-    done = asyncio.create_task(serve("scorer", settings, wire, started.set_result))
-    async with open_channel(f"127.0.0.1:{await started}", ClientSettings()) as channel:
+    async with (
+        served("scorer", settings, lambda lifetime: build(lifetime, settings)) as server,
+        open_channel(server.address, ClientSettings()) as channel,
+    ):
         yield ScorerServiceStub(channel)
-    lifetimes[0].draining.set()
-    assert await done == 0
 
 
 def block(quotes: Sequence[Quote]) -> block_pb2.Block:

@@ -1,6 +1,5 @@
 """The scorer over gRPC: streams with bad quotes and bad requests, and the model's life cycle."""
 
-import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from services.domain.errors import InvalidRequestError
 from services.runtime.channels import open_channel
 from services.runtime.errors import error_from_rpc
-from services.runtime.server import serve
 from services.runtime.settings import ClientSettings
 from services.scorer.main import build
 from services.scorer.registry import PACKAGED_MODELS
@@ -22,6 +20,7 @@ from tapewatch.scorer.v1 import scorer_service_pb2 as pb
 from tapewatch.scorer.v1.model_service_pb2_grpc import ModelServiceStub
 from tapewatch.scorer.v1.scorer_service_pb2_grpc import ScorerServiceStub
 from tests.pipeline_fakes import quote
+from tests.servers.in_process import served
 
 
 @pytest.fixture
@@ -29,19 +28,11 @@ async def scorer(tmp_path: Path) -> AsyncIterator[tuple[grpc.aio.Channel, Path]]
     models = tmp_path / "models"
     shutil.copytree(PACKAGED_MODELS, models)
     settings = ScorerSettings(grpc_port=0, gateway_address="none", model_dir=models)
-    started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    lifetimes = []
-
-    async def wire(lifetime):  # type: ignore[no-untyped-def]
-        lifetimes.append(lifetime)
-        return await build(lifetime, settings)
-
-    done = asyncio.create_task(serve("scorer", settings, wire, started.set_result))
-    port = await started
-    async with open_channel(f"127.0.0.1:{port}", ClientSettings()) as channel:
+    async with (
+        served("scorer", settings, lambda lifetime: build(lifetime, settings)) as server,
+        open_channel(server.address, ClientSettings()) as channel,
+    ):
         yield channel, models
-    lifetimes[0].draining.set()
-    assert await done == 0
 
 
 async def refused(call: object) -> InvalidRequestError:

@@ -1,17 +1,17 @@
 """Routing of series to scorers, and what a refusing scorer means for the messages."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from services.domain.errors import DependencyUnavailableError, FieldViolation, InvalidRequestError
 from services.domain.quote import Series
 from services.pipeline.warm_pool import WarmPool, rank
-from services.runtime.server import Lifetime, Mount, serve
+from services.runtime.server import Lifetime, Mount
 from services.runtime.settings import ClientSettings, ServerSettings
 from tapewatch.scorer.v1 import scorer_service_pb2 as pb
 from tapewatch.scorer.v1.scorer_service_pb2_grpc import ScorerServiceServicer, add_ScorerServiceServicer_to_server
 from tests.pipeline_fakes import quote
+from tests.servers.in_process import served
 
 POOL = tuple(f"10.0.0.{i}:50051" for i in range(5))
 SERIES = [Series("live", "s", f"SYM{i}", 60) for i in range(2_000)]
@@ -46,21 +46,15 @@ class Refusing(ScorerServiceServicer):
 
 
 async def test_a_refused_batch_waits_and_is_not_taken_for_invalid_quotes() -> None:
-    started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    lifetimes: list[Lifetime] = []
-
     async def build(lifetime: Lifetime) -> Sequence[Mount]:
-        lifetimes.append(lifetime)
         service = pb.DESCRIPTOR.services_by_name["ScorerService"]
-        return [Mount(add_ScorerServiceServicer_to_server, Refusing(), service)]
+        return [Mount(add_ScorerServiceServicer_to_server, Refusing(), service)]  # type: ignore[abstract]
 
-    done = asyncio.create_task(serve("scorer", ServerSettings(), build, started.set_result))
-    pool = WarmPool([f"127.0.0.1:{await started}"], ClientSettings())
-    results = await pool.score([quote(0), quote(1)], {})
-    assert [type(result) for result in results] == [DependencyUnavailableError] * 2
-    await pool.close()
-    lifetimes[0].draining.set()
-    assert await done == 0
+    async with served("scorer", ServerSettings(), build) as server:
+        pool = WarmPool([server.address], ClientSettings())
+        results = await pool.score([quote(0), quote(1)], {})
+        assert [type(result) for result in results] == [DependencyUnavailableError] * 2
+        await pool.close()
 
 
 async def test_an_unreachable_scorer_rests_while_others_are_there() -> None:
