@@ -64,7 +64,7 @@ lambda-zip: $(VENV)/.dev ## Make the dispatch Lambda's zips, for arm64 and x86_6
 	$(BIN)/python deploy/lambda_zip.py --architecture x86_64
 
 .PHONY: tools
-tools: $(GOBIN)/grpcurl $(GOBIN)/versitygw $(addprefix $(SERVERS)/,ministack/.installed elasticmq/.installed dynamodb-local/.installed) ## Install the programs that the tests need and pip does not have
+tools: $(GOBIN)/grpcurl $(GOBIN)/versitygw $(addprefix $(SERVERS)/,ministack/.installed awslambdaric/.installed elasticmq/.installed dynamodb-local/.installed) ## Install the programs that the tests need and pip does not have
 
 # Where Go or Maven is not there, the tests that need what they install are skipped, and say so.
 $(GOBIN)/grpcurl:
@@ -75,8 +75,8 @@ $(GOBIN)/versitygw:
 	@if command -v go >/dev/null; then GOBIN=$(GOBIN) go install github.com/versity/versitygw/cmd/versitygw@v1.8.0; \
 		else echo "no Go here: the tests that need versitygw are skipped"; fi
 
-# An environment of its own: ministack pins an old botocore.
-$(SERVERS)/ministack/.installed: tests/servers/ministack.txt | $(BIN)/python
+# Environments of their own: ministack pins an old botocore, and a Lambda function has nothing of ours but its zip.
+$(SERVERS)/ministack/.installed $(SERVERS)/awslambdaric/.installed: $(SERVERS)/%/.installed: tests/servers/%.txt | $(BIN)/python
 	rm -rf $(@D)
 	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -24,26 +23,13 @@ from services.queue.ports import OutgoingMessage
 from services.queue.sqs import SqsQueue
 from tests.e2e.processes import REPOSITORY, Mesh
 from tests.gateway_quotes import scored
-from tests.servers.process import CREDENTIALS, INSTALLED, REGION, Server, installed
+from tests.servers.process import CREDENTIALS, INSTALLED, REGION, Server
 
 FB_BARS = 196
 FUNCTION_SECONDS = 10
 COLD_SECONDS_LIMIT = 5.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="session")
-def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The zip, made for the Python and the machine that ministack runs it on."""
-    python = installed(INSTALLED / "ministack" / "bin" / "python")
-    command = [str(python), "-c", "import sys; print('.'.join(map(str, sys.version_info[:2])))"]
-    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    architecture = {"x86_64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}[platform.machine()]
-    output = tmp_path_factory.mktemp("lambda") / "dispatch.zip"
-    make = [sys.executable, "deploy/lambda_zip.py", "--python", version, "--architecture", architecture]
-    subprocess.run([*make, "--output", str(output)], check=True, cwd=REPOSITORY)
-    return output
 
 
 @dataclass
