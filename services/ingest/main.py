@@ -8,6 +8,7 @@ from services.archive.yahoo import yfinance_download
 from services.domain.errors import NotConfiguredError
 from services.ingest.coverage import CoverageBook
 from services.ingest.csv_file import CsvSource
+from services.ingest.metrics import measure_silence
 from services.ingest.ports import Progress, QuoteSource
 from services.ingest.progress_sqlite import SqliteProgress
 from services.ingest.replay import Replays
@@ -54,7 +55,8 @@ async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]
     lifetime.on_close(progress.close)
     source = await asyncio.to_thread(make_source, settings, progress)
     tracing = ProducerSpans(settings.queue_name, settings.queue_backend)
-    service = IngestService(queue, CoverageBook(_now), Subscribers(settings.stream_max_behind), tracing, _now)
+    coverage = CoverageBook(_now)
+    service = IngestService(queue, coverage, Subscribers(settings.stream_max_behind), tracing, _now)
     replays = Replays(
         service,
         queue,
@@ -70,6 +72,7 @@ async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]
         replays.stop_all()
 
     lifetime.spawn(stop_replays(), "stop replays")
+    lifetime.spawn(measure_silence(coverage, lifetime.draining), "silence")
     lifetime.need("the queue", lambda: asyncio.to_thread(queue.check))
     lifetime.need("the progress", lambda: asyncio.to_thread(progress.check))
     if source is not None:

@@ -69,3 +69,6 @@ CANARY_DELAY = "tapewatch.canary.delay"
 
 CANARY_HEALTHY = "tapewatch.canary.healthy"
 """Gauge, 1: 1 when the newest play's canaries all alerted, 0 when one was missed; nothing before the first play."""
+
+SILENT_SERIES = "tapewatch.ingest.silent_series"
+"""Gauge, {series}: live series that are expected or were heard before, and are not heard now."""
