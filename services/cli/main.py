@@ -274,6 +274,22 @@ def health_command(
     raise SystemExit(0 if healthy else EXIT_FAILED)
 
 
+@app.command("secret-files")
+def secret_files_command() -> None:
+    """Write TLS_CERT_PEM, TLS_KEY_PEM and TLS_CA_PEM to TLS_CERT_FILE, TLS_KEY_FILE and TLS_CA_FILE.
+
+    For a container that runs before a service where secrets come as variables, as on ECS.
+    """
+    from services.runtime.secret_files import write_secret_files
+
+    try:
+        written = write_secret_files(os.environ)
+    except TapewatchError as error:
+        print(f"tapewatch secret-files: {error.message}", file=sys.stderr)
+        raise SystemExit(EXIT_MISCONFIGURED) from error
+    print("\n".join(map(str, written)))
+
+
 @app.command("replay")
 def replay_command(
     location: Location = "bokeh",

@@ -18,6 +18,7 @@ from services.queue.ports import DeadLetter, DeadLetters
 from services.queue.settings import QueueSettings
 from services.runtime import telemetry_names as names
 from services.runtime.channels import open_channel
+from services.runtime.secret_files import fetch_lambda_secrets
 from services.runtime.telemetry import Telemetry
 
 SPARE_SECONDS = 1.0
@@ -58,6 +59,7 @@ class _Environment:
     """One Lambda execution environment."""
 
     def __init__(self) -> None:
+        fetch_lambda_secrets()
         settings = DispatchSettings()
         self.telemetry = Telemetry("tapewatch-dispatch", settings)
         self._cold = True

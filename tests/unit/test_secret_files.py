@@ -1,0 +1,67 @@
+"""Secrets from the environment and from Secrets Manager, into files that only their owner reads."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from services.domain.errors import NotConfiguredError
+from services.runtime.secret_files import fetch_lambda_secrets, write_secret_files
+
+PEMS = {"TLS_CERT_PEM": "a certificate", "TLS_KEY_PEM": "a key", "TLS_CA_PEM": "an authority"}
+
+
+def paths(folder: Path) -> dict[str, str]:
+    return {name: str(folder / f"{name}.pem") for name in ("TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CA_FILE")}
+
+
+def test_each_pem_goes_to_its_file_and_only_the_owner_reads_it(tmp_path: Path) -> None:
+    written = write_secret_files(paths(tmp_path) | PEMS)
+    assert [path.read_text() for path in written] == ["a certificate", "a key", "an authority"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o600}
+    assert sorted(os.listdir(tmp_path)) == sorted(path.name for path in written)
+
+
+def test_a_path_without_its_pem_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(NotConfiguredError, match="TLS_KEY_PEM"):
+        write_secret_files(paths(tmp_path) | {"TLS_CERT_PEM": "a certificate"})
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotConfiguredError, match="TLS_CERT_FILE"):
+        write_secret_files(paths(tmp_path / "nowhere") | PEMS)
+
+
+def test_nothing_asked_is_nothing_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("TLS_SECRET_ARN", "TOKEN_SECRET_ARN", "AUTH_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    assert write_secret_files({}) == []
+    fetch_lambda_secrets()
+    assert "AUTH_TOKEN" not in os.environ
+
+
+def test_a_lambda_fetches_its_certificates_and_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in {
+        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "eu-central-1"
+    }.items():  # fmt: skip
+        monkeypatch.setenv(variable, value)
+    for variable in ("TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CA_FILE", "AUTH_TOKEN"):
+        monkeypatch.setenv(variable, "")
+    with mock_aws():
+        secrets = boto3.client("secretsmanager")
+        fields = {"certificate": "c", "key": "k", "authority": "a"}
+        tls = secrets.create_secret(Name="tls", SecretString=json.dumps(fields))["ARN"]
+        token = secrets.create_secret(Name="token", SecretString="t0ken")["ARN"]
+        monkeypatch.setenv("TLS_SECRET_ARN", tls)
+        monkeypatch.setenv("TOKEN_SECRET_ARN", token)
+        fetch_lambda_secrets()
+        assert os.environ["AUTH_TOKEN"] == "t0ken"
+        read = {name: Path(os.environ[name]).read_text() for name in ("TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CA_FILE")}
+        assert read == {"TLS_CERT_FILE": "c", "TLS_KEY_FILE": "k", "TLS_CA_FILE": "a"}
+        secrets.delete_secret(SecretId=token, ForceDeleteWithoutRecovery=True)
+        with pytest.raises(NotConfiguredError, match="TOKEN_SECRET_ARN"):
+            fetch_lambda_secrets()
