@@ -24,11 +24,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[yahoo]'
+	sh deploy/install.sh $(VENV) -e '.[yahoo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]' -e clients/python
+	sh deploy/install.sh $(VENV) -e '.[dev]' -e clients/python
 	@touch $@ $(VENV)/.run
 
 .PHONY: setup
@@ -49,6 +49,7 @@ check: $(VENV)/.dev ## Formatting, linting, strict types, import rules, protos
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python proto/contracts.py check
+	$(BIN)/hadolint deploy/Dockerfile deploy/collector/Dockerfile
 
 .PHONY: proto
 proto: $(VENV)/.dev ## Regenerate the code that is made from the protos
@@ -62,6 +63,28 @@ train: $(VENV)/.dev ## Train a model
 lambda-zip: $(VENV)/.dev ## Make the dispatch Lambda's zips, for arm64 and x86_64
 	$(BIN)/python deploy/lambda_zip.py --architecture arm64
 	$(BIN)/python deploy/lambda_zip.py --architecture x86_64
+
+# Where to and how large: a settings file. The CDK command comes from npm; its version reads what aws-cdk-lib writes.
+SETTINGS ?= deploy/settings.toml
+CDK := npx --yes aws-cdk@2.1148.1 --app dist/cdk.out
+
+.PHONY: synth
+synth: lambda-zip
+	$(BIN)/python -m deploy.app --settings $(SETTINGS) --output dist/cdk.out
+
+.PHONY: deploy
+deploy: synth ## Deploy everything to the AWS account of the credentials; needs Docker and Node.js
+	$(CDK) deploy '*Network' '*Storage'
+	$(BIN)/python -m deploy.certificates --settings $(SETTINGS)
+	$(CDK) deploy --all
+
+.PHONY: destroy
+destroy: synth ## Take the deployment away; tables, buckets and secrets stay where keep_data is set
+	$(CDK) destroy --all
+
+.PHONY: deploy-check
+deploy-check: $(VENV)/.dev tools ## Prove what can be proven of the deployment without an account
+	TAPEWATCH_REQUIRE_ALL_TESTS=1 $(BIN)/python -m pytest -v -s -p no:cacheprovider tests/deploy
 
 .PHONY: tools
 tools: $(GOBIN)/grpcurl $(GOBIN)/versitygw $(addprefix $(SERVERS)/,ministack/.installed awslambdaric/.installed elasticmq/.installed dynamodb-local/.installed) ## Install the programs that the tests need and pip does not have

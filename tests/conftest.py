@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tests.servers import stand_ins
 from tests.servers.process import Server
 
-MUST_RUN = ("tests/e2e/", "tests/contract/", "tests/integration/", "tests/unit/test_queue_sqs")
+MUST_RUN = ("tests/e2e/", "tests/contract/", "tests/integration/", "tests/deploy/", "tests/unit/test_queue_sqs")
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -1,0 +1,283 @@
+"""Alarms, dashboard and budget. docs/operations.md has a section for each alarm; a test holds it so.
+
+How the services' own metrics get here: OTLP to the collector in their task, from there to CloudWatch in the embedded
+metric format (collector/config.yaml). SQS, Lambda, DynamoDB, S3 and EventBridge publish theirs by themselves.
+"""
+
+import json
+from typing import Any, Final
+
+from aws_cdk import Duration, Stack
+from aws_cdk import aws_budgets as budgets
+from aws_cdk import aws_cloudwatch as cloudwatch
+from aws_cdk import aws_cloudwatch_actions as actions
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_scheduler as scheduler
+from aws_cdk import aws_sns as sns
+from aws_cdk import aws_sns_subscriptions as subscriptions
+from constructs import Construct
+
+from deploy.mesh import MeshStack
+from deploy.settings import DeploySettings
+from deploy.storage import StorageStack
+from services.runtime import telemetry_names as names
+
+NAMESPACE: Final = "Tapewatch"
+"""Of the services' own metrics, as the collector names it."""
+
+_COMPARE = cloudwatch.ComparisonOperator
+_MISSING = cloudwatch.TreatMissingData
+
+
+def service_metric(name: str, service: str, statistic: str, minutes: int = 5) -> cloudwatch.Metric:
+    """A metric that a service publishes itself."""
+    return cloudwatch.Metric(
+        namespace=NAMESPACE,
+        metric_name=name,
+        dimensions_map={"service.name": f"tapewatch-{service}"},
+        statistic=statistic,
+        period=Duration.minutes(minutes),
+    )
+
+
+class MonitoringStack(Stack):
+    """What pages whom."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        settings: DeploySettings,
+        storage: StorageStack,
+        mesh: MeshStack,
+        **given: Any,
+    ) -> None:
+        super().__init__(scope, construct_id, description="Tapewatch: alarms, dashboard and budget", **given)
+        self._settings = settings
+        self.topic = sns.Topic(self, "Alarms", display_name="Tapewatch alarms", enforce_ssl=True)
+        if settings.monitoring.email:
+            self.topic.add_subscription(subscriptions.EmailSubscription(settings.monitoring.email))
+        self.alarms: dict[str, cloudwatch.Alarm] = {}
+        self._queue_alarms(storage)
+        self._dispatch_alarms(mesh)
+        in_hours = self._surveillance_alarms()
+        self._storage_alarms(storage)
+        self._only_in_market_hours(in_hours)
+        self._dashboard(storage, mesh)
+        self._budget()
+
+    def _alarm(
+        self,
+        name: str,
+        what: str,
+        metric: cloudwatch.IMetric,
+        threshold: float,
+        *,
+        comparison: cloudwatch.ComparisonOperator = _COMPARE.GREATER_THAN_OR_EQUAL_TO_THRESHOLD,
+        periods: int = 1,
+        missing: cloudwatch.TreatMissingData = _MISSING.NOT_BREACHING,
+    ) -> cloudwatch.Alarm:
+        alarm = cloudwatch.Alarm(
+            self,
+            "".join(part.capitalize() for part in name.split("-")),
+            alarm_name=f"{self._settings.name}-{name}",
+            alarm_description=f"{what} What to do: docs/operations.md#{name}",
+            metric=metric,
+            threshold=threshold,
+            comparison_operator=comparison,
+            evaluation_periods=periods,
+            treat_missing_data=missing,
+        )
+        alarm.add_alarm_action(actions.SnsAction(self.topic))
+        alarm.add_ok_action(actions.SnsAction(self.topic))
+        self.alarms[name] = alarm
+        return alarm
+
+    def _queue_alarms(self, storage: StorageStack) -> None:
+        minute = Duration.minutes(1)
+        self._alarm(
+            "dead-letters",
+            "A message can never be scored, or was delivered too often.",
+            storage.dead_letters.metric_approximate_number_of_messages_visible(period=minute, statistic="Maximum"),
+            1,
+        )
+        self._alarm(
+            "oldest-message",
+            "A quote waits longer in the queue than it should.",
+            storage.queue.metric_approximate_age_of_oldest_message(period=minute, statistic="Maximum"),
+            self._settings.queue.oldest_message_alarm_seconds,
+            periods=3,
+        )
+
+    def _dispatch_alarms(self, mesh: MeshStack) -> None:
+        function = mesh.dispatcher.function
+        self._alarm(
+            "dispatch-errors",
+            "The dispatch Lambda crashed or ran out of time: it answers a failed batch, it does not fail.",
+            function.metric_errors(period=Duration.minutes(5)),
+            1,
+        )
+        self._alarm(
+            "dispatch-throttled",
+            "The account's Lambda concurrency is used up.",
+            function.metric_throttles(period=Duration.minutes(5)),
+            10,
+            periods=3,
+        )
+        self._alarm(
+            "task-failures",
+            "A task of the mesh failed or could not be started.",
+            cloudwatch.Metric(
+                namespace="AWS/Events",
+                metric_name="MatchedEvents",
+                dimensions_map={"RuleName": str(mesh.failures.name)},
+                statistic="Sum",
+                period=Duration.minutes(5),
+            ),
+            1,
+        )
+
+    def _surveillance_alarms(self) -> list[cloudwatch.Alarm]:
+        """Those that only mean something while the market is open."""
+        silent = self._alarm(
+            "silent-symbol",
+            "A symbol that is expected gives no quotes, or nobody says whether it does.",
+            service_metric(names.SILENT_SERIES, "ingest", "Maximum"),
+            1,
+            periods=2,
+            missing=_MISSING.BREACHING,
+        )
+        canary = self._alarm(
+            "canary-missed",
+            "A known manipulation raised no alert, or none was played.",
+            service_metric(names.CANARY_HEALTHY, "dispatch", "Minimum"),
+            1,
+            comparison=_COMPARE.LESS_THAN_THRESHOLD,
+            periods=2,
+            missing=_MISSING.BREACHING,
+        )
+        self._alarm(
+            "score-mismatch",
+            "A quote that came again got another score: replay and live differ.",
+            service_metric(names.SCORES_MISMATCHED, "gateway", "Sum"),
+            1,
+        )
+        return [silent, canary]
+
+    def _storage_alarms(self, storage: StorageStack) -> None:
+        throttled = storage.table.metric("WriteThrottleEvents", period=Duration.minutes(5), statistic="Sum")
+        self._alarm("table-throttled", "DynamoDB refuses writes for the moment.", throttled, 10, periods=3)
+        self._alarm(
+            "audit-copy",
+            "A part of the audit trail was not copied to the locked bucket.",
+            cloudwatch.Metric(
+                namespace="AWS/S3",
+                metric_name="OperationsFailedReplication",
+                dimensions_map={
+                    "SourceBucket": storage.lake.bucket_name,
+                    "DestinationBucket": storage.audit.bucket_name,
+                    "RuleId": "changes-to-audit",
+                },
+                statistic="Sum",
+                period=Duration.minutes(15),
+            ),
+            1,
+        )
+
+    def _only_in_market_hours(self, alarms: list[cloudwatch.Alarm]) -> None:
+        """Silence after the close is no failure: these alarms page only while the market is open."""
+        role = iam.Role(
+            self,
+            "MarketHoursRole",
+            assumed_by=iam.ServicePrincipal("scheduler.amazonaws.com"),
+            description="Turns the actions of alarms on and off with the market",
+        )
+        role.add_to_policy(
+            iam.PolicyStatement(
+                sid="AlarmActions",
+                actions=["cloudwatch:EnableAlarmActions", "cloudwatch:DisableAlarmActions"],
+                resources=[alarm.alarm_arn for alarm in alarms],
+            )
+        )
+        hours = self._settings.market_hours
+        for name, switch, clock in (("MarketOpens", "enable", hours.opens), ("MarketCloses", "disable", hours.closes)):
+            scheduler.CfnSchedule(
+                self,
+                name,
+                name=f"{self._settings.name}-{switch}-market-alarms",
+                schedule_expression=hours.cron(clock),
+                schedule_expression_timezone=hours.timezone,
+                flexible_time_window=scheduler.CfnSchedule.FlexibleTimeWindowProperty(mode="OFF"),
+                target=scheduler.CfnSchedule.TargetProperty(
+                    arn=f"arn:aws:scheduler:::aws-sdk:cloudwatch:{switch}AlarmActions",
+                    role_arn=role.role_arn,
+                    input=json.dumps({"AlarmNames": [alarm.alarm_name for alarm in alarms]}),
+                ),
+            )
+
+    def _dashboard(self, storage: StorageStack, mesh: MeshStack) -> None:
+        function, queue = mesh.dispatcher.function, storage.queue
+        minute = Duration.minutes(1)
+        graphs = [
+            ("Waiting and in flight", [queue.metric_approximate_number_of_messages_visible(period=minute),
+                                       queue.metric_approximate_number_of_messages_not_visible(period=minute)]),
+            ("Oldest message, seconds", [queue.metric_approximate_age_of_oldest_message(period=minute)]),
+            ("Dispatch Lambda", [function.metric_invocations(period=minute), function.metric_errors(period=minute),
+                                 function.metric_duration(period=minute, statistic="p95")]),
+            ("Scores, detections, alerts", [service_metric(name, "gateway", "Sum", 1) for name in
+                                            (names.SCORES_RECORDED, names.DETECTIONS_RECORDED, names.ALERTS_OPENED)]),
+            ("Silence and canaries", [service_metric(names.SILENT_SERIES, "ingest", "Maximum"),
+                                      service_metric(names.CANARY_HEALTHY, "dispatch", "Minimum")]),
+            ("Scorer", [mesh.services["scorer"].metric_cpu_utilization(),
+                        mesh.services["scorer"].metric_memory_utilization()]),
+        ]  # fmt: skip
+        cloudwatch.Dashboard(
+            self,
+            "Dashboard",
+            dashboard_name=self._settings.name,
+            widgets=[
+                [cloudwatch.AlarmStatusWidget(title="Alarms", alarms=list(self.alarms.values()), width=24, height=3)],
+                *(
+                    [
+                        cloudwatch.GraphWidget(title=title, left=metrics, width=12)
+                        for title, metrics in graphs[i : i + 2]
+                    ]
+                    for i in range(0, len(graphs), 2)
+                ),
+            ],
+        )
+
+    def _budget(self) -> None:
+        self.topic.add_to_resource_policy(
+            iam.PolicyStatement(
+                sid="Budget",
+                principals=[iam.ServicePrincipal("budgets.amazonaws.com")],
+                actions=["sns:Publish"],
+                resources=[self.topic.topic_arn],
+                conditions={"StringEquals": {"aws:SourceAccount": self.account}},
+            )
+        )
+        budget = budgets.CfnBudget
+        told = [budget.SubscriberProperty(subscription_type="SNS", address=self.topic.topic_arn)]
+        budget(
+            self,
+            "Budget",
+            budget=budget.BudgetDataProperty(
+                budget_name=f"{self._settings.name}-monthly",
+                budget_type="COST",
+                time_unit="MONTHLY",
+                budget_limit=budget.SpendProperty(amount=self._settings.monitoring.monthly_budget_usd, unit="USD"),
+            ),
+            notifications_with_subscribers=[
+                budget.NotificationWithSubscribersProperty(
+                    notification=budget.NotificationProperty(
+                        comparison_operator="GREATER_THAN",
+                        notification_type=kind,
+                        threshold=threshold,
+                        threshold_type="PERCENTAGE",
+                    ),
+                    subscribers=told,
+                )
+                for kind, threshold in (("ACTUAL", 80), ("FORECASTED", 100))
+            ],
+        )

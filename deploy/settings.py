@@ -1,0 +1,202 @@
+"""What can be deployed: `settings.toml` as a checked model. A wrong value ends in one sentence, before any stack."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEFAULT_FILE = REPOSITORY / "deploy" / "settings.toml"
+VISIBILITY_FACTOR = 6
+"""Visibility over the Lambda's timeout: AWS's own advice, so that no batch comes again while it is being worked on."""
+
+_CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
+_FARGATE_MEMORY_MIB = {
+    256: (512, 1024, 2048),
+    512: tuple(range(1024, 4097, 1024)),
+    1024: tuple(range(2048, 8193, 1024)),
+    2048: tuple(range(4096, 16_385, 1024)),
+    4096: tuple(range(8192, 30_721, 1024)),
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Network(_Section):
+    """Addresses, ways out, and names."""
+
+    cidr: str = "10.20.0.0/16"
+    nat_gateways: int = Field(0, ge=0, le=3)
+    namespace: str = Field("tapewatch.internal", pattern=r"^[a-z0-9.-]+$")
+
+
+class MarketHours(_Section):
+    """When the market is open, by the clock of its own time zone."""
+
+    timezone: str = "America/New_York"
+    days: str = "MON-FRI"
+    opens: str = Field("09:15", pattern=_CLOCK)
+    closes: str = Field("16:15", pattern=_CLOCK)
+
+    def cron(self, clock: str) -> str:
+        """A clock time on the market's days, as EventBridge Scheduler and Application Auto Scaling take it.
+
+        >>> MarketHours().cron("09:15")
+        'cron(15 9 ? * MON-FRI *)'
+        """
+        hour, minute = (int(part) for part in clock.split(":"))
+        return f"cron({minute} {hour} ? * {self.days} *)"
+
+
+class Queue(_Section):
+    """The quote queue."""
+
+    max_receive_count: int = Field(1000, ge=1, le=1000)
+    retention_days: int = Field(14, ge=1, le=14)
+    oldest_message_alarm_seconds: int = Field(300, ge=60)
+
+
+class Dispatch(_Section):
+    """The Lambda and its event source mapping."""
+
+    mode: Literal["warm", "task", "auto"] = "warm"
+    memory_mib: int = Field(512, ge=128, le=10_240)
+    timeout_seconds: int = Field(30, ge=5, le=900)
+    batch_size: int = Field(10, ge=1, le=10)
+    maximum_concurrency: int = Field(10, ge=2, le=1000)
+    canary_interval_seconds: int = Field(900, ge=0)
+    max_concurrent_tasks: int = Field(10, ge=1)
+
+    @property
+    def visibility_seconds(self) -> int:
+        """How long a delivered message stays invisible."""
+        return self.timeout_seconds * VISIBILITY_FACTOR
+
+
+class Task(_Section):
+    """The size of a Fargate task."""
+
+    cpu: int = 256
+    memory_mib: int = 512
+
+    @model_validator(mode="after")
+    def _offered(self) -> Self:
+        offered = _FARGATE_MEMORY_MIB.get(self.cpu)
+        if offered is None or self.memory_mib not in offered:
+            raise ValueError(f"Fargate has no task of {self.cpu} CPU units and {self.memory_mib} MiB")
+        return self
+
+
+class Ingest(Task):
+    """The feed."""
+
+    source: Literal["none", "yahoo"] = "none"
+    symbols: str = "default"
+    poll_interval_seconds: int = Field(60, ge=1)
+
+
+class Scorer(Task):
+    """The warm pool, and the size of a one-shot task."""
+
+    minimum: int = Field(1, ge=0)
+    off_hours_minimum: int = Field(1, ge=0)
+    maximum: int = Field(8, ge=1)
+    backlog_per_task: int = Field(500, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if max(self.minimum, self.off_hours_minimum) > self.maximum:
+            raise ValueError("scorer.maximum is below a minimum")
+        return self
+
+
+class Gateway(Task):
+    """The gateway's replicas."""
+
+    count: int = Field(2, ge=1)
+    retention_days: int = Field(0, ge=0)
+    lake_flush_seconds: int = Field(60, ge=1)
+
+
+class Lake(_Section):
+    """The Parquet lake."""
+
+    infrequent_access_days: int = Field(90, ge=30)
+    glacier_days: int = Field(365, ge=60)
+    query_limit_gib: int = Field(50, ge=1)
+
+
+class Audit(_Section):
+    """The copy that nobody can change."""
+
+    lock_mode: Literal["GOVERNANCE", "COMPLIANCE"] = "GOVERNANCE"
+    retention_years: int = Field(7, ge=1)
+    export_days: str = "SUN"
+
+
+class Serving(_Section):
+    """AppSync Events and DAX."""
+
+    events: bool = False
+    oidc_issuer: str = ""
+    dax: bool = False
+    dax_node_type: str = "dax.t3.small"
+    dax_nodes: int = Field(2, ge=1, le=10)
+
+
+class Monitoring(_Section):
+    """Who is told of what."""
+
+    email: str = ""
+    monthly_budget_usd: int = Field(200, ge=1)
+
+
+class DeploySettings(_Section):
+    """One deployment."""
+
+    name: str = Field("tapewatch", pattern=r"^[a-z][a-z0-9-]{0,20}$")
+    region: str = Field("eu-central-1", pattern=r"^[a-z]{2}(-[a-z]+)+-\d$")
+    availability_zones: tuple[str, ...] = Field(("eu-central-1a", "eu-central-1b"), min_length=2, max_length=3)
+    architecture: Literal["arm64", "x86_64"] = "arm64"
+    keep_data: bool = True
+    log_retention_days: Literal[1, 3, 5, 7, 14, 30, 60, 90, 180, 365] = 30
+    network: Network = Network()
+    market_hours: MarketHours = MarketHours()
+    queue: Queue = Queue()
+    dispatch: Dispatch = Dispatch()
+    ingest: Ingest = Ingest()
+    scorer: Scorer = Scorer()
+    gateway: Gateway = Gateway(cpu=512, memory_mib=1024)
+    lake: Lake = Lake()
+    audit: Audit = Audit()
+    serving: Serving = Serving()
+    monitoring: Monitoring = Monitoring()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if strangers := [zone for zone in self.availability_zones if not zone.startswith(self.region)]:
+            raise ValueError(f"{', '.join(strangers)} is not in {self.region}")
+        if self.ingest.source == "yahoo" and not self.network.nat_gateways:
+            raise ValueError("ingest.source yahoo needs the internet: set network.nat_gateways to 1 or more")
+        return self
+
+
+def read(path: Path = DEFAULT_FILE, **changes: Any) -> DeploySettings:
+    """The settings in a file; `changes` are sections or values that replace the file's.
+
+    Raises: SystemExit with a sentence for each wrong value.
+    """
+    try:
+        given = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SystemExit(f"{path} cannot be read: {error}") from error
+    for name, change in changes.items():
+        given[name] = given.get(name, {}) | change if isinstance(change, dict) else change
+    try:
+        return DeploySettings.model_validate(given)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+        raise SystemExit(f"{path}: " + "; ".join(problems)) from error

@@ -1,0 +1,289 @@
+"""The stacks under several settings: what cdk-nag and cfn-lint say, and what each resource must be."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.nag import ACKNOWLEDGED
+from deploy.network import PORTS
+from deploy.settings import REPOSITORY, read
+from services.runtime import telemetry_names
+from services.runtime.dynamodb_table import DynamoDbTable
+from tests.deploy.assemblies import VARIANTS
+from tests.deploy.conftest import Synthesize
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+LINT_IGNORES = {
+    "W3005": "CDK writes the dependency on a role also where it follows from a reference",
+    "W3010": "zones are named on purpose: synthesis asks no account",
+}
+
+TASK_VARIABLES = {
+    "DISPATCH_MODE",
+    "LEDGER_BACKEND",
+    "LEDGER_TABLE",
+    "BATCHES_URI",
+    "TASK_LAUNCHER",
+    "MAX_CONCURRENT_TASKS",
+    "ECS_CLUSTER_NAME",
+    "ECS_TASK_DEFINITION",
+    "ECS_CONTAINER_NAME",
+    "ECS_SUBNET_IDS",
+    "ECS_SECURITY_GROUP_IDS",
+}
+"""Of task mode's dispatcher."""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cfn_lint_has_nothing_to_say(variant: str, synthesized: Synthesize) -> None:
+    assembly = synthesized(variant)
+    command = [str(Path(sys.executable).with_name("cfn-lint")), "--regions", "eu-central-1"]
+    command += ["--ignore-checks", *LINT_IGNORES, "--template", *map(str, assembly.template_files())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_acknowledged_finding_of_cdk_nag_is_still_found(synthesized: Synthesize) -> None:
+    found: dict[str, set[str]] = {}
+    for variant in VARIANTS:
+        assembly = synthesized(variant)
+        for stack, rules in assembly.acknowledged_findings().items():
+            plain = (
+                r.replace(f"{assembly.prefix}Storage", "{storage}").replace("eu-central-1", "{region}") for r in rules
+            )
+            found.setdefault(stack, set()).update(plain)
+    assert found == {stack: set(rules) for stack, rules in ACKNOWLEDGED.items()}
+
+
+def test_the_table_is_the_one_that_create_table_makes(synthesized: Synthesize) -> None:
+    asked: dict[str, Any] = {}
+
+    class Client:
+        class meta:  # noqa: N801, as boto3 names it
+            region_name = "eu-central-1"
+
+        class exceptions:  # noqa: N801
+            ResourceInUseException = KeyError
+
+        def create_table(self, **request: Any) -> None:
+            asked["table"] = request
+
+        def update_time_to_live(self, **request: Any) -> None:
+            asked["ttl"] = request
+
+        def get_waiter(self, _: str) -> Any:
+            return type("Waiter", (), {"wait": lambda self, **_: None})()
+
+    DynamoDbTable(Client(), "trial-tasks").create()
+    tables = {str(p["TableName"]): p for _, p in synthesized("tasks").resources("AWS::DynamoDB::Table")}
+    table, ledger = tables["trial-tasks"], tables["trial-tasks-ledger"]
+    assert ledger["KeySchema"] == table["KeySchema"]
+    for name in ("TableName", "KeySchema", "AttributeDefinitions", "BillingMode"):
+        assert table[name] == asked["table"][name], name
+    wanted = asked["ttl"]["TimeToLiveSpecification"]
+    assert table["TimeToLiveSpecification"] == wanted
+    assert table["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"] is True
+    assert table["DeletionProtectionEnabled"] is True
+
+
+def test_the_queue_is_fifo_in_high_throughput_mode_and_patient(synthesized: Synthesize) -> None:
+    queues = {str(p["QueueName"]): p for _, p in synthesized("tasks").resources("AWS::SQS::Queue")}
+    queue, dead = queues["market_queue.fifo"], queues["market_queue_dead.fifo"]
+    assert (queue["FifoQueue"], queue["DeduplicationScope"], queue["FifoThroughputLimit"]) == (
+        True,
+        "messageGroup",
+        "perMessageGroupId",
+    )
+    assert dead["FifoQueue"] is True
+    assert queue["RedrivePolicy"]["maxReceiveCount"] == 1000
+    for _, function in synthesized("tasks").resources("AWS::Lambda::Function"):
+        assert queue["VisibilityTimeout"] >= 6 * function["Timeout"]
+
+
+def test_the_lambda_answers_partial_batches_of_ten(synthesized: Synthesize) -> None:
+    for variant, architecture in (("small", "arm64"), ("production", "x86_64")):
+        assert synthesized(variant).only("AWS::Lambda::Function")["Architectures"] == [architecture]
+    mapping = synthesized("tasks").only("AWS::Lambda::EventSourceMapping")
+    assert mapping["BatchSize"] == 10
+    assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    assert mapping["ScalingConfig"] == {"MaximumConcurrency": 10}
+
+
+def test_every_service_has_its_name_health_check_certificates_and_token(synthesized: Synthesize) -> None:
+    assembly = synthesized("production")
+    names = {p["Name"] for _, p in assembly.resources("AWS::ServiceDiscovery::Service")}
+    assert names == set(PORTS)
+    served = 0
+    for logical, task in assembly.resources("AWS::ECS::TaskDefinition"):
+        containers = {c["Name"]: c for c in task["ContainerDefinitions"]}
+        assert {"certificates", "collector"} < set(containers), logical
+        (name,) = set(containers) - {"certificates", "collector"}
+        main = containers[name]
+        environment = {e["Name"]: e["Value"] for e in main["Environment"]}
+        assert {s["Name"] for s in main["Secrets"]} == {"AUTH_TOKEN"}
+        assert {s["Name"] for s in containers["certificates"]["Secrets"]} == {
+            "TLS_CERT_PEM",
+            "TLS_KEY_PEM",
+            "TLS_CA_PEM",
+        }
+        assert all(c["ReadonlyRootFilesystem"] for c in containers.values())
+        assert not {k: v for k, v in environment.items() if "TOKEN" in k or "PEM" in k}
+        if "PortMappings" not in main:
+            assert main["Command"] == ["tapewatch", "scorer", "run-once"]
+            continue
+        served += 1
+        assert main["HealthCheck"]["Command"] == ["CMD", "tapewatch", "health", f"localhost:{PORTS[name]}"]
+        assert environment["GRPC_HOST"] == "0.0.0.0"
+        assert {"TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CA_FILE", "TLS_CLIENT_CA_FILE"} <= set(environment)
+    assert served == len(PORTS)
+
+
+def test_every_variable_of_a_container_is_a_setting(synthesized: Synthesize) -> None:
+    from services.cli.settings_table import table
+
+    known = set(re.findall(r"^\| `([A-Z_]+)`", table(), re.MULTILINE)) | {"TAPEWATCH_DIR", "METRICS_LOG_GROUP"}
+    known |= {"DAX_ENDPOINT"}  # of the adapter that reads detections through DAX
+    known |= TASK_VARIABLES
+    for variant in VARIANTS:
+        for logical, task in synthesized(variant).resources("AWS::ECS::TaskDefinition"):
+            for container in task["ContainerDefinitions"]:
+                named = {e["Name"] for e in container.get("Environment", [])}
+                assert named <= known, (variant, logical, named - known)
+
+
+def test_nothing_reaches_the_internet_without_nat(synthesized: Synthesize) -> None:
+    small, production = synthesized("small"), synthesized("production")
+    assert not list(small.resources("AWS::EC2::NatGateway"))
+    assert not list(small.resources("AWS::EC2::InternetGateway"))
+    services = {str(p["ServiceName"]) for _, p in small.resources("AWS::EC2::VPCEndpoint")}
+    for name in ("sqs", "ecr.api", "ecr.dkr", "logs", "secretsmanager", "xray", "s3", "dynamodb"):
+        assert any(re.search(rf"\b{re.escape(name)}\b", service) for service in services), name
+    assert len(list(production.resources("AWS::EC2::NatGateway"))) == 1
+    kinds = {p["VpcEndpointType"] for _, p in production.resources("AWS::EC2::VPCEndpoint")}
+    assert kinds == {"Gateway"}
+
+
+def test_the_audit_copy_is_locked_and_follows_the_lake(synthesized: Synthesize) -> None:
+    buckets = dict(synthesized("production").resources("AWS::S3::Bucket"))
+    (audit,) = [b for b in buckets.values() if b.get("ObjectLockEnabled")]
+    rule = audit["ObjectLockConfiguration"]["Rule"]["DefaultRetention"]
+    assert rule == {"Mode": "COMPLIANCE", "Days": 7 * 365}
+    (lake,) = [b for b in buckets.values() if "ReplicationConfiguration" in b]
+    prefixes = {r["Filter"]["Prefix"] for r in lake["ReplicationConfiguration"]["Rules"]}
+    assert prefixes == {"lake/changes/", "export/"}
+    storages = {t["StorageClass"] for r in lake["LifecycleConfiguration"]["Rules"] for t in r.get("Transitions", [])}
+    assert storages == {"STANDARD_IA", "GLACIER_IR"}
+    assert all(b["PublicAccessBlockConfiguration"]["BlockPublicAcls"] for b in buckets.values())
+
+
+def test_the_scorers_follow_the_backlog_and_the_market(synthesized: Synthesize) -> None:
+    assembly = synthesized("tasks")
+    target = assembly.only("AWS::ApplicationAutoScaling::ScalableTarget")
+    crons = {(a["Schedule"], a["Timezone"]) for a in target["ScheduledActions"]}
+    assert crons == {
+        ("cron(15 9 ? * MON-FRI *)", "America/New_York"),
+        ("cron(15 16 ? * MON-FRI *)", "America/New_York"),
+    }
+    policy = assembly.only("AWS::ApplicationAutoScaling::ScalingPolicy")["TargetTrackingScalingPolicyConfiguration"]
+    assert policy["TargetValue"] == 500
+    metrics = {m["Id"]: m for m in policy["CustomizedMetricSpecification"]["Metrics"]}
+    assert metrics["waiting"]["MetricStat"]["Metric"]["MetricName"] == "ApproximateNumberOfMessagesVisible"
+    assert metrics["backlog"]["Expression"] == "IF(running > 0, waiting / running, waiting)"
+
+
+def test_only_task_mode_may_launch_tasks(synthesized: Synthesize) -> None:
+    def launchers(variant: str) -> set[str]:
+        return {
+            logical
+            for logical, policy in synthesized(variant).resources("AWS::IAM::Policy")
+            if "ecs:RunTask" in str(policy["PolicyDocument"])
+        }
+
+    assert not launchers("small")
+    found = launchers("tasks")
+    assert len(found) == 3
+    for who in ("Dispatcher", "DispatchRole", "Reconciler"):
+        assert any(who in logical for logical in found), found
+    functions = {str(p["FunctionName"]): p for _, p in synthesized("tasks").resources("AWS::Lambda::Function")}
+    assert functions["trial-tasks-reconcile"]["Handler"] == "services.dispatch.reconcile_handler.lambda_handler"
+    rules = {str(p["Name"]): p for _, p in synthesized("tasks").resources("AWS::Events::Rule")}
+    assert rules["trial-tasks-task-stopped"]["EventPattern"]["detail-type"] == ["ECS Task State Change"]
+    assert rules["trial-tasks-reconcile"]["ScheduleExpression"] == "rate(1 minute)"
+
+
+def test_alerts_are_pushed_by_the_gateway_alone(synthesized: Synthesize) -> None:
+    production = synthesized("production")
+    assert production.only("AWS::AppSync::ChannelNamespace")["Name"] == "alerts"
+    config = production.only("AWS::AppSync::Api")["EventConfig"]
+    assert config["DefaultPublishAuthModes"] == [{"AuthType": "AWS_IAM"}]
+    assert {m["AuthType"] for m in config["DefaultSubscribeAuthModes"]} == {"AWS_IAM", "OPENID_CONNECT"}
+    assert production.only("AWS::DAX::Cluster")["ClusterEndpointEncryptionType"] == "TLS"
+    assert "Serving" not in synthesized("small").stacks()
+
+
+def test_the_collector_passes_on_what_the_alarms_and_the_dashboard_read(synthesized: Synthesize) -> None:
+    config = yaml.safe_load((REPOSITORY / "deploy" / "collector" / "config.yaml").read_text())
+    exporter = config["exporters"]["awsemf"]
+    selectors = [s for d in exporter["metric_declarations"] for s in d["metric_name_selectors"]]
+    passed = {selector.strip("^$").replace("\\", "") for selector in selectors}
+    known = {value for value in vars(telemetry_names).values() if isinstance(value, str)}
+    assert passed <= known
+    assembly = synthesized("small")
+    read_by_alarms = {
+        alarm["MetricName"]: alarm
+        for _, alarm in assembly.resources("AWS::CloudWatch::Alarm")
+        if alarm.get("Namespace") == exporter["namespace"]
+    }
+    on_dashboard = set(re.findall(r'"Tapewatch\\?",\\?"([a-z_.]+)', str(assembly.only("AWS::CloudWatch::Dashboard"))))
+    assert set(read_by_alarms) | on_dashboard == passed
+    for alarm in read_by_alarms.values():
+        assert [d["Name"] for d in alarm["Dimensions"]] == ["service.name"]
+
+
+def test_every_alarm_has_its_section_in_operations(synthesized: Synthesize) -> None:
+    text = (REPOSITORY / "docs" / "operations.md").read_text()
+    headings = set(re.findall(r"^### `([a-z-]+)`$", text, re.MULTILINE))
+    alarms: Mapping[str, str] = {
+        str(p["AlarmName"]).removeprefix("tapewatch-"): str(p["AlarmDescription"])
+        for _, p in synthesized("small").resources("AWS::CloudWatch::Alarm")
+    }
+    assert headings == set(alarms)
+    for name, description in alarms.items():
+        assert description.endswith(f"docs/operations.md#{name}")
+
+
+def test_glue_has_the_columns_that_the_gateway_writes(synthesized: Synthesize) -> None:
+    from services.archive.lake import SCHEMA
+    from services.gateway.lake import CHANGES_SCHEMA
+
+    tables = {p["TableInput"]["Name"]: p["TableInput"] for _, p in synthesized("small").resources("AWS::Glue::Table")}
+    for name, schema in (("quotes", SCHEMA), ("changes", CHANGES_SCHEMA)):
+        descriptor = tables[name]["StorageDescriptor"]
+        assert [c["Name"] for c in descriptor["Columns"]] == schema.names
+        assert str(descriptor["Location"]).endswith(f"/lake/{name}/']]}}")
+        assert tables[name]["PartitionKeys"] == [{"Name": "dt", "Type": "string"}]
+    types = {c["Name"]: c["Type"] for c in tables["quotes"]["StorageDescriptor"]["Columns"]}
+    assert types["event_time"] == "timestamp"
+    assert types["quality"] == "array<string>"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"ingest": {"source": "yahoo"}}, "network.nat_gateways"),
+        ({"scorer": {"minimum": 9}}, "scorer.maximum is below a minimum"),
+        ({"gateway": {"memory_mib": 777}}, "Fargate has no task of 512 CPU units and 777 MiB"),
+        ({"availability_zones": ["us-east-1a", "us-east-1b"]}, "us-east-1a, us-east-1b is not in eu-central-1"),
+        ({"queue": {"surprise": 1}}, "queue.surprise"),
+    ],
+)
+def test_wrong_settings_end_in_a_sentence(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SystemExit, match=re.escape(sentence)):
+        read(**changes)
