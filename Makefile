@@ -87,7 +87,7 @@ deploy-check: $(VENV)/.dev tools ## Prove what can be proven of the deployment w
 	TAPEWATCH_REQUIRE_ALL_TESTS=1 $(BIN)/python -m pytest -v -s -p no:cacheprovider tests/deploy
 
 .PHONY: tools
-tools: $(GOBIN)/grpcurl $(GOBIN)/versitygw $(addprefix $(SERVERS)/,ministack/.installed awslambdaric/.installed elasticmq/.installed dynamodb-local/.installed) ## Install the programs that the tests need and pip does not have
+tools: $(GOBIN)/grpcurl $(GOBIN)/versitygw $(addprefix $(SERVERS)/,ministack/.installed awslambdaric/.installed jaeger/.installed elasticmq/.installed dynamodb-local/.installed) ## Install the programs that the tests need and pip does not have
 
 # Where Go or Maven is not there, the tests that need what they install are skipped, and say so.
 $(GOBIN)/grpcurl:
@@ -104,6 +104,12 @@ $(SERVERS)/ministack/.installed $(SERVERS)/awslambdaric/.installed: $(SERVERS)/%
 	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
+
+# A module of its own pins Jaeger: `go install` refuses it. About four minutes of one core.
+$(SERVERS)/jaeger/.installed: tests/servers/jaeger/go.mod tests/servers/jaeger/go.sum
+	@if command -v go >/dev/null; then cd $(<D) && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' \
+		-o $(CURDIR)/$(@D)/jaeger github.com/jaegertracing/jaeger/cmd/all-in-one && touch $(CURDIR)/$@; \
+		else echo "no Go here: the test that needs Jaeger is skipped"; fi
 
 $(SERVERS)/%/.installed: tests/servers/%.pom.xml
 	@if command -v mvn >/dev/null; then rm -rf $(@D) && \

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from opentelemetry import trace
@@ -11,6 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from tests.servers import stand_ins
 from tests.servers.process import Server
+from tests.servers.stand_ins import Jaeger
 
 MUST_RUN = ("tests/e2e/", "tests/contract/", "tests/integration/", "tests/deploy/", "tests/unit/test_queue_sqs")
 
@@ -72,6 +74,13 @@ def dynamodb_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
 @pytest.fixture(scope="session")
 def versitygw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from _running(stand_ins.versitygw(tmp_path_factory.mktemp("versitygw")))
+
+
+@pytest.fixture
+def jaeger(tmp_path: Path) -> Iterator[Jaeger]:
+    server = stand_ins.jaeger(tmp_path / "jaeger")
+    for _ in _running(server):
+        yield server
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
-from opentelemetry.instrumentation.grpc import aio_client_interceptors
+from opentelemetry.instrumentation.grpc import aio_client_interceptors, filters
 
 from services.domain.errors import NotConfiguredError
 from services.runtime.interceptors import call_deadline
@@ -128,7 +128,7 @@ def open_channel(address: str, settings: ClientSettings, *, health_service: str 
     """
     token = settings.auth_token.get_secret_value()
     interceptors: Sequence[Any] = [
-        *aio_client_interceptors(),  # type: ignore[no-untyped-call]
+        *aio_client_interceptors(filter_=filters.negate(filters.health_check())),  # type: ignore[no-untyped-call]
         _UnaryUnary(token, settings.rpc_timeout_seconds),
         _UnaryStream(token, None),
         _StreamUnary(token, None),

@@ -17,8 +17,9 @@ from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
 from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceStub
 from tapewatch.gateway.v1 import detection_service_pb2
 from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
-from tests.e2e.processes import REPOSITORY, Mesh, free_ports
+from tests.e2e.processes import REPOSITORY, Mesh
 from tests.pipeline_fakes import quote
+from tests.servers.process import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 EVENTS = REPOSITORY / "tests" / "events"

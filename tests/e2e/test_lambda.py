@@ -1,94 +1,34 @@
 """The dispatch Lambda as its zip, behind an event source mapping: nothing of this checkout, nothing heavy in it."""
 
-import json
 import os
 import re
 import signal
 import subprocess
-import sys
-import uuid
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
 import pytest
 
 from services.domain.score import RecordedQuote
 from services.gateway.ports import QuoteQuery
-from services.gateway.sqlite import SqliteStore
 from services.queue.market_message import encode
 from services.queue.ports import OutgoingMessage
-from services.queue.sqs import SqsQueue
-from tests.e2e.processes import REPOSITORY, Mesh
+from tests.e2e.mapped_function import Function, mapped_function
+from tests.e2e.processes import REPOSITORY
 from tests.gateway_quotes import scored
-from tests.servers.process import CREDENTIALS, INSTALLED, REGION, Server
+from tests.servers.process import INSTALLED, Server
 
 FB_BARS = 196
-FUNCTION_SECONDS = 10
 COLD_SECONDS_LIMIT = 5.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-@dataclass
-class Function:
-    """The function with its mapping, its queue, and a mesh whose dispatcher leaves the queue alone."""
-
-    mesh: Mesh
-    queue: SqsQueue
-
-    def store(self) -> SqliteStore:
-        return SqliteStore(self.mesh.folder / "store.db")
-
-
 @pytest.fixture
 def function(ministack: Server, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Function]:
-    for variable, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": ministack.url}).items():
-        monkeypatch.setenv(variable, value)
-    name = f"dispatch-{uuid.uuid4().hex[:12]}"
-    sqs = boto3.client("sqs", region_name=REGION)
-    dead = sqs.create_queue(QueueName=f"{name}-dead.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
-
-    def arn(queue: str) -> str:
-        answer = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
-        return answer["Attributes"]["QueueArn"]
-
-    redrive = json.dumps({"deadLetterTargetArn": arn(dead), "maxReceiveCount": 1_000})
-    attributes = {"FifoQueue": "true", "RedrivePolicy": redrive, "VisibilityTimeout": str(FUNCTION_SECONDS)}
-    url = sqs.create_queue(QueueName=f"{name}.fifo", Attributes=attributes)["QueueUrl"]  # type: ignore[arg-type]
-    environment = {"QUEUE_BACKEND": "sqs", "SQS_QUEUE_URL": url, "EVENT_SOURCE": "none"}
-    mesh = Mesh(tmp_path / "mesh", environment=environment)
-    lambda_ = boto3.client("lambda", region_name=REGION)
-    lambda_.create_function(
-        FunctionName=name,
-        Runtime=f"python3.{sys.version_info[1]}",
-        Role="arn:aws:iam::000000000000:role/dispatch",
-        Handler="services.dispatch.handler.lambda_handler",
-        Code={"ZipFile": code.read_bytes()},
-        Timeout=FUNCTION_SECONDS,
-        Environment={
-            "Variables": {
-                "QUEUE_BACKEND": "sqs",
-                "SQS_QUEUE_URL": url,
-                "SCORER_ADDRESSES": mesh.scorer,
-                "GATEWAY_ADDRESS": mesh.gateway,
-                "AWS_ENDPOINT_URL": ministack.url,
-            }
-        },
-    )
-    mapping = lambda_.create_event_source_mapping(
-        EventSourceArn=arn(url), FunctionName=name, BatchSize=10, FunctionResponseTypes=["ReportBatchItemFailures"]
-    )
-    queue = SqsQueue.connect(url, region=REGION)
-    try:
-        yield Function(mesh, queue)
-    finally:
-        lambda_.delete_event_source_mapping(UUID=mapping["UUID"])
-        lambda_.delete_function(FunctionName=name)
-        queue.close()
-        mesh.stop()
+    with mapped_function(ministack, code, tmp_path, monkeypatch) as made:
+        yield made
 
 
 def test_the_zip_holds_nothing_heavy_and_no_boto3(code: Path) -> None:

@@ -29,9 +29,9 @@ from services.queue.sqs import SqsQueue
 from tapewatch.gateway.v1 import detection_service_pb2
 from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
 from tapewatch.scorer.v1.scorer_service_pb2_grpc import ScorerServiceServicer, add_ScorerServiceServicer_to_server
-from tests.e2e.processes import REPOSITORY, Mesh, free_ports
+from tests.e2e.processes import REPOSITORY, Mesh
 from tests.gateway_quotes import scored
-from tests.servers.process import CREDENTIALS, REGION, Server
+from tests.servers.process import CREDENTIALS, REGION, Server, free_ports
 from tests.servers.runtime_api import Invocation, LambdaFunction, runtime_python
 
 HANDLER = "services.dispatch.handler.lambda_handler"

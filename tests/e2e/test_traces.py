@@ -14,7 +14,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from tests.e2e.processes import Mesh, free_ports
+from tests.e2e.processes import Mesh
+from tests.servers.process import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 

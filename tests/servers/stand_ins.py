@@ -2,11 +2,22 @@
 
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.servers.process import ACCESS_KEY, CREDENTIALS, INSTALLED, REGION, SECRET_KEY, Server, free_port, installed
+from tests.servers.process import (
+    ACCESS_KEY,
+    CREDENTIALS,
+    INSTALLED,
+    REGION,
+    SECRET_KEY,
+    Server,
+    free_port,
+    free_ports,
+    installed,
+)
 
 _HEAP = "-Xmx512m"
 
@@ -83,3 +94,36 @@ def versitygw(folder: Path) -> Server:
     return Server(
         command, port, folder / "versitygw.log", {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
     )
+
+
+@dataclass
+class Jaeger(Server):
+    """Its `url` is the query API; spans are sent to `otlp`."""
+
+    otlp: str = ""
+
+
+def jaeger(folder: Path) -> Jaeger:
+    """Traces in memory: OTLP in, HTTP API out. Every address that it would listen on is named, for loopback."""
+    program = installed(INSTALLED / "jaeger" / ".installed").parent / "jaeger"
+    tcp = (
+        "query.http-server.host-port",
+        "collector.otlp.grpc.host-port",
+        "collector.otlp.http.host-port",
+        "collector.grpc-server.host-port",
+        "collector.http-server.host-port",
+        "query.grpc-server.host-port",
+        "admin.http.host-port",
+        "http-server.host-port",
+    )
+    udp = tuple(f"processor.{name}.server-host-port" for name in ("jaeger-binary", "jaeger-compact", "zipkin-compact"))
+    ports = dict(zip(tcp, free_ports(len(tcp)), strict=True)) | dict.fromkeys(udp, 0)
+    ports["reporter.grpc.host-port"] = ports["collector.grpc-server.host-port"]
+    command = [str(program), *(f"--{name}=127.0.0.1:{port}" for name, port in ports.items())]
+    otlp = f"http://127.0.0.1:{ports['collector.otlp.grpc.host-port']}"
+    environment = {
+        "SPAN_STORAGE_TYPE": "memory",
+        "OTEL_TRACES_SAMPLER": "always_off",  # of itself
+        "OTEL_EXPORTER_OTLP_ENDPOINT": otlp,
+    }
+    return Jaeger(command, ports["query.http-server.host-port"], folder / "jaeger.log", environment, otlp=otlp)
