@@ -63,6 +63,24 @@ Symbols = Annotated[
     str, typer.Option("--symbols", help="Comma-separated tickers; empty takes all of the source, or its default list.")
 ]
 Scorers = Annotated[int, typer.Option("--scorers", min=1, max=32, help="Scorers in the warm pool.")]
+
+
+class Mode(StrEnum):
+    """Where batches are scored."""
+
+    WARM = "warm"
+    TASK = "task"
+    AUTO = "auto"
+
+
+HowScored = Annotated[
+    Mode | None,
+    typer.Option(
+        "--mode",
+        help="warm: running scorers; task: a one-shot scorer a batch; auto: warm while one serves. "
+        "Empty takes DISPATCH_MODE, else warm.",
+    ),
+]
 Location = Annotated[
     str,
     typer.Option(
@@ -70,6 +88,10 @@ Location = Annotated[
     ),
 ]
 Address = Annotated[str, typer.Option("--gateway", help="The gateway's host:port; empty takes GATEWAY_ADDRESS.")]
+
+
+def _mode(mode: Mode | None) -> str:
+    return os.environ.get("DISPATCH_MODE", Mode.WARM.value) if mode is None else mode.value
 
 
 def _split(symbols: str) -> list[str]:
@@ -101,6 +123,39 @@ def dispatch_dead_letters(limit: Annotated[int, typer.Option(min=1, help="Most l
     raise SystemExit(show(limit, Console()))
 
 
+class TaskStateName(StrEnum):
+    """Where a batch of task mode stands."""
+
+    WAITING = "waiting"
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    RECORDED = "recorded"
+
+
+@dispatch_app.command("tasks")
+def dispatch_tasks(
+    state: Annotated[TaskStateName | None, typer.Option(help="Only these; empty shows all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most batches to show.")] = 50,
+    address: Annotated[
+        str, typer.Option("--dispatch", help="Dispatch's host:port; empty takes DISPATCH_ADDRESS.")
+    ] = "",
+) -> None:
+    """Show the batches of task mode, newest first: state, attempts, and what is in their way."""
+    from services.cli.tasks import tasks
+
+    settings = MeshSettings()
+    where = address or settings.dispatch_address
+    raise SystemExit(asyncio.run(tasks(settings, where, state.value if state else "", limit, Console())))
+
+
+@dispatch_app.command("create-table")
+def dispatch_create_table() -> None:
+    """Make the ledger's DynamoDB table LEDGER_TABLE where there is none, for local use."""
+    from services.dispatch.open import create_table
+
+    raise SystemExit(create_table())
+
+
 @scorer_app.command("serve")
 def scorer_serve() -> None:
     """Serve ScorerService and ModelService; with USE_SQS_DATA_SOURCE also consume the queue."""
@@ -111,7 +166,7 @@ def scorer_serve() -> None:
 
 @scorer_app.command("run-once")
 def scorer_run_once() -> None:
-    """Score and record the batch in BATCH_MARKET_DATA, print a summary, and end."""
+    """Score and record the batch in BATCH_MARKET_DATA or BATCH_MANIFEST_URI, print a summary, and end."""
     from services.scorer.run_once import main as run_once
 
     raise SystemExit(run_once())
@@ -207,11 +262,13 @@ def lake_query(
 
 
 @app.command("run")
-def run_command(location: Location = "bokeh", symbols: Symbols = "", scorers: Scorers = 1) -> None:
+def run_command(
+    location: Location = "bokeh", symbols: Symbols = "", scorers: Scorers = 1, mode: HowScored = None
+) -> None:
     """Replay a tape through the whole mesh on this machine, then end with a summary. Goes on where it was stopped."""
     from services.cli.run import run
 
-    raise SystemExit(asyncio.run(run(MeshSettings(), location, _split(symbols), scorers, Console())))
+    raise SystemExit(asyncio.run(run(MeshSettings(), location, _split(symbols), scorers, _mode(mode), Console())))
 
 
 @app.command("up")
@@ -224,15 +281,17 @@ def up_command(
         float, typer.Option(min=0, help="Replay: event time over wall time; 0 is as fast as the mesh takes it.")
     ] = 0.0,
     scorers: Scorers = 1,
+    mode: HowScored = None,
 ) -> None:
     """Start the whole mesh on this machine and keep it up until Ctrl-C."""
     from services.cli.run import up
 
     if source is Source.CSV and location == "bokeh":
         raise typer.BadParameter("--source csv needs --from with a CSV file or a folder of them")
-    console = Console()
+    settings, console = MeshSettings(), Console()
+    names = _split(symbols)
     raise SystemExit(
-        asyncio.run(up(MeshSettings(), source.value, location, _split(symbols), interval, speed, scorers, console))
+        asyncio.run(up(settings, source.value, location, names, interval, speed, scorers, _mode(mode), console))
     )
 
 

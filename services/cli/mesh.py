@@ -20,6 +20,9 @@ from services.runtime.health import address_serving
 
 _log = logging.getLogger(__name__)
 PROCESSES_FILE = "processes.json"
+TASK_BATCH_SIZE = "1000"
+"""Messages in a task's batch, unless DISPATCH_BATCH_SIZE says otherwise: a task takes about a second to start."""
+
 _POLL_SECONDS = 0.1
 _LOG_BYTES = 10 * 1024 * 1024
 _START_SECONDS = 60.0
@@ -78,15 +81,22 @@ class MeshFailedError(DependencyUnavailableError):
 
 
 def _processes(
-    settings: MeshSettings, scorers: int, ingest: Mapping[str, str], dispatch: Mapping[str, str]
+    settings: MeshSettings, scorers: int, ingest: Mapping[str, str], dispatch: Mapping[str, str], mode: str
 ) -> list[Process]:
+    """In mode `task` no scorer is running: one is launched for each batch."""
     folder = settings.tapewatch_dir.resolve()
     pool = settings.pool(scorers)
+    dispatch = {**dispatch, "DISPATCH_MODE": mode}
+    if mode == "task":
+        dispatch |= {"DISPATCH_BATCH_SIZE": os.environ.get("DISPATCH_BATCH_SIZE", TASK_BATCH_SIZE)}
     shared = {
         "QUEUE_PATH": str(folder / "queue.db"),
         "STORE_PATH": str(folder / "store.db"),
         "INGEST_PATH": str(folder / "ingest.db"),
         "LAKE_URI": str(folder / "lake"),
+        "LEDGER_PATH": str(folder / "ledger.db"),
+        "BATCHES_URI": str(folder / "lake" / "batches"),
+        "TASKS_PATH": str(folder / "tasks"),
         "THRESHOLD_FILE": str(folder / THRESHOLD_FILE),
     }
     shared = {name: os.environ.get(name, value) for name, value in shared.items()} | {
@@ -102,9 +112,10 @@ def _processes(
         return Process(name, (service, "serve"), address, environment, folder / "logs" / f"{name}.log")
 
     many = len(pool) > 1
+    running = () if mode == "task" else enumerate(pool, 1)
     return [
         process("gateway", "gateway", settings.gateway_address),
-        *(process(f"scorer-{i}" if many else "scorer", "scorer", address) for i, address in enumerate(pool, 1)),
+        *(process(f"scorer-{i}" if many else "scorer", "scorer", address) for i, address in running),
         process("dispatch", "dispatch", settings.dispatch_address, dispatch),
         process("ingest", "ingest", settings.ingest_address, ingest),
     ]
@@ -119,10 +130,11 @@ class Mesh:
         scorers: int = 1,
         ingest: Mapping[str, str] | None = None,
         canary_interval_seconds: float = 0.0,
+        mode: str = "warm",
     ) -> None:
         self._settings = settings
         dispatch = {"CANARY_INTERVAL_SECONDS": str(canary_interval_seconds)}
-        self.processes = _processes(settings, scorers, ingest or {}, dispatch)
+        self.processes = _processes(settings, scorers, ingest or {}, dispatch, mode)
         self._watching: asyncio.Task[None] | None = None
         self.failure: MeshFailedError | None = None
 

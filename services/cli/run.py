@@ -118,10 +118,9 @@ class _Observer:
         response = await self._ingest.GetCoverage(ingest_service_pb2.GetCoverageRequest(), timeout=_RPC_SECONDS)
         return list(response.coverages)
 
-    async def backlog(self) -> dispatch_service_pb2.Backlog:
-        """What waits in the queue."""
-        response = await self._dispatch.GetCapacity(dispatch_service_pb2.GetCapacityRequest(), timeout=_RPC_SECONDS)
-        return response.backlog
+    async def capacity(self) -> dispatch_service_pb2.GetCapacityResponse:
+        """What waits in the queue and in the ledger."""
+        return await self._dispatch.GetCapacity(dispatch_service_pb2.GetCapacityRequest(), timeout=_RPC_SECONDS)
 
     async def canaries(self) -> dispatch_service_pb2.GetCanariesResponse:
         """How the canaries did."""
@@ -164,14 +163,20 @@ async def _show_alerts(settings: MeshSettings, tape: str, view: LiveView, from_s
             view.alert(response.change)
 
 
+def _waiting(capacity: dispatch_service_pb2.GetCapacityResponse) -> int:
+    """Messages in the queue, and of batches that tasks have not recorded."""
+    backlog = capacity.backlog
+    return backlog.ready_messages + backlog.in_flight_messages + capacity.tasks.open_messages
+
+
 async def _replay_reading(observer: _Observer, tape: str) -> tuple[Reading, replay_pb2.Replay]:
     replay = await observer.replay(tape)
-    backlog = await observer.backlog()
+    capacity = await observer.capacity()
     reading = Reading(
         published=replay.published_quotes,
         total=replay.total_quotes,
-        backlog=backlog.ready_messages + backlog.in_flight_messages,
-        dead_letters=backlog.dead_letters,
+        backlog=_waiting(capacity),
+        dead_letters=capacity.backlog.dead_letters,
         services=observer.services(),
     )
     if replay.HasField("position"):
@@ -251,7 +256,9 @@ def _print_summary(console: Console, tally: Tally, state: RunState, settings: Me
     console.print(table)
 
 
-async def run(settings: MeshSettings, location: str, symbols: Sequence[str], scorers: int, console: Console) -> int:
+async def run(
+    settings: MeshSettings, location: str, symbols: Sequence[str], scorers: int, mode: str, console: Console
+) -> int:
     """Replay `location` through the mesh to its end, and compare what is stored with the source. The exit code."""
     started = time.monotonic()
     path = settings.tapewatch_dir / "run.json"
@@ -259,7 +266,7 @@ async def run(settings: MeshSettings, location: str, symbols: Sequence[str], sco
     state.save(path)
     if goes_on:
         console.print(f"going on with {state.tape}, which was stopped before its end")
-    mesh = Mesh(settings, scorers)
+    mesh = Mesh(settings, scorers, mode=mode)
     observer = None
     tally = None
     async with interruptible() as stopping:
@@ -302,13 +309,14 @@ async def up(
     interval_seconds: int,
     speed: float,
     scorers: int,
+    mode: str,
     console: Console,
 ) -> int:
     """The mesh, staying up until Ctrl-C. The exit code."""
     ingest = {"SYMBOLS": ",".join(symbols)} if symbols else {}
     if source != "replay":
         ingest |= {"SOURCE": source, "POLL_INTERVAL_SECONDS": str(interval_seconds), "CSV_PATH": location}
-    mesh = Mesh(settings, scorers, ingest, settings.canary_interval_seconds)
+    mesh = Mesh(settings, scorers, ingest, settings.canary_interval_seconds, mode)
     path = settings.tapewatch_dir / "up.json"
     state = None
     tape = LIVE_TAPE
@@ -366,12 +374,12 @@ async def _follow_live(
 
 async def _live_reading(observer: _Observer) -> Reading:
     coverage = await observer.coverage()
-    backlog = await observer.backlog()
+    capacity = await observer.capacity()
     silent = (coverage_pb2.FRESHNESS_STALE, coverage_pb2.FRESHNESS_NEVER_SEEN)
     return Reading(
         published=sum(c.accepted_quotes for c in coverage),
-        backlog=backlog.ready_messages + backlog.in_flight_messages,
-        dead_letters=backlog.dead_letters,
+        backlog=_waiting(capacity),
+        dead_letters=capacity.backlog.dead_letters,
         services=observer.services(),
         stale=[c.series.symbol for c in coverage if c.freshness in silent],
     )

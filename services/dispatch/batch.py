@@ -1,13 +1,18 @@
 """A batch of task mode as the ledger keeps it: what it holds, what it waits for, and how its tasks did."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any
 
+from services.runtime.backoff import backoff_seconds
+
 MAX_LANES = 90
 """Most lanes of one batch: DynamoDB writes the batch and all its lanes in one transaction of at most 100 items."""
 
+_FIRST_BACKOFF_SECONDS = 0.5
+_LONGEST_BACKOFF_SECONDS = 60.0
 _ID_TIME = "%Y%m%dT%H%M%S%fZ"
 _TIMES = ("entered_time", "launch_time", "start_time", "stop_time", "not_before")
 
@@ -138,12 +143,56 @@ def ready(entry: Entry, open_ids: frozenset[str], now: datetime) -> bool:
     return entry.state is TaskState.WAITING and due and open_ids.isdisjoint(entry.after)
 
 
-def delayed(entry: Entry, now: datetime, seconds: float, reason: str) -> Entry:
-    """The entry, waiting again: its next attempt comes after `seconds` at the earliest."""
-    return replace(
-        entry,
-        state=TaskState.WAITING,
-        failures=entry.failures + 1,
-        not_before=now + timedelta(seconds=seconds),
-        reason=reason,
+def delayed(entry: Entry, now: datetime, reason: str, state: TaskState = TaskState.WAITING) -> Entry:
+    """The entry after a launch that failed: WAITING takes a new attempt, LAUNCHING asks for the same one again."""
+    waits = now + timedelta(
+        seconds=backoff_seconds(entry.failures + 1, _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS)
     )
+    return replace(entry, state=state, failures=entry.failures + 1, not_before=waits, reason=reason)
+
+
+MAX_CRASHES = 3
+"""Tasks in a row that die without progress before the attempt is made smaller, and a single message given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt ended. `crashed`: its task died by itself; else something around it failed, and it may pass."""
+
+    crashed: bool
+    reason: str
+
+
+def select(entry: Entry, missing: Sequence[int]) -> list[int]:
+    """Which of the missing positions the next attempt takes, in order."""
+    return list(missing[: entry.most] if entry.most else missing)
+
+
+def settle(entry: Entry, missing: Sequence[int], dead: Collection[int], ending: Ending, now: datetime) -> Entry:
+    """The entry after an attempt, with the positions that are neither recorded nor dead letters.
+
+    A crash without progress counts against the attempt's messages: after MAX_CRASHES the next attempt takes half as
+    many, down to one (see `hopeless`). Progress forgives, and makes the next attempt twice as large.
+    """
+    settled = entry.messages - len(missing)
+    after = replace(entry, dead=tuple(sorted({*entry.dead, *dead})), settled=settled, reason=ending.reason)
+    if not missing:
+        return replace(after, state=TaskState.RECORDED, stop_time=now, not_before=None)
+    after = replace(after, state=TaskState.WAITING, stop_time=now)
+    if settled > entry.settled:
+        most = entry.most * 2 if entry.most * 2 < len(missing) else 0
+        return replace(after, not_before=None, failures=0, crashes=0, most=most)
+    waits = now + timedelta(
+        seconds=backoff_seconds(entry.failures + 1, _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS)
+    )
+    after = replace(after, not_before=waits, failures=entry.failures + 1)
+    if not ending.crashed:
+        return after
+    if entry.crashes + 1 < MAX_CRASHES:
+        return replace(after, crashes=entry.crashes + 1)
+    return replace(after, crashes=0, most=max(1, entry.attempt_messages // 2))
+
+
+def hopeless(entry: Entry, ending: Ending) -> bool:
+    """Whether the single message of the attempt that ended so is to be given up: its task died once too often."""
+    return ending.crashed and entry.attempt_messages == 1 and entry.crashes + 1 >= MAX_CRASHES

@@ -1,9 +1,11 @@
-"""Canary reports to protos."""
+"""Canary reports and task mode's batches to protos."""
 
+from services.dispatch.batch import Entry
 from services.dispatch.canary_watch import CanaryReport
 from services.domain.canary import CanaryOutcome
 from services.wire.time import duration_to_proto, timestamp_to_proto
 from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
+from tapewatch.dispatch.v1 import task_pb2
 
 
 def canaries_to_proto(report: CanaryReport) -> pb.GetCanariesResponse:
@@ -28,3 +30,30 @@ def _outcome_to_proto(outcome: CanaryOutcome) -> pb.CanaryResult:
         peak_score=outcome.peak_score,
         problem=outcome.problem,
     )
+
+
+def task_to_proto(entry: Entry) -> task_pb2.Task:
+    """A batch of the ledger as its proto."""
+    task = task_pb2.Task(
+        task_id=entry.id,
+        state=entry.state.value,  # type: ignore[arg-type]
+        attempt=entry.attempt,
+        message_count=entry.messages,
+        settled_count=entry.settled,
+        dead_letter_count=len(entry.dead),
+        attempt_message_count=entry.attempt_messages,
+        lanes=entry.lanes,
+        predecessors=entry.after,
+        launcher_task=entry.task,
+        entered_time=timestamp_to_proto(entry.entered_time),
+        reason=entry.reason,
+    )
+    for field, moment in (
+        ("launch_time", entry.launch_time),
+        ("start_time", entry.start_time),
+        ("stop_time", entry.stop_time),
+        ("next_attempt_time", entry.not_before),
+    ):
+        if moment is not None:
+            getattr(task, field).CopyFrom(timestamp_to_proto(moment))
+    return task

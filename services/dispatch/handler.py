@@ -9,8 +9,11 @@ import logging
 from functools import cache
 from typing import Any, Protocol
 
+from services.dispatch.open import TaskMode, carrier_of, open_task_mode
 from services.dispatch.settings import DispatchSettings
+from services.domain.errors import TapewatchError
 from services.pipeline.gateway_client import HEALTH_SERVICE, GatewayClient
+from services.pipeline.score_then_record import ScoreThenRecord
 from services.pipeline.sqs_handler import SqsBatchHandler
 from services.pipeline.warm_pool import WarmPool
 from services.queue.open import open_queue
@@ -64,12 +67,30 @@ class _Environment:
         self.telemetry = Telemetry("tapewatch-dispatch", settings)
         self._cold = True
         self.loop = asyncio.new_event_loop()
+        self.tasks: TaskMode | None = None
         self.handler = self.loop.run_until_complete(self._wire(settings))
 
     async def _wire(self, settings: DispatchSettings) -> SqsBatchHandler:
         channel = open_channel(settings.gateway_address, settings, health_service=HEALTH_SERVICE)
+        gateway = GatewayClient(channel)
         pool = WarmPool(settings.pool, settings)
-        return SqsBatchHandler(pool, GatewayClient(channel), OpenedWhenNeeded(settings), settings.queue_name)
+        letters = OpenedWhenNeeded(settings)
+        if settings.dispatch_mode != "warm":
+            self.tasks = open_task_mode(settings, gateway, letters)
+        carrier = carrier_of(settings.dispatch_mode, ScoreThenRecord(pool, gateway), pool, self.tasks)
+        return SqsBatchHandler(carrier, letters, settings.queue_name)
+
+    async def launch(self, seconds: float) -> None:
+        """Launch what entered the ledger, while there is time; the reconciler's Lambda does the rest."""
+        if self.tasks is None or seconds <= 0:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self.tasks.reconciler.step()
+        except TimeoutError:
+            _log.warning("out of time: the reconciler launches the rest")
+        except TapewatchError as error:
+            _log.warning("task mode waits: %s", error.message)
 
     async def process(self, event: dict[str, Any], context: LambdaContext) -> dict[str, list[dict[str, str]]]:
         """Process one event within the function's time; what is not done by then comes again, and harms nobody.
@@ -101,5 +122,8 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, l
     """Process one SQS event; answers `batchItemFailures`."""
     environment = _environment()
     response = environment.loop.run_until_complete(environment.process(event, context))
+    environment.loop.run_until_complete(
+        environment.launch(context.get_remaining_time_in_millis() / 1_000 - SPARE_SECONDS)
+    )
     environment.telemetry.flush()
     return response

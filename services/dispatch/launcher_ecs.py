@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from services.dispatch.ports import MAX_TOKEN_CHARACTERS, TaskPhase, TaskStatus
+from services.dispatch.ports import MAX_TOKEN_CHARACTERS, NoCapacity, TaskPhase, TaskStatus
 from services.dispatch.task_environment import container_overrides, fits
 from services.domain.errors import ConflictError, DependencyUnavailableError, NotConfiguredError, TapewatchError
 from services.runtime.aws import AwsResource, open_client
@@ -15,7 +15,6 @@ DESCRIBE_LIMIT: Final = 100
 _STARTED_BY = "tapewatch-dispatch"
 _ANSWER_SECONDS = 15.0
 _PERMISSIONS = ("ecs:RunTask", "ecs:DescribeTasks", "ecs:StopTask", "iam:PassRole")
-_CAPACITY_RETRY_SECONDS = 5.0
 _SETTINGS = {
     "ClusterNotFoundException": "ECS_CLUSTER_NAME",
     "ClientException": "ECS_TASK_DEFINITION",
@@ -93,7 +92,7 @@ class EcsLauncher:
         client = open_client("ecs", region, resource, "TASK_LAUNCHER=subprocess", read_seconds=_ANSWER_SECONDS)
         return cls(client, cluster, task_definition, container, subnets, security_groups, public_ip=public_ip)
 
-    def launch(self, token: str, environment: Mapping[str, str]) -> str:
+    def launch(self, token: str, environment: Mapping[str, str]) -> str | NoCapacity:
         """RunTask with the token as its clientToken; the task's ARN."""
         if not 0 < len(token) <= MAX_TOKEN_CHARACTERS or not token.isascii():
             raise NotConfiguredError(f"a task named {token[:80]!r}", "a token of 1 to 64 ASCII characters")
@@ -113,7 +112,7 @@ class EcsLauncher:
             return str(tasks[0]["taskArn"])
         failures = answer.get("failures") or [{}]
         why = "; ".join(" ".join(filter(None, (f.get("reason"), f.get("detail")))) or "no reason" for f in failures)
-        raise DependencyUnavailableError("task launcher", f"no capacity: {why}", _CAPACITY_RETRY_SECONDS)
+        return NoCapacity(why)
 
     def describe(self, tasks: Sequence[str]) -> dict[str, TaskStatus]:
         """DescribeTasks; ECS forgets a stopped task after about an hour."""

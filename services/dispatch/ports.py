@@ -38,14 +38,24 @@ class TaskStatus:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class NoCapacity:
+    """Nothing was launched, because there is no room for it now; why, in the launcher's words."""
+
+    reason: str
+
+
 class TaskLauncher(Protocol):
     """Launches one-shot scorers."""
 
-    def launch(self, token: str, environment: Mapping[str, str]) -> str:
-        """Launch a task; its name. The same token with the same environment launches nothing: it names the same task.
+    def launch(self, token: str, environment: Mapping[str, str]) -> str | NoCapacity:
+        """Launch a task; its name, or that there is no room for it.
 
-        Raises: ConflictError when the token was used with another environment; DependencyUnavailableError when there is
-        no capacity now, or the launcher is away or throttles; NotConfiguredError when it can launch nothing as it is.
+        The same token with the same environment launches nothing: it names the same task.
+
+        Raises: ConflictError when the token was used with another environment; DependencyUnavailableError when the
+        launcher throttles, or is away, so that nobody knows whether it launched; NotConfiguredError when it can launch
+        nothing as it is.
         """
         ...
 

@@ -1,12 +1,17 @@
 """What a dispatcher can be told."""
 
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
 from pydantic import Field
 
+from services.pipeline.batch_files import BatchSettings
 from services.queue.settings import QueueSettings
 from services.runtime.settings import ADDRESSES, ServerSettings
 
 
-class DispatchSettings(ServerSettings, QueueSettings):
+class DispatchSettings(ServerSettings, QueueSettings, BatchSettings):
     """Environment of `tapewatch dispatch serve` and of the Lambda."""
 
     grpc_port: int = Field(50053, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -27,6 +32,35 @@ class DispatchSettings(ServerSettings, QueueSettings):
         100, ge=1, le=1_000, description="most messages in one batch (SQS takes 10 at most)"
     )
     dispatch_concurrency: int = Field(4, ge=1, le=64, description="most batches at once")
+    dispatch_mode: Literal["warm", "task", "auto"] = Field(
+        "warm",
+        description="`warm` scores in the pool, `task` launches a task a batch, `auto` is warm while a scorer serves",
+    )
+    ledger_backend: Literal["sqlite", "dynamodb"] = Field(
+        "sqlite", description="where task mode keeps its batches: `sqlite` (a file) or `dynamodb` (a table)"
+    )
+    ledger_path: Path = Field(Path(".tapewatch/ledger.db"), description="file of the embedded ledger")
+    ledger_table: str = Field("tapewatch-ledger", description="name of the ledger's DynamoDB table")
+    ledger_retention_days: float = Field(7.0, gt=0, description="days that recorded batches stay listed")
+    task_launcher: Literal["subprocess", "ecs"] = Field(
+        "subprocess", description="what launches tasks: `subprocess` on this machine, or `ecs` (RunTask on Fargate)"
+    )
+    tasks_path: Path = Field(Path(".tapewatch/tasks"), description="folder of the records and logs of tasks here")
+    task_timeout_seconds: float = Field(
+        300.0, gt=0, description="time from its launch after which a task that has not ended is stopped, seconds"
+    )
+    max_concurrent_tasks: int = Field(10, ge=1, le=1_000, description="most tasks at once")
+    ecs_cluster_name: str = Field("", description="ECS cluster that tasks run in")
+    ecs_task_definition: str = Field("", description="family, family:revision or ARN of the tasks' definition")
+    ecs_container_name: str = Field("scorer", description="container in it that scores")
+    ecs_subnet_ids: str = Field("", description="subnets that tasks run in; several with commas")
+    ecs_security_group_ids: str = Field("", description="security groups of tasks; several with commas")
+    ecs_assign_public_ip: bool = Field(False, description="give tasks a public address, for subnets without NAT")
+
+    @property
+    def ledger_retention(self) -> timedelta:
+        """How long recorded batches stay listed."""
+        return timedelta(days=self.ledger_retention_days)
 
     @property
     def pool(self) -> tuple[str, ...]:

@@ -1,17 +1,19 @@
 """The gateway as recorder and as history, over gRPC."""
 
-from collections.abc import Sequence
-from datetime import datetime
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 
 import grpc
 
 from services.domain.errors import TapewatchError
 from services.domain.quote import Quote, Series
-from services.domain.score import ScoredQuote
+from services.domain.score import Score, ScoredQuote
 from services.pipeline.ports import Cursors, RecordOutcome
 from services.runtime.errors import error_from_status, unavailable_from_rpc
 from services.wire.quote import cursors_from_proto, quote_from_proto, quote_to_proto, series_to_proto
-from services.wire.score import score_to_proto
+from services.wire.score import score_from_proto, score_to_proto
 from services.wire.time import timestamp_to_proto
 from tapewatch.gateway.v1 import detection_service_pb2 as pb
 from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
@@ -22,7 +24,7 @@ _PAGE_SIZE_LIMIT = 5_000
 
 
 class GatewayClient:
-    """Implements the ports Recorder and History."""
+    """Implements the ports Recorder, Record and History."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._detections = DetectionServiceStub(channel)
@@ -76,4 +78,41 @@ class GatewayClient:
                     newest[quote.event_time] = quote
             if len(newest) >= limit or not response.next_page_token:
                 return sorted(newest.values(), key=lambda quote: quote.event_time)[-limit:]
+            request.page_token = response.next_page_token
+
+    async def scores(self, quotes: Sequence[Quote]) -> Mapping[str, Score]:
+        """By the cursors, and by the range of each series that has one."""
+        wanted: dict[Series, list[Quote]] = defaultdict(list)
+        for quote in quotes:
+            wanted[quote.series].append(quote)
+        if not wanted:
+            return {}
+        cursors = await self.cursors(list(wanted))
+        begun = [series for series in wanted if cursors.get(series) is not None]
+        found = await asyncio.gather(*(self._scores_within(series, wanted[series]) for series in begun))
+        return {quote_id: score for part in found for quote_id, score in part.items()}
+
+    async def _scores_within(self, series: Series, quotes: Sequence[Quote]) -> dict[str, Score]:
+        times = [quote.event_time for quote in quotes]
+        request = pb.ListQuotesRequest(
+            tape=series.tape,
+            symbol=series.symbol,
+            source=series.source,
+            interval_seconds=series.interval_seconds,
+            start_time=timestamp_to_proto(min(times)),
+            end_time=timestamp_to_proto(max(times) + timedelta(microseconds=1)),
+            page_size=_PAGE_SIZE_LIMIT,
+        )
+        ids = {quote.quote_id for quote in quotes}
+        found: dict[str, Score] = {}
+        while True:
+            try:
+                response = await self._detections.ListQuotes(request)
+            except grpc.aio.AioRpcError as error:
+                raise unavailable_from_rpc(error, PEER) from error
+            for recorded in response.quotes:
+                if recorded.score.quote_id in ids:
+                    found[recorded.score.quote_id] = score_from_proto(recorded.score)
+            if not response.next_page_token:
+                return found
             request.page_token = response.next_page_token

@@ -5,6 +5,7 @@ when the whole call failed.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
 from typing import Protocol
@@ -23,6 +24,36 @@ class RecordOutcome(IntEnum):
     CREATED = 1
     UNCHANGED = 2
     DIFFERENT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedQuote:
+    """A valid quote as a queue message carried it."""
+
+    quote: Quote
+    body: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """The quote's batch is durable in the ledger of task mode, and will be scored by a task."""
+
+    batch_id: str
+
+
+Carried = Score | Entered | TapewatchError
+
+
+class Carrier(Protocol):
+    """Carries queued quotes to where they may be acknowledged."""
+
+    async def carry(self, messages: Sequence[QueuedQuote]) -> Sequence[Carried]:
+        """One result per message: its score, durable; its batch, durable in the ledger; or why it is neither.
+
+        Raises: DependencyUnavailableError when all of them must come again.
+        """
+        ...
 
 
 class Scorer(Protocol):
@@ -50,6 +81,17 @@ class Recorder(Protocol):
         """One result per item; an outcome means that the score is durable.
 
         Raises: DependencyUnavailableError when the recorder cannot be reached.
+        """
+        ...
+
+
+class Record(Protocol):
+    """What is recorded by now."""
+
+    async def scores(self, quotes: Sequence[Quote]) -> Mapping[str, Score]:
+        """The recorded scores of those quotes that have one, by quote_id; strongly consistent.
+
+        Raises: DependencyUnavailableError when the record cannot be reached.
         """
         ...
 

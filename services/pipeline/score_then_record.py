@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from services.domain.errors import InvalidRequestError, PredecessorFailedError, TapewatchError
 from services.domain.quote import Quote, Series
 from services.domain.score import Score, ScoredQuote
-from services.pipeline.ports import Recorder, Scorer
+from services.pipeline.ports import QueuedQuote, Recorder, Scorer
 
 Result = Score | TapewatchError
 
@@ -40,3 +40,15 @@ async def score_then_record(quotes: Sequence[Quote], scorer: Scorer, recorder: R
             if isinstance(outcome, TapewatchError):
                 results[item.quote.quote_id] = outcome
     return [results[quote.quote_id] for quote in quotes]
+
+
+class ScoreThenRecord:
+    """A `Carrier` by `score_then_record`: warm mode."""
+
+    def __init__(self, scorer: Scorer, recorder: Recorder) -> None:
+        self._scorer = scorer
+        self._recorder = recorder
+
+    async def carry(self, messages: Sequence[QueuedQuote]) -> list[Result]:
+        """Score and record; one result per message."""
+        return await score_then_record([message.quote for message in messages], self._scorer, self._recorder)

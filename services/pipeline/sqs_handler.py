@@ -1,4 +1,4 @@
-"""What happens to one SQS FIFO event: decode, score, record, and answer which messages must come again.
+"""What happens to one SQS FIFO event: decode, carry to a scorer, and answer which messages must come again.
 
 AWS Lambda, the embedded event source and a scorer that reads the queue itself all call this handler.
 """
@@ -14,8 +14,7 @@ from opentelemetry import metrics, trace
 from services.domain.errors import DependencyUnavailableError, InvalidQuoteError, InvalidRequestError, TapewatchError
 from services.domain.quote import Quote
 from services.domain.score import Score
-from services.pipeline.ports import Recorder, Scorer
-from services.pipeline.score_then_record import Result, score_then_record
+from services.pipeline.ports import Carried, Carrier, Entered, QueuedQuote
 from services.queue import market_message
 from services.queue.ports import DeadLetter, DeadLetters
 from services.runtime import telemetry_names as names
@@ -39,9 +38,8 @@ class SqsBatchHandler:
     are scored. A message that may succeed later is returned, and with it every later one of its group.
     """
 
-    def __init__(self, scorer: Scorer, recorder: Recorder, dead_letters: DeadLetters, destination: str) -> None:
-        self._scorer = scorer
-        self._recorder = recorder
+    def __init__(self, carrier: Carrier, dead_letters: DeadLetters, destination: str) -> None:
+        self._carrier = carrier
         self._dead_letters = dead_letters
         self._destination = destination
         self._tracer = trace.get_tracer("tapewatch.pipeline")
@@ -95,20 +93,23 @@ class SqsBatchHandler:
                 decoded[record["messageId"]] = market_message.decode(record["body"], _attributes(record))
             except InvalidQuoteError as error:
                 decoded[record["messageId"]] = error
-        quotes = {message_id: quote for message_id, quote in decoded.items() if isinstance(quote, Quote)}
-        results: dict[str, Result] = {
+        good = {
+            record["messageId"]: QueuedQuote(quote, record["body"], _attributes(record))
+            for record in records
+            if isinstance(quote := decoded[record["messageId"]], Quote)
+        }
+        results: dict[str, Carried] = {
             message_id: error for message_id, error in decoded.items() if isinstance(error, InvalidQuoteError)
         }
         try:
             async with asyncio.timeout(seconds):
-                scored = await score_then_record(list(quotes.values()), self._scorer, self._recorder)
-            results |= zip(quotes, scored, strict=True)
+                results |= zip(good, await self._carrier.carry(list(good.values())) if good else (), strict=True)
         except TimeoutError:
-            _log.warning("%d messages come again: not recorded in %.1f s", len(quotes), seconds)
-            results |= dict.fromkeys(quotes, DependencyUnavailableError("dispatch", "out of time"))
+            _log.warning("%d messages come again: not done in %.1f s", len(good), seconds)
+            results |= dict.fromkeys(good, DependencyUnavailableError("dispatch", "out of time"))
         except DependencyUnavailableError as error:
-            _log.warning("%d messages wait: %s", len(quotes), error.message)
-            results |= dict.fromkeys(quotes, error)
+            _log.warning("%d messages wait: %s", len(good), error.message)
+            results |= dict.fromkeys(good, error)
 
         failed: list[str] = []
         failed_groups: set[str] = set()
@@ -119,9 +120,9 @@ class SqsBatchHandler:
                 failed.append(message_id)
         return failed
 
-    async def _settle(self, record: Mapping[str, Any], result: Result) -> bool:
-        """Whether the message is done: recorded, or kept as a dead letter."""
-        if isinstance(result, Score):
+    async def _settle(self, record: Mapping[str, Any], result: Carried) -> bool:
+        """Whether the message is done: recorded, in the ledger, or kept as a dead letter."""
+        if isinstance(result, Score | Entered):
             return True
         if not isinstance(result, InvalidRequestError):
             return False

@@ -98,9 +98,13 @@ class WarmPool:
         """Whether a scorer's health says SERVING."""
         return await channel_serving(self._channels[address], HEALTH_SERVICE)
 
+    async def any_serving(self) -> bool:
+        """Whether a scorer is serving."""
+        return any(await asyncio.gather(*(self.serving(address) for address in self.addresses)))
+
     async def check(self) -> None:
         """Return when a scorer is serving. Raises: DependencyUnavailableError when none is."""
-        if not any(await asyncio.gather(*(self.serving(address) for address in self.addresses))):
+        if not await self.any_serving():
             raise DependencyUnavailableError("scorer", f"none of {', '.join(self.addresses)} is serving")
 
     async def close(self) -> None:

@@ -7,7 +7,8 @@
 
 `previous_close` may be absent, unknown fields are ignored, and `data` may also hold tape ("live" where absent),
 interval_seconds (60), revision (0), currency, trades, buy_volume, split_ratio and benchmark_return. The trace context
-travels in the message attributes `traceparent` and `tracestate`. No other module knows this format.
+travels in the message attributes `traceparent` and `tracestate`; in a batch, whose messages have no attributes, as the
+message's own member `traceparent`. No other module knows this format.
 """
 
 import hashlib
@@ -180,17 +181,32 @@ def decode(body: str, attributes: Mapping[str, str], *, now: datetime | None = N
     if wrong:
         raise InvalidQuoteError(wrong)
 
-    batch_id, traceparent = message.get("batch_id"), attributes.get(TRACEPARENT, "")
+    batch_id = message.get("batch_id")
+    traceparent = attributes.get(TRACEPARENT) or message.get(TRACEPARENT)
     quote = Quote(
         **values,
         ingest_time=_time(message.get("ingestion_timestamp")),
         batch_id=batch_id if isinstance(batch_id, str) and _BATCH_ID.fullmatch(batch_id) else "",
-        traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
+        traceparent=traceparent if isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent) else "",
     )
     if found := violations(quote, datetime.now(UTC) if now is None else now):
         paths = [FieldViolation(_PATHS.get(v.field, f"data.{v.field}"), v.description) for v in found]
         raise InvalidQuoteError(paths, quote_id=_printable(quote.quote_id))
     return quote
+
+
+def batch_member(body: str, attributes: Mapping[str, str]) -> dict[str, Any]:
+    """The message of a body that `decode` takes, as a member of a batch: a JSON object with its trace context in it."""
+    message = _parse(body)
+    traceparent = attributes.get(TRACEPARENT, "")
+    return message | {TRACEPARENT: traceparent} if _TRACEPARENT.fullmatch(traceparent) else message
+
+
+def dead_letter(member: Mapping[str, Any], quote: Quote, reason: str) -> DeadLetter:
+    """A batch's member that can never be scored, as the dead letter that keeps it."""
+    body = {name: value for name, value in member.items() if name != TRACEPARENT}
+    attributes = {TRACEPARENT: quote.traceparent} if quote.traceparent else {}
+    return DeadLetter(json.dumps(body, separators=(",", ":")), group_id(quote), reason, attributes)
 
 
 def _parse(body: str) -> dict[str, Any]:

@@ -8,5 +8,8 @@ EXIT_FAILED: Final = 1
 EXIT_MISCONFIGURED: Final = 2
 """A setting or an argument is wrong; the message names it."""
 
+EXIT_FAULT: Final = 70
+"""It met a fault of its own; the log has it."""
+
 EXIT_INTERRUPTED: Final = 130
 """Stopped by Ctrl-C."""

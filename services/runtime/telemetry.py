@@ -39,9 +39,14 @@ def current_trace_id() -> str:
 
 def current_traceparent() -> str:
     """The W3C traceparent of the running span, or an empty string."""
+    return current_trace_context().get("traceparent", "")
+
+
+def current_trace_context() -> dict[str, str]:
+    """The W3C `traceparent` and `tracestate` of the running span, where there are any."""
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier)
-    return carrier.get("traceparent", "")
+    return carrier
 
 
 def context_of(carrier: Mapping[str, str]) -> Context:

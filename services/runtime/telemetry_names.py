@@ -23,6 +23,22 @@ ATTRIBUTE_CLOUD_RESOURCE = "cloud.resource_id"
 MESSAGES_PROCESSED = "tapewatch.dispatch.messages"
 """Counter, {message}: queue messages processed, by outcome: done or returned."""
 
+TASKS_LAUNCHED = "tapewatch.dispatch.task_launches"
+"""Counter, {launch}: launches of one-shot scorers, by outcome: launched, no_capacity or refused."""
+
+TASKS_ENDED = "tapewatch.dispatch.task_ends"
+"""Counter, {task}: attempts that ended, by outcome: recorded, partly, transient, crashed or never_reported."""
+
+BATCHES_OPEN = "tapewatch.dispatch.open_batches"
+"""Gauge, {batch}: batches in the ledger that are not recorded."""
+
+BATCH_OLDEST = "tapewatch.dispatch.oldest_batch"
+"""Gauge, s: age of the oldest batch in the ledger that is not recorded; 0 when there is none."""
+
+SPAN_LAUNCH = "launch task"
+ATTRIBUTE_BATCH = "tapewatch.batch_id"
+ATTRIBUTE_ATTEMPT = "tapewatch.attempt"
+
 SCORES_RECORDED = "tapewatch.gateway.scores"
 """Counter, {score}: scores recorded, by tape (live, canary, replay) and whether the quote was new."""
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from services.archive.yahoo import yfinance_download
 from services.domain.errors import NotConfiguredError
 from services.pipeline.gateway_client import HEALTH_SERVICE, GatewayClient
+from services.pipeline.score_then_record import ScoreThenRecord
 from services.pipeline.sqs_handler import SqsBatchHandler
 from services.queue.event_source import consume
 from services.queue.open import open_queue
@@ -74,7 +75,7 @@ async def build(lifetime: Lifetime, settings: ScorerSettings) -> Sequence[Mount]
         queue = await asyncio.to_thread(open_queue, settings)
         lifetime.on_close(queue.close)
         lifetime.need("the queue", lambda: asyncio.to_thread(queue.check))
-        handler = SqsBatchHandler(service, gateway, queue, settings.queue_name)
+        handler = SqsBatchHandler(ScoreThenRecord(service, gateway), queue, settings.queue_name)
         lifetime.spawn(
             consume(queue, handler, batch_size=settings.source_batch_size, draining=lifetime.draining), "event source"
         )

@@ -1,4 +1,8 @@
-"""A one-shot scorer: one batch from the environment, scored and recorded, then the process ends."""
+"""A one-shot scorer: one batch from the environment, scored and recorded, then the process ends.
+
+Launched by a dispatcher it also leaves a report beside the batch's manifest, by which the dispatcher tells what can
+never be scored from what failed for the moment, and both from a task that died.
+"""
 
 import asyncio
 import json
@@ -10,6 +14,7 @@ from typing import Any
 from opentelemetry import trace
 
 from services.domain.errors import (
+    DependencyUnavailableError,
     FieldViolation,
     InvalidQuoteError,
     InvalidRequestError,
@@ -18,31 +23,44 @@ from services.domain.errors import (
 )
 from services.domain.quote import Quote
 from services.domain.score import Score
+from services.pipeline.batch_files import open_batch_files, read_manifest
 from services.pipeline.gateway_client import HEALTH_SERVICE, GatewayClient
 from services.pipeline.score_then_record import score_then_record
+from services.pipeline.task_report import TaskReport, write_report
 from services.queue import market_message
 from services.runtime.channels import open_channel
-from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
+from services.runtime.exit_codes import EXIT_FAILED, EXIT_FAULT, EXIT_MISCONFIGURED
 from services.runtime.telemetry import Telemetry, context_of
 from services.scorer.main import make_loader, make_service
 from services.scorer.settings import RunOnceSettings
+
+LAUNCHED = "LAMBDA_TRIGGERED"
+"""PROCESSING_MODE of a task that a dispatcher launched."""
 
 _log = logging.getLogger(__name__)
 
 
 def decode_batch(settings: RunOnceSettings) -> list[Quote | InvalidQuoteError]:
-    """The messages of BATCH_MARKET_DATA, each a quote or why it is none.
+    """The messages of BATCH_MARKET_DATA, or of BATCH_MANIFEST_URI, each a quote or why it is none.
 
-    Raises: NotConfiguredError when there is no batch; InvalidRequestError when it is no array, or not BATCH_SIZE long.
+    Raises: NotConfiguredError when there is no batch; InvalidRequestError when it is no array, or not BATCH_SIZE long;
+    DependencyUnavailableError when the manifest cannot be read now.
     """
-    if not settings.batch_market_data:
-        raise NotConfiguredError("a one-shot scorer without a batch", "BATCH_MARKET_DATA to a JSON array of messages")
+    name, text = "BATCH_MARKET_DATA", settings.batch_market_data
+    if not text and settings.batch_manifest_uri:
+        name = "BATCH_MANIFEST_URI"
+        text = read_manifest(settings.batch_manifest_uri, settings.aws_region).decode(errors="replace")
+    if not text:
+        raise NotConfiguredError(
+            "a one-shot scorer without a batch",
+            "BATCH_MARKET_DATA to a JSON array of messages, or BATCH_MANIFEST_URI to a file that holds one",
+        )
     try:
-        messages = json.loads(settings.batch_market_data)
+        messages = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InvalidRequestError([FieldViolation("BATCH_MARKET_DATA", f"is not JSON: {error}")]) from error
+        raise InvalidRequestError([FieldViolation(name, f"is not JSON: {error}")]) from error
     if not isinstance(messages, list):
-        raise InvalidRequestError([FieldViolation("BATCH_MARKET_DATA", "is not a JSON array")])
+        raise InvalidRequestError([FieldViolation(name, "is not a JSON array")])
     if settings.batch_size and len(messages) != settings.batch_size:
         violation = FieldViolation(
             "BATCH_SIZE", f"is {settings.batch_size}, but the batch has {len(messages)} messages"
@@ -57,42 +75,71 @@ def decode_batch(settings: RunOnceSettings) -> list[Quote | InvalidQuoteError]:
     return decoded
 
 
-async def run(settings: RunOnceSettings) -> Mapping[str, Any]:
-    """Score and record the batch. Returns its summary."""
-    decoded = decode_batch(settings)
+async def run(settings: RunOnceSettings) -> tuple[Mapping[str, Any], TaskReport]:
+    """Score and record the batch. Returns its summary, and the report for the dispatcher."""
+    decoded = await asyncio.to_thread(decode_batch, settings)
     quotes = [each for each in decoded if isinstance(each, Quote)]
     async with open_channel(settings.gateway_address, settings, health_service=HEALTH_SERVICE) as channel:
         gateway = GatewayClient(channel)
         service = await asyncio.to_thread(make_service, settings, make_loader(settings), gateway)
         try:
-            results = await score_then_record(quotes, service, gateway)
+            async with asyncio.timeout(settings.max_timeout_seconds):
+                done = iter(await score_then_record(quotes, service, gateway))
+        except TimeoutError as error:
+            raise DependencyUnavailableError("task", f"not done in {settings.max_timeout_seconds:.0f} s") from error
         finally:
             service.close()
-    errors: list[TapewatchError] = [each for each in decoded if isinstance(each, TapewatchError)]
-    errors += [result for result in results if isinstance(result, TapewatchError)]
-    return {
+    results = [next(done) if isinstance(each, Quote) else each for each in decoded]
+    recorded = sum(isinstance(result, Score) for result in results)
+    invalid = {i: result.message for i, result in enumerate(results) if isinstance(result, InvalidRequestError)}
+    retry = [
+        result.message
+        for result in results
+        if isinstance(result, TapewatchError) and not isinstance(result, InvalidRequestError)
+    ]
+    summary = {
         "correlation_id": settings.correlation_id,
         "processing_mode": settings.processing_mode,
         "received": len(decoded),
-        "recorded": sum(isinstance(result, Score) for result in results),
+        "recorded": recorded,
         "detections": sum(isinstance(result, Score) and result.detection for result in results),
-        "invalid": [error.message for error in errors if isinstance(error, InvalidRequestError)],
-        "retry": [error.message for error in errors if not isinstance(error, InvalidRequestError)],
+        "invalid": list(invalid.values()),
+        "retry": retry,
     }
+    return summary, TaskReport(len(decoded), recorded, invalid, tuple(dict.fromkeys(retry)))
+
+
+def _report(settings: RunOnceSettings, report: TaskReport) -> None:
+    """Leave the report for the dispatcher, when one launched this; what is recorded, it also sees without."""
+    if settings.processing_mode != LAUNCHED or not settings.correlation_id:
+        return
+    try:
+        files = open_batch_files(settings.batches_uri, settings.aws_region)
+        write_report(files, settings.correlation_id, report)
+    except TapewatchError as error:
+        _log.error("the report cannot be written: %s", error.message)
 
 
 def main() -> int:
-    """Exit code: 0 when every message is recorded, 1 when some are not (see the summary), 2 when misconfigured."""
+    """Exit code: 0 when every message is recorded, 1 when some are not (see the summary), 2 when misconfigured.
+
+    70 is a fault of ours: it counts against the batch, as any other death of the process does.
+    """
     settings = RunOnceSettings()
     telemetry = Telemetry("tapewatch-scorer", settings)
     parent = context_of({"traceparent": settings.traceparent, "tracestate": settings.tracestate})
     try:
         with trace.get_tracer("tapewatch.scorer").start_as_current_span("run once", context=parent):
-            summary = asyncio.run(run(settings))
+            summary, report = asyncio.run(run(settings))
     except TapewatchError as error:
         print(f"tapewatch scorer run-once: {error.message}", file=sys.stderr)
+        _report(settings, TaskReport(settings.batch_size, 0, {}, (error.message,)))
         return EXIT_FAILED if error.retryable else EXIT_MISCONFIGURED
+    except Exception:
+        _log.exception("the batch %s ended in a fault", settings.correlation_id)
+        return EXIT_FAULT
     finally:
         telemetry.shutdown()
+    _report(settings, report)
     print(json.dumps(summary))
     return 0 if summary["recorded"] == summary["received"] else EXIT_FAILED

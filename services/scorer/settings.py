@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from services.pipeline.batch_files import BatchSettings
 from services.queue.settings import QueueSettings
 from services.runtime.settings import ServerSettings
 
@@ -29,12 +30,16 @@ class ScorerSettings(ServerSettings, QueueSettings):
     source_batch_size: int = Field(100, ge=1, le=1_000, description="most messages in one batch (SQS takes 10 at most)")
 
 
-class RunOnceSettings(ScorerSettings):
+class RunOnceSettings(ScorerSettings, BatchSettings):
     """What a one-shot scorer is told of its work, in the old system's names."""
 
     correlation_id: str = Field("", description="names the batch in logs and in the summary")
     batch_size: int = Field(0, ge=0, description="number of messages in the batch, checked when set")
     batch_market_data: str = Field("", description="the batch: a JSON array of queue messages")
+    batch_manifest_uri: str = Field("", description="path or S3 URI of the batch, when it is too large for a variable")
+    max_timeout_seconds: float = Field(
+        30.0, gt=0, description="longest time that scoring and recording may take, seconds"
+    )
     processing_mode: str = Field("", description="`LAMBDA_TRIGGERED` when a dispatcher launched the task")
     traceparent: str = Field("", description="W3C trace context that the batch continues")
     tracestate: str = Field("", description="vendor part of the trace context")

@@ -14,7 +14,7 @@ import pytest
 
 from services.dispatch.launcher_ecs import EcsLauncher
 from services.dispatch.launcher_subprocess import SubprocessLauncher
-from services.dispatch.ports import TaskLauncher, TaskPhase, TaskStatus
+from services.dispatch.ports import NoCapacity, TaskLauncher, TaskPhase, TaskStatus
 from services.dispatch.task_environment import MAX_OVERRIDE_CHARACTERS, container_overrides
 from services.domain.errors import ConflictError, DependencyUnavailableError, NotConfiguredError
 from tests.servers.process import CREDENTIALS, REGION, Server
@@ -87,6 +87,12 @@ def launcher(make: MakeLauncher) -> TaskLauncher:
     return make()
 
 
+def launched(launcher: TaskLauncher, token: str, variables: dict[str, str]) -> str:
+    task = launcher.launch(token, variables)
+    assert isinstance(task, str), task
+    return task
+
+
 def environment(name: str = "one", **more: str) -> dict[str, str]:
     return {"CORRELATION_ID": name, "BATCH_SIZE": "3", **more}
 
@@ -114,7 +120,7 @@ def started(folder: Path, name: str = "one") -> int:
 
 
 def test_a_task_has_its_environment_and_ends_with_its_code(launcher: TaskLauncher, tmp_path: Path) -> None:
-    task = launcher.launch("token-1", environment(CODE="1"))
+    task = launched(launcher, "token-1", environment(CODE="1"))
     status = ended(launcher, task)
     assert status.exit_code == 1
     assert status.start_time is not None
@@ -123,7 +129,7 @@ def test_a_task_has_its_environment_and_ends_with_its_code(launcher: TaskLaunche
 
 
 def test_it_runs_until_it_ends(launcher: TaskLauncher, tmp_path: Path) -> None:
-    task = launcher.launch("token-1", environment(SECONDS="30"))
+    task = launched(launcher, "token-1", environment(SECONDS="30"))
     started(tmp_path)
     assert launcher.describe([task])[task].phase is TaskPhase.RUNNING
     launcher.stop(task, "enough")
@@ -133,37 +139,37 @@ def test_it_runs_until_it_ends(launcher: TaskLauncher, tmp_path: Path) -> None:
 
 
 def test_the_same_launch_twice_is_one_task(launcher: TaskLauncher, tmp_path: Path) -> None:
-    first = launcher.launch("token-1", environment(SECONDS="0.5"))
-    assert launcher.launch("token-1", environment(SECONDS="0.5")) == first
+    first = launched(launcher, "token-1", environment(SECONDS="0.5"))
+    assert launched(launcher, "token-1", environment(SECONDS="0.5")) == first
     ended(launcher, first)
-    assert launcher.launch("token-1", environment(SECONDS="0.5")) == first, "also after its end"
+    assert launched(launcher, "token-1", environment(SECONDS="0.5")) == first, "also after its end"
     assert len(lines(tmp_path)) == 1
 
 
 def test_a_token_used_for_something_else_is_refused(launcher: TaskLauncher, tmp_path: Path) -> None:
-    first = launcher.launch("token-1", environment())
+    first = launched(launcher, "token-1", environment())
     with pytest.raises(ConflictError):
-        launcher.launch("token-1", environment("two"))
-    assert launcher.launch("token-2", environment("two")) != first
+        launched(launcher, "token-1", environment("two"))
+    assert launched(launcher, "token-2", environment("two")) != first
     started(tmp_path, "two")
 
 
 def test_a_killed_task_says_so(launcher: TaskLauncher, tmp_path: Path) -> None:
-    task = launcher.launch("token-1", environment(SECONDS="30"))
+    task = launched(launcher, "token-1", environment(SECONDS="30"))
     os.kill(started(tmp_path), signal.SIGKILL)
     assert ended(launcher, task).exit_code == 128 + signal.SIGKILL
 
 
 def test_another_launcher_knows_the_tasks(make: MakeLauncher, tmp_path: Path) -> None:
     first, second = make(), make()
-    running = first.launch("token-1", environment(SECONDS="30"))
-    quick = first.launch("token-2", environment("two"))
+    running = launched(first, "token-1", environment(SECONDS="30"))
+    quick = launched(first, "token-2", environment("two"))
     started(tmp_path)
     ended(first, quick)
     seen = second.describe([running, quick])
     assert seen[running].phase is TaskPhase.RUNNING
     assert (seen[quick].phase, seen[quick].exit_code) == (TaskPhase.STOPPED, 0)
-    assert second.launch("token-1", environment(SECONDS="30")) == running
+    assert launched(second, "token-1", environment(SECONDS="30")) == running
     second.stop(running, "not needed")
     assert ended(second, running).phase is TaskPhase.STOPPED
     assert len(lines(tmp_path)) == 1
@@ -176,13 +182,13 @@ def test_what_nobody_launched_is_unknown(launcher: TaskLauncher) -> None:
 
 def test_a_token_too_long_is_refused(launcher: TaskLauncher) -> None:
     with pytest.raises(NotConfiguredError):
-        launcher.launch("t" * 65, environment())
+        launched(launcher, "t" * 65, environment())
 
 
 def test_a_process_that_cannot_start_says_so(tmp_path: Path) -> None:
     launcher = SubprocessLauncher(tmp_path, ("/nonexistent/program",))
     with pytest.raises(DependencyUnavailableError, match="/nonexistent/program"):
-        launcher.launch("token-1", {})
+        launched(launcher, "token-1", {})
     status = launcher.describe(["token-1"])["token-1"]
     assert (status.phase, status.start_time) == (TaskPhase.STOPPED, None)
 
@@ -190,14 +196,15 @@ def test_a_process_that_cannot_start_says_so(tmp_path: Path) -> None:
 def test_no_capacity_and_throttling_pass(validator: RunTaskValidator, deployment: tuple[str, str]) -> None:
     launcher = EcsLauncher.connect(*deployment, CONTAINER, ["subnet-1"], [])
     validator.no_capacity = 1
-    with pytest.raises(DependencyUnavailableError, match="Capacity is unavailable"):
-        launcher.launch("token-1", environment())
+    answer = launcher.launch("token-1", environment())
+    assert isinstance(answer, NoCapacity)
+    assert "Capacity is unavailable" in answer.reason
     validator.throttled = 10  # more than the client's own retries
     with pytest.raises(DependencyUnavailableError, match="ThrottlingException") as refused:
-        launcher.launch("token-1", environment())
+        launched(launcher, "token-1", environment())
     assert refused.value.retry_delay_seconds > 0
     validator.throttled = 0
-    assert ended(launcher, launcher.launch("token-1", environment())).exit_code == 0
+    assert ended(launcher, launched(launcher, "token-1", environment())).exit_code == 0
     launcher.close()
 
 

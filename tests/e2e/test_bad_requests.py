@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -94,6 +95,41 @@ CASES: list[Case] = [
             "Dispatch",
             dispatch_service_pb2.DispatchRequest(quotes=[quote_pb2.Quote()], mode=9),  # type: ignore[arg-type]
             "mode",
+        ),
+        (
+            "dispatch",
+            dispatch_service_pb2_grpc.DispatchServiceStub,
+            "ListTasks",
+            dispatch_service_pb2.ListTasksRequest(page_size=-1),
+            "page_size",
+        ),
+        (
+            "dispatch",
+            dispatch_service_pb2_grpc.DispatchServiceStub,
+            "ListTasks",
+            dispatch_service_pb2.ListTasksRequest(page_token="x"),
+            "page_token",
+        ),
+        (
+            "dispatch",
+            dispatch_service_pb2_grpc.DispatchServiceStub,
+            "ListTasks",
+            dispatch_service_pb2.ListTasksRequest(state=9),  # type: ignore[arg-type]
+            "state",
+        ),
+        (
+            "dispatch",
+            dispatch_service_pb2_grpc.DispatchServiceStub,
+            "GetTask",
+            dispatch_service_pb2.GetTaskRequest(),
+            "task_id",
+        ),
+        (
+            "dispatch",
+            dispatch_service_pb2_grpc.DispatchServiceStub,
+            "WatchTasks",
+            dispatch_service_pb2.WatchTasksRequest(heartbeat_interval=Duration(seconds=301)),
+            "heartbeat_interval",
         ),
         (
             "ingest",
@@ -313,6 +349,13 @@ TOO_LARGE: list[tuple[str, str, Callable[[grpc.Channel], Any], str, Message]] = 
         alert_service_pb2_grpc.AlertServiceStub,
         "GetAlert",
         alert_service_pb2.GetAlertRequest(alert_id=LONG),
+    ),
+    (
+        "a task_id of 30 KB",
+        "dispatch",
+        dispatch_service_pb2_grpc.DispatchServiceStub,
+        "GetTask",
+        dispatch_service_pb2.GetTaskRequest(task_id=LONG),
     ),
     (
         "a tape of 30 KB",

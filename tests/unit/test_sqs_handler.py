@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.domain.errors import DependencyUnavailableError
+from services.pipeline.score_then_record import ScoreThenRecord
 from services.pipeline.sqs_handler import SqsBatchHandler
 from services.queue import market_message
 from services.queue.ports import DeadLetter
@@ -56,7 +57,7 @@ def failed(response: dict[str, list[dict[str, str]]]) -> list[str]:
 @pytest.fixture
 def parts() -> tuple[FakeScorer, FakeRecorder, Letters, SqsBatchHandler]:
     scorer, recorder, letters = FakeScorer(), FakeRecorder(), Letters()
-    return scorer, recorder, letters, SqsBatchHandler(scorer, recorder, letters, "market_queue.fifo")
+    return scorer, recorder, letters, SqsBatchHandler(ScoreThenRecord(scorer, recorder), letters, "market_queue.fifo")
 
 
 async def test_a_good_batch_is_recorded_and_done(

@@ -25,41 +25,60 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from tapewatch.dispatch.v1 import task_pb2 as tapewatch_dot_dispatch_dot_v1_dot_task__pb2
 from tapewatch.market.v1 import quote_pb2 as tapewatch_dot_market_dot_v1_dot_quote__pb2
 from tapewatch.scorer.v1 import score_pb2 as tapewatch_dot_scorer_dot_v1_dot_score__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tapewatch/dispatch/v1/dispatch_service.proto\x12\x15tapewatch.dispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1ftapewatch/market/v1/quote.proto\x1a\x1ftapewatch/scorer/v1/score.proto\"~\n\x0f\x44ispatchRequest\x12\x32\n\x06quotes\x18\x01 \x03(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x06quotes\x12\x37\n\x04mode\x18\x02 \x01(\x0e\x32#.tapewatch.dispatch.v1.DispatchModeR\x04mode\"S\n\x10\x44ispatchResponse\x12?\n\x07results\x18\x01 \x03(\x0b\x32%.tapewatch.dispatch.v1.DispatchResultR\x07results\"\x96\x01\n\x0e\x44ispatchResult\x12\x19\n\x08quote_id\x18\x01 \x01(\tR\x07quoteId\x12\x32\n\x05score\x18\x02 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ScoreH\x00R\x05score\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\t\n\x07outcome\"\x14\n\x12GetCapacityRequest\"\xe3\x01\n\x13GetCapacityResponse\x12;\n\x07scorers\x18\x01 \x03(\x0b\x32!.tapewatch.dispatch.v1.WarmScorerR\x07scorers\x12\x38\n\x07\x62\x61\x63klog\x18\x02 \x01(\x0b\x32\x1e.tapewatch.dispatch.v1.BacklogR\x07\x62\x61\x63klog\x12(\n\x10\x62\x61tch_size_limit\x18\x03 \x01(\x05R\x0e\x62\x61tchSizeLimit\x12+\n\x11\x63oncurrency_limit\x18\x04 \x01(\x05R\x10\x63oncurrencyLimit\"@\n\nWarmScorer\x12\x18\n\x07\x61\x64\x64ress\x18\x01 \x01(\tR\x07\x61\x64\x64ress\x12\x18\n\x07serving\x18\x02 \x01(\x08R\x07serving\"\x81\x01\n\x07\x42\x61\x63klog\x12%\n\x0eready_messages\x18\x01 \x01(\x03R\rreadyMessages\x12,\n\x12in_flight_messages\x18\x02 \x01(\x03R\x10inFlightMessages\x12!\n\x0c\x64\x65\x61\x64_letters\x18\x03 \x01(\x03R\x0b\x64\x65\x61\x64Letters\"\x14\n\x12GetCanariesRequest\"\xac\x02\n\x13GetCanariesResponse\x12\x38\n\x05state\x18\x01 \x01(\x0e\x32\".tapewatch.dispatch.v1.CanaryStateR\x05state\x12\x35\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08interval\x12\x37\n\tplay_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08playTime\x12=\n\x07results\x18\x04 \x03(\x0b\x32#.tapewatch.dispatch.v1.CanaryResultR\x07results\x12\x14\n\x05plays\x18\x05 \x01(\x03R\x05plays\x12\x16\n\x06missed\x18\x06 \x01(\x03R\x06missed\"\xfc\x01\n\x0c\x43\x61naryResult\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07\x61lerted\x18\x02 \x01(\x08R\x07\x61lerted\x12/\n\x05\x64\x65lay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05\x64\x65lay\x12\x19\n\x08\x61lert_id\x18\x04 \x01(\tR\x07\x61lertId\x12\x39\n\x08typology\x18\x05 \x01(\x0e\x32\x1d.tapewatch.scorer.v1.TypologyR\x08typology\x12\x1d\n\npeak_score\x18\x06 \x01(\x01R\tpeakScore\x12\x18\n\x07problem\x18\x07 \x01(\tR\x07problem*u\n\x0c\x44ispatchMode\x12\x1d\n\x19\x44ISPATCH_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44ISPATCH_MODE_WARM\x10\x01\x12\x16\n\x12\x44ISPATCH_MODE_TASK\x10\x02\x12\x16\n\x12\x44ISPATCH_MODE_AUTO\x10\x03*\x8c\x01\n\x0b\x43\x61naryState\x12\x1c\n\x18\x43\x41NARY_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41NARY_STATE_OFF\x10\x01\x12\x1b\n\x17\x43\x41NARY_STATE_NOT_PLAYED\x10\x02\x12\x16\n\x12\x43\x41NARY_STATE_GREEN\x10\x03\x12\x14\n\x10\x43\x41NARY_STATE_RED\x10\x04\x32\xba\x02\n\x0f\x44ispatchService\x12[\n\x08\x44ispatch\x12&.tapewatch.dispatch.v1.DispatchRequest\x1a\'.tapewatch.dispatch.v1.DispatchResponse\x12\x64\n\x0bGetCapacity\x12).tapewatch.dispatch.v1.GetCapacityRequest\x1a*.tapewatch.dispatch.v1.GetCapacityResponse\x12\x64\n\x0bGetCanaries\x12).tapewatch.dispatch.v1.GetCanariesRequest\x1a*.tapewatch.dispatch.v1.GetCanariesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tapewatch/dispatch/v1/dispatch_service.proto\x12\x15tapewatch.dispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a tapewatch/dispatch/v1/task.proto\x1a\x1ftapewatch/market/v1/quote.proto\x1a\x1ftapewatch/scorer/v1/score.proto\"~\n\x0f\x44ispatchRequest\x12\x32\n\x06quotes\x18\x01 \x03(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x06quotes\x12\x37\n\x04mode\x18\x02 \x01(\x0e\x32#.tapewatch.dispatch.v1.DispatchModeR\x04mode\"S\n\x10\x44ispatchResponse\x12?\n\x07results\x18\x01 \x03(\x0b\x32%.tapewatch.dispatch.v1.DispatchResultR\x07results\"\x96\x01\n\x0e\x44ispatchResult\x12\x19\n\x08quote_id\x18\x01 \x01(\tR\x07quoteId\x12\x32\n\x05score\x18\x02 \x01(\x0b\x32\x1a.tapewatch.scorer.v1.ScoreH\x00R\x05score\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\t\n\x07outcome\"\x14\n\x12GetCapacityRequest\"\xd7\x02\n\x13GetCapacityResponse\x12;\n\x07scorers\x18\x01 \x03(\x0b\x32!.tapewatch.dispatch.v1.WarmScorerR\x07scorers\x12\x38\n\x07\x62\x61\x63klog\x18\x02 \x01(\x0b\x32\x1e.tapewatch.dispatch.v1.BacklogR\x07\x62\x61\x63klog\x12(\n\x10\x62\x61tch_size_limit\x18\x03 \x01(\x05R\x0e\x62\x61tchSizeLimit\x12+\n\x11\x63oncurrency_limit\x18\x04 \x01(\x05R\x10\x63oncurrencyLimit\x12\x37\n\x04mode\x18\x05 \x01(\x0e\x32#.tapewatch.dispatch.v1.DispatchModeR\x04mode\x12\x39\n\x05tasks\x18\x06 \x01(\x0b\x32#.tapewatch.dispatch.v1.TaskCapacityR\x05tasks\"\xa5\x02\n\x0cTaskCapacity\x12!\n\x0copen_batches\x18\x01 \x01(\x03R\x0bopenBatches\x12#\n\rrunning_tasks\x18\x02 \x01(\x05R\x0crunningTasks\x12.\n\x13running_tasks_limit\x18\x03 \x01(\x05R\x11runningTasksLimit\x12,\n\x12open_batches_limit\x18\x04 \x01(\x05R\x10openBatchesLimit\x12J\n\x13oldest_entered_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x11oldestEnteredTime\x12#\n\ropen_messages\x18\x06 \x01(\x03R\x0copenMessages\"\x86\x01\n\x10ListTasksRequest\x12\x36\n\x05state\x18\x01 \x01(\x0e\x32 .tapewatch.dispatch.v1.TaskStateR\x05state\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"n\n\x11ListTasksResponse\x12\x31\n\x05tasks\x18\x01 \x03(\x0b\x32\x1b.tapewatch.dispatch.v1.TaskR\x05tasks\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\")\n\x0eGetTaskRequest\x12\x17\n\x07task_id\x18\x01 \x01(\tR\x06taskId\"B\n\x0fGetTaskResponse\x12/\n\x04task\x18\x01 \x01(\x0b\x32\x1b.tapewatch.dispatch.v1.TaskR\x04task\"]\n\x11WatchTasksRequest\x12H\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x11heartbeatInterval\"\xe7\x01\n\x12WatchTasksResponse\x12\x31\n\x04task\x18\x01 \x01(\x0b\x32\x1b.tapewatch.dispatch.v1.TaskH\x00R\x04task\x12N\n\x0csynchronized\x18\x02 \x01(\x0b\x32(.tapewatch.dispatch.v1.TasksSynchronizedH\x00R\x0csynchronized\x12\x45\n\theartbeat\x18\x03 \x01(\x0b\x32%.tapewatch.dispatch.v1.TasksHeartbeatH\x00R\theartbeatB\x07\n\x05\x65vent\"6\n\x11TasksSynchronized\x12!\n\x0copen_batches\x18\x01 \x01(\x03R\x0bopenBatches\"@\n\x0eTasksHeartbeat\x12.\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\"@\n\nWarmScorer\x12\x18\n\x07\x61\x64\x64ress\x18\x01 \x01(\tR\x07\x61\x64\x64ress\x12\x18\n\x07serving\x18\x02 \x01(\x08R\x07serving\"\x81\x01\n\x07\x42\x61\x63klog\x12%\n\x0eready_messages\x18\x01 \x01(\x03R\rreadyMessages\x12,\n\x12in_flight_messages\x18\x02 \x01(\x03R\x10inFlightMessages\x12!\n\x0c\x64\x65\x61\x64_letters\x18\x03 \x01(\x03R\x0b\x64\x65\x61\x64Letters\"\x14\n\x12GetCanariesRequest\"\xac\x02\n\x13GetCanariesResponse\x12\x38\n\x05state\x18\x01 \x01(\x0e\x32\".tapewatch.dispatch.v1.CanaryStateR\x05state\x12\x35\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08interval\x12\x37\n\tplay_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08playTime\x12=\n\x07results\x18\x04 \x03(\x0b\x32#.tapewatch.dispatch.v1.CanaryResultR\x07results\x12\x14\n\x05plays\x18\x05 \x01(\x03R\x05plays\x12\x16\n\x06missed\x18\x06 \x01(\x03R\x06missed\"\xfc\x01\n\x0c\x43\x61naryResult\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07\x61lerted\x18\x02 \x01(\x08R\x07\x61lerted\x12/\n\x05\x64\x65lay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05\x64\x65lay\x12\x19\n\x08\x61lert_id\x18\x04 \x01(\tR\x07\x61lertId\x12\x39\n\x08typology\x18\x05 \x01(\x0e\x32\x1d.tapewatch.scorer.v1.TypologyR\x08typology\x12\x1d\n\npeak_score\x18\x06 \x01(\x01R\tpeakScore\x12\x18\n\x07problem\x18\x07 \x01(\tR\x07problem*u\n\x0c\x44ispatchMode\x12\x1d\n\x19\x44ISPATCH_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44ISPATCH_MODE_WARM\x10\x01\x12\x16\n\x12\x44ISPATCH_MODE_TASK\x10\x02\x12\x16\n\x12\x44ISPATCH_MODE_AUTO\x10\x03*\x8c\x01\n\x0b\x43\x61naryState\x12\x1c\n\x18\x43\x41NARY_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41NARY_STATE_OFF\x10\x01\x12\x1b\n\x17\x43\x41NARY_STATE_NOT_PLAYED\x10\x02\x12\x16\n\x12\x43\x41NARY_STATE_GREEN\x10\x03\x12\x14\n\x10\x43\x41NARY_STATE_RED\x10\x04\x32\xd9\x04\n\x0f\x44ispatchService\x12[\n\x08\x44ispatch\x12&.tapewatch.dispatch.v1.DispatchRequest\x1a\'.tapewatch.dispatch.v1.DispatchResponse\x12^\n\tListTasks\x12\'.tapewatch.dispatch.v1.ListTasksRequest\x1a(.tapewatch.dispatch.v1.ListTasksResponse\x12X\n\x07GetTask\x12%.tapewatch.dispatch.v1.GetTaskRequest\x1a&.tapewatch.dispatch.v1.GetTaskResponse\x12\x63\n\nWatchTasks\x12(.tapewatch.dispatch.v1.WatchTasksRequest\x1a).tapewatch.dispatch.v1.WatchTasksResponse0\x01\x12\x64\n\x0bGetCapacity\x12).tapewatch.dispatch.v1.GetCapacityRequest\x1a*.tapewatch.dispatch.v1.GetCapacityResponse\x12\x64\n\x0bGetCanaries\x12).tapewatch.dispatch.v1.GetCanariesRequest\x1a*.tapewatch.dispatch.v1.GetCanariesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tapewatch.dispatch.v1.dispatch_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DISPATCHMODE']._serialized_start=1623
-  _globals['_DISPATCHMODE']._serialized_end=1740
-  _globals['_CANARYSTATE']._serialized_start=1743
-  _globals['_CANARYSTATE']._serialized_end=1883
-  _globals['_DISPATCHREQUEST']._serialized_start=227
-  _globals['_DISPATCHREQUEST']._serialized_end=353
-  _globals['_DISPATCHRESPONSE']._serialized_start=355
-  _globals['_DISPATCHRESPONSE']._serialized_end=438
-  _globals['_DISPATCHRESULT']._serialized_start=441
-  _globals['_DISPATCHRESULT']._serialized_end=591
-  _globals['_GETCAPACITYREQUEST']._serialized_start=593
-  _globals['_GETCAPACITYREQUEST']._serialized_end=613
-  _globals['_GETCAPACITYRESPONSE']._serialized_start=616
-  _globals['_GETCAPACITYRESPONSE']._serialized_end=843
-  _globals['_WARMSCORER']._serialized_start=845
-  _globals['_WARMSCORER']._serialized_end=909
-  _globals['_BACKLOG']._serialized_start=912
-  _globals['_BACKLOG']._serialized_end=1041
-  _globals['_GETCANARIESREQUEST']._serialized_start=1043
-  _globals['_GETCANARIESREQUEST']._serialized_end=1063
-  _globals['_GETCANARIESRESPONSE']._serialized_start=1066
-  _globals['_GETCANARIESRESPONSE']._serialized_end=1366
-  _globals['_CANARYRESULT']._serialized_start=1369
-  _globals['_CANARYRESULT']._serialized_end=1621
-  _globals['_DISPATCHSERVICE']._serialized_start=1886
-  _globals['_DISPATCHSERVICE']._serialized_end=2200
+  _globals['_DISPATCHMODE']._serialized_start=2880
+  _globals['_DISPATCHMODE']._serialized_end=2997
+  _globals['_CANARYSTATE']._serialized_start=3000
+  _globals['_CANARYSTATE']._serialized_end=3140
+  _globals['_DISPATCHREQUEST']._serialized_start=261
+  _globals['_DISPATCHREQUEST']._serialized_end=387
+  _globals['_DISPATCHRESPONSE']._serialized_start=389
+  _globals['_DISPATCHRESPONSE']._serialized_end=472
+  _globals['_DISPATCHRESULT']._serialized_start=475
+  _globals['_DISPATCHRESULT']._serialized_end=625
+  _globals['_GETCAPACITYREQUEST']._serialized_start=627
+  _globals['_GETCAPACITYREQUEST']._serialized_end=647
+  _globals['_GETCAPACITYRESPONSE']._serialized_start=650
+  _globals['_GETCAPACITYRESPONSE']._serialized_end=993
+  _globals['_TASKCAPACITY']._serialized_start=996
+  _globals['_TASKCAPACITY']._serialized_end=1289
+  _globals['_LISTTASKSREQUEST']._serialized_start=1292
+  _globals['_LISTTASKSREQUEST']._serialized_end=1426
+  _globals['_LISTTASKSRESPONSE']._serialized_start=1428
+  _globals['_LISTTASKSRESPONSE']._serialized_end=1538
+  _globals['_GETTASKREQUEST']._serialized_start=1540
+  _globals['_GETTASKREQUEST']._serialized_end=1581
+  _globals['_GETTASKRESPONSE']._serialized_start=1583
+  _globals['_GETTASKRESPONSE']._serialized_end=1649
+  _globals['_WATCHTASKSREQUEST']._serialized_start=1651
+  _globals['_WATCHTASKSREQUEST']._serialized_end=1744
+  _globals['_WATCHTASKSRESPONSE']._serialized_start=1747
+  _globals['_WATCHTASKSRESPONSE']._serialized_end=1978
+  _globals['_TASKSSYNCHRONIZED']._serialized_start=1980
+  _globals['_TASKSSYNCHRONIZED']._serialized_end=2034
+  _globals['_TASKSHEARTBEAT']._serialized_start=2036
+  _globals['_TASKSHEARTBEAT']._serialized_end=2100
+  _globals['_WARMSCORER']._serialized_start=2102
+  _globals['_WARMSCORER']._serialized_end=2166
+  _globals['_BACKLOG']._serialized_start=2169
+  _globals['_BACKLOG']._serialized_end=2298
+  _globals['_GETCANARIESREQUEST']._serialized_start=2300
+  _globals['_GETCANARIESREQUEST']._serialized_end=2320
+  _globals['_GETCANARIESRESPONSE']._serialized_start=2323
+  _globals['_GETCANARIESRESPONSE']._serialized_end=2623
+  _globals['_CANARYRESULT']._serialized_start=2626
+  _globals['_CANARYRESULT']._serialized_end=2878
+  _globals['_DISPATCHSERVICE']._serialized_start=3143
+  _globals['_DISPATCHSERVICE']._serialized_end=3744
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
+from tapewatch.dispatch.v1 import task_pb2 as _task_pb2
 from tapewatch.market.v1 import quote_pb2 as _quote_pb2
 from tapewatch.scorer.v1 import score_pb2 as _score_pb2
 import builtins as _builtins
@@ -31,25 +32,31 @@ class _DispatchMode:
 class _DispatchModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DispatchMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DISPATCH_MODE_UNSPECIFIED: _DispatchMode.ValueType  # 0
-    """The server's default: WARM."""
+    """The server's own: DISPATCH_MODE."""
     DISPATCH_MODE_WARM: _DispatchMode.ValueType  # 1
     """By the pool of running scorers."""
     DISPATCH_MODE_TASK: _DispatchMode.ValueType  # 2
-    """By one task launched for the batch. Refused with FAILED_PRECONDITION by a server without a task launcher."""
+    """By one task launched for the batch. Refused with FAILED_PRECONDITION by a server in warm mode, which has no task
+    launcher. The answer waits for the task while the deadline allows; a quote whose batch is still open is answered
+    with UNAVAILABLE, and will be recorded.
+    """
     DISPATCH_MODE_AUTO: _DispatchMode.ValueType  # 3
-    """WARM while a scorer serves, TASK otherwise. Refused like TASK."""
+    """WARM while a scorer serves and no task has quotes of the same series, TASK otherwise. Refused like TASK."""
 
 class DispatchMode(_DispatchMode, metaclass=_DispatchModeEnumTypeWrapper):
     """Where a batch is scored."""
 
 DISPATCH_MODE_UNSPECIFIED: DispatchMode.ValueType  # 0
-"""The server's default: WARM."""
+"""The server's own: DISPATCH_MODE."""
 DISPATCH_MODE_WARM: DispatchMode.ValueType  # 1
 """By the pool of running scorers."""
 DISPATCH_MODE_TASK: DispatchMode.ValueType  # 2
-"""By one task launched for the batch. Refused with FAILED_PRECONDITION by a server without a task launcher."""
+"""By one task launched for the batch. Refused with FAILED_PRECONDITION by a server in warm mode, which has no task
+launcher. The answer waits for the task while the deadline allows; a quote whose batch is still open is answered
+with UNAVAILABLE, and will be recorded.
+"""
 DISPATCH_MODE_AUTO: DispatchMode.ValueType  # 3
-"""WARM while a scorer serves, TASK otherwise. Refused like TASK."""
+"""WARM while a scorer serves and no task has quotes of the same series, TASK otherwise. Refused like TASK."""
 Global___DispatchMode: _TypeAlias = DispatchMode  # noqa: Y015
 
 class _CanaryState:
@@ -199,10 +206,14 @@ class GetCapacityResponse(_message.Message):
     BACKLOG_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_LIMIT_FIELD_NUMBER: _builtins.int
     CONCURRENCY_LIMIT_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
     batch_size_limit: _builtins.int
     """Most messages in one batch."""
     concurrency_limit: _builtins.int
     """Most batches at once."""
+    mode: Global___DispatchMode.ValueType
+    """Where this server scores."""
     @_builtins.property
     def scorers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WarmScorer]:
         """The warm pool, in the order of its configuration."""
@@ -211,6 +222,10 @@ class GetCapacityResponse(_message.Message):
     def backlog(self) -> Global___Backlog:
         """What waits. Absent when this server has no queue."""
 
+    @_builtins.property
+    def tasks(self) -> Global___TaskCapacity:
+        """Task mode. Absent in warm mode."""
+
     def __init__(
         self,
         *,
@@ -218,14 +233,272 @@ class GetCapacityResponse(_message.Message):
         backlog: Global___Backlog | None = ...,
         batch_size_limit: _builtins.int = ...,
         concurrency_limit: _builtins.int = ...,
+        mode: Global___DispatchMode.ValueType = ...,
+        tasks: Global___TaskCapacity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "tasks", b"tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "batch_size_limit", b"batch_size_limit", "concurrency_limit", b"concurrency_limit", "scorers", b"scorers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "batch_size_limit", b"batch_size_limit", "concurrency_limit", b"concurrency_limit", "mode", b"mode", "scorers", b"scorers", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCapacityResponse: _TypeAlias = GetCapacityResponse  # noqa: Y015
+
+@_typing.final
+class TaskCapacity(_message.Message):
+    """What task mode has and may do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPEN_BATCHES_FIELD_NUMBER: _builtins.int
+    RUNNING_TASKS_FIELD_NUMBER: _builtins.int
+    RUNNING_TASKS_LIMIT_FIELD_NUMBER: _builtins.int
+    OPEN_BATCHES_LIMIT_FIELD_NUMBER: _builtins.int
+    OLDEST_ENTERED_TIME_FIELD_NUMBER: _builtins.int
+    OPEN_MESSAGES_FIELD_NUMBER: _builtins.int
+    open_batches: _builtins.int
+    """Batches that are not recorded."""
+    running_tasks: _builtins.int
+    """Of these, how many have a task that is being launched or runs."""
+    running_tasks_limit: _builtins.int
+    """Most tasks at once."""
+    open_batches_limit: _builtins.int
+    """Open batches above which messages stay in the queue."""
+    open_messages: _builtins.int
+    """Messages of open batches that are neither recorded nor dead letters, as last seen."""
+    @_builtins.property
+    def oldest_entered_time(self) -> _timestamp_pb2.Timestamp:
+        """When the oldest open batch entered. Absent when none is open."""
+
+    def __init__(
+        self,
+        *,
+        open_batches: _builtins.int = ...,
+        running_tasks: _builtins.int = ...,
+        running_tasks_limit: _builtins.int = ...,
+        open_batches_limit: _builtins.int = ...,
+        oldest_entered_time: _timestamp_pb2.Timestamp | None = ...,
+        open_messages: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_entered_time", b"oldest_entered_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["oldest_entered_time", b"oldest_entered_time", "open_batches", b"open_batches", "open_batches_limit", b"open_batches_limit", "open_messages", b"open_messages", "running_tasks", b"running_tasks", "running_tasks_limit", b"running_tasks_limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskCapacity: _TypeAlias = TaskCapacity  # noqa: Y015
+
+@_typing.final
+class ListTasksRequest(_message.Message):
+    """Which batches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    state: _task_pb2.TaskState.ValueType
+    """Only those in this state. UNSPECIFIED means all."""
+    page_size: _builtins.int
+    """Most batches in the answer: 1 to 1,000. 0 means 100."""
+    page_token: _builtins.str
+    """next_page_token of the previous page, with everything else unchanged. Empty means the first page."""
+    def __init__(
+        self,
+        *,
+        state: _task_pb2.TaskState.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTasksRequest: _TypeAlias = ListTasksRequest  # noqa: Y015
+
+@_typing.final
+class ListTasksResponse(_message.Message):
+    """Batches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty when this is the last."""
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Task]:
+        """Newest first, by task_id."""
+
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Iterable[_task_pb2.Task] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTasksResponse: _TypeAlias = ListTasksResponse  # noqa: Y015
+
+@_typing.final
+class GetTaskRequest(_message.Message):
+    """Which batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The batch. Required."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskRequest: _TypeAlias = GetTaskRequest  # noqa: Y015
+
+@_typing.final
+class GetTaskResponse(_message.Message):
+    """The batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def task(self) -> _task_pb2.Task:
+        """The batch."""
+
+    def __init__(
+        self,
+        *,
+        task: _task_pb2.Task | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskResponse: _TypeAlias = GetTaskResponse  # noqa: Y015
+
+@_typing.final
+class WatchTasksRequest(_message.Message):
+    """How to watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def heartbeat_interval(self) -> _duration_pb2.Duration:
+        """Time between heartbeats: 1 s to 5 min. Empty means 15 s."""
+
+    def __init__(
+        self,
+        *,
+        heartbeat_interval: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTasksRequest: _TypeAlias = WatchTasksRequest  # noqa: Y015
+
+@_typing.final
+class WatchTasksResponse(_message.Message):
+    """What happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    SYNCHRONIZED_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def task(self) -> _task_pb2.Task:
+        """A batch as it is now."""
+
+    @_builtins.property
+    def synchronized(self) -> Global___TasksSynchronized:
+        """All batches that were open at the beginning have been sent."""
+
+    @_builtins.property
+    def heartbeat(self) -> Global___TasksHeartbeat:
+        """Nothing changed."""
+
+    def __init__(
+        self,
+        *,
+        task: _task_pb2.Task | None = ...,
+        synchronized: Global___TasksSynchronized | None = ...,
+        heartbeat: Global___TasksHeartbeat | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "heartbeat", b"heartbeat", "synchronized", b"synchronized", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "heartbeat", b"heartbeat", "synchronized", b"synchronized", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["task", "synchronized", "heartbeat"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchTasksResponse: _TypeAlias = WatchTasksResponse  # noqa: Y015
+
+@_typing.final
+class TasksSynchronized(_message.Message):
+    """All batches that were open at the beginning have been sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPEN_BATCHES_FIELD_NUMBER: _builtins.int
+    open_batches: _builtins.int
+    """How many they were."""
+    def __init__(
+        self,
+        *,
+        open_batches: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_batches", b"open_batches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TasksSynchronized: _TypeAlias = TasksSynchronized  # noqa: Y015
+
+@_typing.final
+class TasksHeartbeat(_message.Message):
+    """The stream is alive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """The server's clock."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TasksHeartbeat: _TypeAlias = TasksHeartbeat  # noqa: Y015
 
 @_typing.final
 class WarmScorer(_message.Message):

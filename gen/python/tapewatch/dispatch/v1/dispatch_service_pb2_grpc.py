@@ -26,10 +26,8 @@ if _version_not_supported:
 
 
 class DispatchServiceStub:
-    """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge.
-
-    Field numbers and names of task mode (one-shot scorers, their ledger and ListTasks, GetTask and WatchTasks) join
-    with its launchers.
+    """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge. In task mode a
+    batch is acknowledged once it is durable in the ledger, and a one-shot scorer launched for it scores and records.
     """
 
     def __init__(self, channel):
@@ -42,6 +40,21 @@ class DispatchServiceStub:
                 '/tapewatch.dispatch.v1.DispatchService/Dispatch',
                 request_serializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.DispatchRequest.SerializeToString,
                 response_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.DispatchResponse.FromString,
+                _registered_method=True)
+        self.ListTasks = channel.unary_unary(
+                '/tapewatch.dispatch.v1.DispatchService/ListTasks',
+                request_serializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.ListTasksRequest.SerializeToString,
+                response_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.ListTasksResponse.FromString,
+                _registered_method=True)
+        self.GetTask = channel.unary_unary(
+                '/tapewatch.dispatch.v1.DispatchService/GetTask',
+                request_serializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetTaskRequest.SerializeToString,
+                response_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetTaskResponse.FromString,
+                _registered_method=True)
+        self.WatchTasks = channel.unary_stream(
+                '/tapewatch.dispatch.v1.DispatchService/WatchTasks',
+                request_serializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.WatchTasksRequest.SerializeToString,
+                response_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.WatchTasksResponse.FromString,
                 _registered_method=True)
         self.GetCapacity = channel.unary_unary(
                 '/tapewatch.dispatch.v1.DispatchService/GetCapacity',
@@ -56,15 +69,37 @@ class DispatchServiceStub:
 
 
 class DispatchServiceServicer:
-    """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge.
-
-    Field numbers and names of task mode (one-shot scorers, their ledger and ListTasks, GetTask and WatchTasks) join
-    with its launchers.
+    """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge. In task mode a
+    batch is acknowledged once it is durable in the ledger, and a one-shot scorer launched for it scores and records.
     """
 
     def Dispatch(self, request, context):
         """What the Lambda does with a batch, callable by hand: scores the quotes and records the scores. The results come in
         the request's order; an outcome other than an error means that the score is durable in the gateway.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTasks(self, request, context):
+        """The batches of task mode, newest first. FAILED_PRECONDITION from a server in warm mode.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTask(self, request, context):
+        """One batch of task mode. NOT_FOUND when there is none with that id, or it was recorded longer ago than is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchTasks(self, request, context):
+        """The batches of task mode as they change. First come all that are not recorded, then `synchronized`, then each one
+        that enters and each change of one that was sent. Of changes in quick succession only the last may be sent, but the
+        final one always is. A heartbeat says that the stream is alive. The server ends it only when it drains, with
+        UNAVAILABLE; after a disconnect the caller begins anew, and ListTasks tells what was recorded meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +129,21 @@ def add_DispatchServiceServicer_to_server(servicer, server):
                     request_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.DispatchRequest.FromString,
                     response_serializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.DispatchResponse.SerializeToString,
             ),
+            'ListTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTasks,
+                    request_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.ListTasksRequest.FromString,
+                    response_serializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.ListTasksResponse.SerializeToString,
+            ),
+            'GetTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTask,
+                    request_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetTaskRequest.FromString,
+                    response_serializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetTaskResponse.SerializeToString,
+            ),
+            'WatchTasks': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTasks,
+                    request_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.WatchTasksRequest.FromString,
+                    response_serializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.WatchTasksResponse.SerializeToString,
+            ),
             'GetCapacity': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCapacity,
                     request_deserializer=tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetCapacityRequest.FromString,
@@ -113,10 +163,8 @@ def add_DispatchServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DispatchService:
-    """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge.
-
-    Field numbers and names of task mode (one-shot scorers, their ledger and ListTasks, GetTask and WatchTasks) join
-    with its launchers.
+    """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge. In task mode a
+    batch is acknowledged once it is durable in the ledger, and a one-shot scorer launched for it scores and records.
     """
 
     @staticmethod
@@ -136,6 +184,87 @@ class DispatchService:
             '/tapewatch.dispatch.v1.DispatchService/Dispatch',
             tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.DispatchRequest.SerializeToString,
             tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.DispatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tapewatch.dispatch.v1.DispatchService/ListTasks',
+            tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.ListTasksRequest.SerializeToString,
+            tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.ListTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tapewatch.dispatch.v1.DispatchService/GetTask',
+            tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetTaskRequest.SerializeToString,
+            tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.GetTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tapewatch.dispatch.v1.DispatchService/WatchTasks',
+            tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.WatchTasksRequest.SerializeToString,
+            tapewatch_dot_dispatch_dot_v1_dot_dispatch__service__pb2.WatchTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,10 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DispatchServiceStub:
-    """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge.
-
-    Field numbers and names of task mode (one-shot scorers, their ledger and ListTasks, GetTask and WatchTasks) join
-    with its launchers.
+    """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge. In task mode a
+    batch is acknowledged once it is durable in the ledger, and a one-shot scorer launched for it scores and records.
     """
 
     @_typing.overload
@@ -40,6 +38,16 @@ class DispatchServiceStub:
     Dispatch: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.DispatchRequest, _dispatch_service_pb2.DispatchResponse]
     """What the Lambda does with a batch, callable by hand: scores the quotes and records the scores. The results come in
     the request's order; an outcome other than an error means that the score is durable in the gateway.
+    """
+    ListTasks: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.ListTasksRequest, _dispatch_service_pb2.ListTasksResponse]
+    """The batches of task mode, newest first. FAILED_PRECONDITION from a server in warm mode."""
+    GetTask: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.GetTaskRequest, _dispatch_service_pb2.GetTaskResponse]
+    """One batch of task mode. NOT_FOUND when there is none with that id, or it was recorded longer ago than is kept."""
+    WatchTasks: _grpc.UnaryStreamMultiCallable[_dispatch_service_pb2.WatchTasksRequest, _dispatch_service_pb2.WatchTasksResponse]
+    """The batches of task mode as they change. First come all that are not recorded, then `synchronized`, then each one
+    that enters and each change of one that was sent. Of changes in quick succession only the last may be sent, but the
+    final one always is. A heartbeat says that the stream is alive. The server ends it only when it drains, with
+    UNAVAILABLE; after a disconnect the caller begins anew, and ListTasks tells what was recorded meanwhile.
     """
     GetCapacity: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.GetCapacityRequest, _dispatch_service_pb2.GetCapacityResponse]
     """The scorers, the backlog and the limits."""
@@ -51,16 +59,24 @@ class DispatchServiceStub:
 
 @_typing.type_check_only
 class DispatchServiceAsyncStub(DispatchServiceStub):
-    """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge.
-
-    Field numbers and names of task mode (one-shot scorers, their ledger and ListTasks, GetTask and WatchTasks) join
-    with its launchers.
+    """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge. In task mode a
+    batch is acknowledged once it is durable in the ledger, and a one-shot scorer launched for it scores and records.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Dispatch: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.DispatchRequest, _dispatch_service_pb2.DispatchResponse]  # type: ignore[assignment]
     """What the Lambda does with a batch, callable by hand: scores the quotes and records the scores. The results come in
     the request's order; an outcome other than an error means that the score is durable in the gateway.
+    """
+    ListTasks: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.ListTasksRequest, _dispatch_service_pb2.ListTasksResponse]  # type: ignore[assignment]
+    """The batches of task mode, newest first. FAILED_PRECONDITION from a server in warm mode."""
+    GetTask: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.GetTaskRequest, _dispatch_service_pb2.GetTaskResponse]  # type: ignore[assignment]
+    """One batch of task mode. NOT_FOUND when there is none with that id, or it was recorded longer ago than is kept."""
+    WatchTasks: _aio.UnaryStreamMultiCallable[_dispatch_service_pb2.WatchTasksRequest, _dispatch_service_pb2.WatchTasksResponse]  # type: ignore[assignment]
+    """The batches of task mode as they change. First come all that are not recorded, then `synchronized`, then each one
+    that enters and each change of one that was sent. Of changes in quick succession only the last may be sent, but the
+    final one always is. A heartbeat says that the stream is alive. The server ends it only when it drains, with
+    UNAVAILABLE; after a disconnect the caller begins anew, and ListTasks tells what was recorded meanwhile.
     """
     GetCapacity: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.GetCapacityRequest, _dispatch_service_pb2.GetCapacityResponse]  # type: ignore[assignment]
     """The scorers, the backlog and the limits."""
@@ -71,10 +87,8 @@ class DispatchServiceAsyncStub(DispatchServiceStub):
     """
 
 class DispatchServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge.
-
-    Field numbers and names of task mode (one-shot scorers, their ledger and ListTasks, GetTask and WatchTasks) join
-    with its launchers.
+    """Carries quotes from the queue to a scorer and its scores to the gateway: score, record, acknowledge. In task mode a
+    batch is acknowledged once it is durable in the ledger, and a one-shot scorer launched for it scores and records.
     """
 
     @_abc_1.abstractmethod
@@ -85,6 +99,34 @@ class DispatchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_dispatch_service_pb2.DispatchResponse, _abc.Awaitable[_dispatch_service_pb2.DispatchResponse]]:
         """What the Lambda does with a batch, callable by hand: scores the quotes and records the scores. The results come in
         the request's order; an outcome other than an error means that the score is durable in the gateway.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTasks(
+        self,
+        request: _dispatch_service_pb2.ListTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatch_service_pb2.ListTasksResponse, _abc.Awaitable[_dispatch_service_pb2.ListTasksResponse]]:
+        """The batches of task mode, newest first. FAILED_PRECONDITION from a server in warm mode."""
+
+    @_abc_1.abstractmethod
+    def GetTask(
+        self,
+        request: _dispatch_service_pb2.GetTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatch_service_pb2.GetTaskResponse, _abc.Awaitable[_dispatch_service_pb2.GetTaskResponse]]:
+        """One batch of task mode. NOT_FOUND when there is none with that id, or it was recorded longer ago than is kept."""
+
+    @_abc_1.abstractmethod
+    def WatchTasks(
+        self,
+        request: _dispatch_service_pb2.WatchTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_dispatch_service_pb2.WatchTasksResponse], _abc.AsyncIterator[_dispatch_service_pb2.WatchTasksResponse]]:
+        """The batches of task mode as they change. First come all that are not recorded, then `synchronized`, then each one
+        that enters and each change of one that was sent. Of changes in quick succession only the last may be sent, but the
+        final one always is. A heartbeat says that the stream is alive. The server ends it only when it drains, with
+        UNAVAILABLE; after a disconnect the caller begins anew, and ListTasks tells what was recorded meanwhile.
         """
 
     @_abc_1.abstractmethod

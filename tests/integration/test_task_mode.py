@@ -1,0 +1,272 @@
+"""Task mode through every fault: tasks that die, never start or hang, no room, duplicates; no quote lost or doubled.
+
+A task is a process that loads the model, so it takes about a second: a few batches each, of a few bars.
+"""
+
+import dataclasses
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from services.dispatch.batch import MAX_CRASHES, TaskState
+from services.dispatch.ports import NoCapacity, TaskStatus
+from services.dispatch.reconciler import CLAIM_SECONDS, TaskLimits
+from services.dispatch.task_environment import MAX_OVERRIDE_CHARACTERS
+from tests.integration.gateway_server import Gateway, running_gateway
+from tests.integration.task_mesh import COMMAND, TaskMesh, aws, bars, embedded
+from tests.servers.process import CREDENTIALS, Server
+from tests.servers.run_task_validator import RunTaskValidator
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+class DiedError(Exception):
+    """The process is gone."""
+
+
+@pytest.fixture
+def validator(ministack: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunTaskValidator]:
+    made = RunTaskValidator(ministack.url, COMMAND).start()
+    addresses = {f"AWS_ENDPOINT_URL_{service}": ministack.url for service in ("DYNAMODB", "S3")}
+    for name, value in (CREDENTIALS | addresses | {"AWS_ENDPOINT_URL_ECS": made.url}).items():
+        monkeypatch.setenv(name, value)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    async with running_gateway(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture(params=["embedded", "aws"])
+def mesh(request: pytest.FixtureRequest, tmp_path: Path, gateway: Gateway) -> Iterator[TaskMesh]:
+    if request.param == "embedded":
+        made = embedded(tmp_path, gateway)
+    else:
+        made = aws(tmp_path, gateway, request.getfixturevalue("validator"))
+    yield made
+    made.launcher.close()
+    made.ledger.close()
+    made.store.close()
+
+
+@pytest.fixture
+def local(tmp_path: Path, gateway: Gateway) -> Iterator[TaskMesh]:
+    made = embedded(tmp_path, gateway)
+    yield made
+    made.launcher.close()
+    made.ledger.close()
+    made.store.close()
+
+
+async def test_batches_of_a_lane_follow_each_other_and_other_lanes_do_not_wait(mesh: TaskMesh) -> None:
+    await mesh.receive(bars("AAPL", 0, 20))
+    await mesh.receive(bars("AAPL", 20, 40))
+    await mesh.receive(bars("MSFT", 0, 10))
+    await mesh.settle()
+    mesh.check([*bars("AAPL", 0, 40), *bars("MSFT", 0, 10)])
+    other, second, first = mesh.ledger.list(10)
+    assert all(entry.state is TaskState.RECORDED and entry.attempt == 1 for entry in (first, second, other))
+    assert first.stop_time is not None
+    assert second.launch_time is not None
+    assert other.launch_time is not None
+    assert second.launch_time >= first.stop_time
+    assert other.launch_time < first.stop_time
+    assert len(mesh.launches) == 3
+
+
+async def test_tasks_that_die_before_midway_and_after_recording(mesh: TaskMesh) -> None:
+    mesh.lay("start", "midway", "midway", "after")
+    for start in range(0, 60, 20):
+        await mesh.receive(bars("AAPL", start, start + 20))
+    await mesh.settle()
+    mesh.check(bars("AAPL", 0, 60))
+    third, second, first = mesh.ledger.list(10)
+    assert first.attempt + second.attempt + third.attempt == len(mesh.launches) >= 6
+    assert not list(mesh.faults.glob("*-*[0-9]")), "every fault was met"
+
+
+async def test_what_is_recorded_needs_no_report_and_no_second_task(local: TaskMesh) -> None:
+    local.lay("after")
+    await local.receive(bars("AAPL", 0, 5))
+    await local.settle()
+    local.check(bars("AAPL", 0, 5))
+    (entry,) = local.ledger.list(10)
+    assert (entry.attempt, len(local.launches)) == (1, 1)
+
+
+async def test_duplicates_and_regrouped_batches(mesh: TaskMesh) -> None:
+    await mesh.receive(bars("AAPL", 0, 20))
+    await mesh.receive(bars("AAPL", 0, 20))  # the same event again: the batch is open
+    await mesh.receive(bars("AAPL", 0, 7))  # a part of it, as another batch
+    await mesh.receive(bars("AAPL", 7, 30))  # the rest, with newer ones
+    assert len(mesh.ledger.open()) == 3
+    await mesh.settle()
+    mesh.check(bars("AAPL", 0, 30))
+    assert len(mesh.launches) == 2, "what is recorded already launches nothing"
+    assert mesh.launches[1].endswith(" 10")
+    await mesh.receive(bars("AAPL", 0, 20))  # long after: it enters, and launches nothing
+    await mesh.settle()
+    mesh.check(bars("AAPL", 0, 30))
+    assert len(mesh.launches) == 2
+
+
+async def test_no_capacity_and_throttling_leave_the_batch_in_the_ledger(
+    tmp_path: Path, gateway: Gateway, validator: RunTaskValidator
+) -> None:
+    mesh = aws(tmp_path, gateway, validator)
+    validator.no_capacity, validator.throttled = 1, 0
+    await mesh.receive(bars("AAPL", 0, 5))
+    await mesh.reconciler.step()
+    (waiting,) = mesh.ledger.open()
+    assert (waiting.state, waiting.attempt) == (TaskState.WAITING, 1)
+    assert "Capacity is unavailable" in waiting.reason
+    assert waiting.not_before is not None
+    assert await mesh.reconciler.step() == 1, "not before its time"
+    assert not mesh.launches
+    validator.throttled = 4  # more often than boto3 asks
+    while (entry := mesh.ledger.open()[0]).attempt == 1:
+        await mesh.reconciler.step()
+    assert (entry.state, entry.failures) == (TaskState.LAUNCHING, 2)
+    assert "ThrottlingException" in entry.reason
+    await mesh.settle()
+    mesh.check(bars("AAPL", 0, 5))
+    assert len(mesh.launches) == 1
+
+
+async def test_a_task_that_never_starts_is_launched_again(
+    tmp_path: Path, gateway: Gateway, validator: RunTaskValidator
+) -> None:
+    mesh = aws(tmp_path, gateway, validator)
+    mesh.limits = TaskLimits(timeout_seconds=15)
+    mesh.reconciler = mesh.another()
+    validator.never_starts = 1
+    await mesh.receive(bars("AAPL", 0, 5))
+    late = mesh.another(clock=lambda: datetime.now(UTC) + timedelta(seconds=16))
+    await mesh.reconciler.step()
+    await late.step()  # stops it
+    await mesh.settle()
+    mesh.check(bars("AAPL", 0, 5))
+    (entry,) = mesh.ledger.list(10)
+    assert (entry.attempt, entry.crashes, len(mesh.launches)) == (2, 0, 1)
+
+
+async def test_a_task_that_hangs_is_ended_and_launched_again(local: TaskMesh) -> None:
+    local.lay("hang")
+    await local.receive(bars("AAPL", 0, 5))
+    await local.reconciler.step()
+    while not local.launches:
+        await local.reconciler.step()
+    late = local.another(clock=lambda: datetime.now(UTC) + timedelta(seconds=400))
+    await late.step()
+    await local.settle()
+    local.check(bars("AAPL", 0, 5))
+    assert len(local.launches) == 2
+
+
+async def test_a_quote_that_kills_every_task_is_isolated(tmp_path: Path, gateway: Gateway) -> None:
+    poison = bars("AAPL", 0, 4)[1]
+    mesh = embedded(tmp_path, gateway, POISON=poison.quote_id)
+    mesh.reconciler = mesh.another(clock=_hurried())
+    await mesh.receive(bars("AAPL", 0, 4))
+    await mesh.settle()
+    mesh.check(bars("AAPL", 0, 4), dead=1)
+    (letter,) = mesh.letters.kept
+    assert poison.quote_id.split("/")[-2][:19] in letter.body
+    assert letter.group_id == "market-data-AAPL"
+    assert re.search(rf"its task died {MAX_CRASHES} times .*exit code 137", letter.reason)
+    (entry,) = mesh.ledger.list(10)
+    assert (entry.state, entry.dead) == (TaskState.RECORDED, (1,))
+
+
+async def test_a_quote_that_can_never_be_scored_is_isolated_at_once(tmp_path: Path, gateway: Gateway) -> None:
+    wrong = bars("AAPL", 0, 6)[2]
+    mesh = embedded(tmp_path, gateway, INVALID=wrong.quote_id)
+    await mesh.receive(bars("AAPL", 0, 6))
+    await mesh.settle()
+    mesh.check(bars("AAPL", 0, 6), dead=1)
+    assert mesh.letters.kept[0].reason == "close: is beyond this model"
+    assert len(mesh.launches) == 1
+
+
+async def test_what_may_pass_is_never_given_up(local: TaskMesh) -> None:
+    local.lay(*["away"] * (MAX_CRASHES + 2))
+    local.reconciler = local.another(clock=_hurried())
+    await local.receive(bars("AAPL", 0, 2))
+    await local.settle()
+    local.check(bars("AAPL", 0, 2))
+    (entry,) = local.ledger.list(10)
+    assert entry.attempt == MAX_CRASHES + 3
+
+
+async def test_a_dispatcher_that_died_while_launching_is_taken_over_with_the_same_token(mesh: TaskMesh) -> None:
+    class Dying:
+        """Launches, then dies before anyone is told."""
+
+        def launch(self, token: str, environment: Mapping[str, str]) -> str | NoCapacity:
+            mesh.launcher.launch(token, environment)
+            raise DiedError
+
+        def describe(self, tasks: Sequence[str]) -> dict[str, TaskStatus]:
+            return mesh.launcher.describe(tasks)
+
+        def stop(self, task: str, reason: str) -> None:
+            mesh.launcher.stop(task, reason)
+
+        def close(self) -> None:
+            pass
+
+    await mesh.receive(bars("AAPL", 0, 5))
+    with pytest.raises(DiedError):
+        await mesh.another(launcher=Dying()).step()
+    (left,) = mesh.ledger.open()
+    assert left.state is TaskState.LAUNCHING
+    assert await mesh.reconciler.step() == 1
+    assert mesh.ledger.open() == [left], "it is not taken over at once"
+    late = mesh.another(clock=lambda: datetime.now(UTC) + timedelta(seconds=CLAIM_SECONDS + 1))
+    await late.step()
+    await mesh.settle()
+    mesh.check(bars("AAPL", 0, 5))
+    assert len(mesh.launches) == 1
+
+
+async def test_two_dispatchers_at_once_launch_each_batch_once(mesh: TaskMesh) -> None:
+    symbols = ("AAPL", "MSFT", "IBM")
+    for symbol in symbols:
+        await mesh.receive(bars(symbol, 0, 4))
+    await mesh.settle(mesh.reconciler, mesh.another())
+    mesh.check([each for symbol in symbols for each in bars(symbol, 0, 4)])
+    assert len(mesh.launches) == 3
+
+
+async def test_no_more_tasks_at_once_than_allowed(local: TaskMesh) -> None:
+    local.reconciler = local.another(limits=dataclasses.replace(local.limits, concurrent=1))
+    for symbol in ("AAPL", "MSFT"):
+        await local.receive(bars(symbol, 0, 2))
+    await local.reconciler.step()
+    await local.reconciler.step()
+    states = sorted(entry.state for entry in local.ledger.open())
+    assert states == [TaskState.WAITING, TaskState.RUNNING]
+    await local.settle()
+    local.check([*bars("AAPL", 0, 2), *bars("MSFT", 0, 2)])
+
+
+async def test_a_batch_too_large_for_an_override_is_read_from_its_manifest(mesh: TaskMesh) -> None:
+    published = bars("AAPL", 0, 100)
+    manifest_characters = len(str(published))
+    assert manifest_characters > MAX_OVERRIDE_CHARACTERS
+    await mesh.receive(published)
+    await mesh.settle()
+    mesh.check(published)
+    assert len(mesh.launches) == 1
+
+
+def _hurried() -> Callable[[], datetime]:
+    """A clock that runs ten times as fast: no test waits out a long backoff, and no task seems to take too long."""
+    began = datetime.now(UTC)
+    return lambda: began + (datetime.now(UTC) - began) * 10
