@@ -38,6 +38,21 @@ setup: $(VENV)/.run ## Make the virtual environment that `make run` uses
 run: $(VENV)/.run ## Replay thirteen years of real bars through the whole mesh on this machine
 	@$(BIN)/tapewatch run
 
+$(VENV)/.aws: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[yahoo,aws,lake]'
+	@touch $@ $(VENV)/.run
+
+LOCAL_ZIP := dist/dispatch-lambda-local.zip
+HERE = $$($(BIN)/python -c 'import platform, sys; print("--python", "%d.%d" % sys.version_info[:2], \
+	"--architecture", "x86_64" if platform.machine() == "x86_64" else "arm64")')
+
+$(LOCAL_ZIP): deploy/lambda_zip.py $(CONSTRAINTS) $(shell find services gen/python -name '*.py') | $(BIN)/python
+	$(BIN)/python deploy/lambda_zip.py $(HERE) --output $@
+
+.PHONY: up-aws-local
+up-aws-local: $(VENV)/.aws $(SERVERS)/ministack/.installed $(LOCAL_ZIP) ## Keep the mesh up on SQS, Lambda, DynamoDB, S3 and AppSync Events, all on this machine (ARGS="--source yahoo")
+	@$(BIN)/tapewatch up-aws-local --ministack $(SERVERS)/ministack/bin/ministack --function $(LOCAL_ZIP) $(ARGS)
+
 .PHONY: test
 test: $(VENV)/.dev tools ## Run all tests
 	$(BIN)/python -m pytest

@@ -51,6 +51,10 @@ class BudgetUnit(StrEnum):
     PER_500_SYMBOL_DAYS = PER_500_SYMBOL_DAYS
 
 
+_MINISTACK = Path(".cache/servers/ministack/bin/ministack")
+_LOCAL_ZIP = Path("dist/dispatch-lambda-local.zip")
+
+
 class Source(StrEnum):
     """Where quotes come from."""
 
@@ -293,6 +297,27 @@ def up_command(
     raise SystemExit(
         asyncio.run(up(settings, source.value, location, names, interval, speed, scorers, _mode(mode), console))
     )
+
+
+@app.command("up-aws-local")
+def up_aws_local_command(
+    source: Annotated[Source, typer.Option(help="Where quotes come from.")] = Source.REPLAY,
+    location: Location = "bokeh",
+    symbols: Symbols = "",
+    interval: Annotated[int, typer.Option(min=1, help="Seconds between polls of Yahoo Finance.")] = 60,
+    speed: Annotated[float, typer.Option(min=0, help="Replay: event time over wall time; 0 is no limit.")] = 0.0,
+    scorers: Scorers = 1,
+    ministack: Annotated[Path, typer.Option(help="The ministack program.")] = _MINISTACK,
+    function: Annotated[Path, typer.Option(help="The dispatch Lambda's zip, for this machine.")] = _LOCAL_ZIP,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="ministack's port, on loopback.")] = 4566,
+) -> None:
+    """Start the whole mesh on SQS, Lambda, DynamoDB, S3 and AppSync Events, with ministack for AWS, until Ctrl-C."""
+    from services.cli.aws_local import up_aws_local
+
+    if source is Source.CSV and location == "bokeh":
+        raise typer.BadParameter("--source csv needs --from with a CSV file or a folder of them")
+    of = (source.value, location, _split(symbols), interval, speed, scorers)
+    raise SystemExit(up_aws_local(ministack, function, port, *of, Console()))
 
 
 @app.command("watch")

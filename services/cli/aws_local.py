@@ -1,0 +1,281 @@
+"""`tapewatch up-aws-local`: the mesh on its AWS adapters, with ministack for AWS, on loopback and without an account.
+
+The very Lambda zip runs behind an event source mapping of an SQS FIFO queue; quotes, scores and alerts are in DynamoDB,
+the lake in S3, and alerts are pushed over AppSync Events. ministack keeps everything in memory: stopped is gone.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from services.cli.run import up
+from services.cli.settings import MeshSettings
+from services.domain.errors import DependencyUnavailableError, NotConfiguredError
+from services.gateway.appsync import NAMESPACE
+from services.gateway.settings import GatewaySettings
+from services.queue.settings import EMBEDDED_NAME
+from services.runtime.aws import AwsResource, open_session
+from services.runtime.dynamodb_table import DynamoDbTable
+
+FOLDER = "aws-local"
+HANDLER = "services.dispatch.handler.lambda_handler"
+_REGION = "eu-central-1"
+_FUNCTION = "tapewatch-dispatch"
+_BUCKET = "tapewatch-lake"
+_TABLE = str(GatewaySettings.model_fields["store_table"].default)
+_FUNCTION_SECONDS = 30
+_VISIBILITY_SECONDS = 6 * _FUNCTION_SECONDS
+_MAX_RECEIVES = 1_000
+_BATCH_MESSAGES = 10
+_CONCURRENCY = 10
+_START_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+_ACCOUNT = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN")
+"""Variables that would lead to an account of the caller's."""
+
+_API_KEY = [{"authType": "API_KEY"}]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was made in ministack, for the mesh's environment and for the user."""
+
+    environment: Mapping[str, str]
+    realtime: str
+    api_key: str
+
+
+@contextmanager
+def ministack(program: Path, port: int, folder: Path) -> Iterator[str]:
+    """Ministack on loopback; its URL. Raises: NotConfiguredError, DependencyUnavailableError when it cannot run."""
+    if not program.is_file():
+        raise NotConfiguredError(f"ministack is not at {program}; it", "--ministack to it (`make tools` installs it)")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise NotConfiguredError(f"port {port} is in use; ministack", "--port to a free one")
+    log = folder / "logs" / "ministack.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "BIND_HOST": "127.0.0.1",  # else it listens on every interface
+        "GATEWAY_PORT": str(port),
+        "MINISTACK_REGION": _REGION,
+        "LOG_LEVEL": "WARNING",
+        "PYTHONPATH": "",  # its functions have their zip, and nothing of this checkout
+        "SFTP_ENABLED": "0",
+        "IOT_MTLS_ENABLED": "0",
+        "TMPDIR": str(folder),
+        "S3_DATA_DIR": str(folder / "s3"),
+    }
+    with log.open("ab") as out:
+        # A session of its own: Ctrl-C reaches the command only, which stops the mesh before what it stands on.
+        process = subprocess.Popen(
+            [str(program.absolute())],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not _answers(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise DependencyUnavailableError("ministack", f"does not answer on {url} (log: {log})")
+            time.sleep(0.05)
+        yield url
+    finally:
+        _end(process)
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 - loopback
+    except urllib.error.HTTPError as error:
+        error.close()
+    except OSError:
+        return False
+    return True
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Stop it with the functions that it runs: all of its own session."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def local_aws(url: str) -> dict[str, str]:
+    """The variables that send every call of AWS's to `url`, whatever account the caller is signed in to."""
+    services = ("SQS", "DYNAMODB", "S3", "LAMBDA", "APPSYNC")
+    return {
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_REGION": _REGION,
+        "AWS_DEFAULT_REGION": _REGION,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": url,
+        **{f"AWS_ENDPOINT_URL_{name}": url for name in services},
+    }
+
+
+def make_resources(url: str, code: Path, settings: MeshSettings, scorers: int) -> Made:
+    """What the stack makes on AWS, with the stack's own settings where they matter.
+
+    Raises: NotConfiguredError when boto3 or the zip is missing.
+    """
+    if not code.is_file():
+        raise NotConfiguredError(f"the function's zip is not at {code}; it", "--function (`make lambda-zip` makes it)")
+    resource = AwsResource("AWS", "endpoint", url, "AWS_ENDPOINT_URL", ("*",), _REGION)
+    session = open_session(_REGION, resource, "`tapewatch up`")
+    with resource.translated():
+        queue, arn = _make_queue(session.client("sqs"))
+        DynamoDbTable.connect(_TABLE, _REGION).create()
+        where = {"LocationConstraint": _REGION}
+        session.client("s3").create_bucket(Bucket=_BUCKET, CreateBucketConfiguration=where)
+        http, realtime, key = _make_api(session.client("appsync"))
+        function = {
+            "QUEUE_BACKEND": "sqs",
+            "SQS_QUEUE_URL": queue,
+            "SCORER_ADDRESSES": ",".join(settings.pool(scorers)),
+            "GATEWAY_ADDRESS": settings.gateway_address,
+            "AWS_ENDPOINT_URL": url,
+        }
+        _make_function(session.client("lambda"), code, function, arn)
+    return Made(
+        {
+            **local_aws(url),
+            "QUEUE_BACKEND": "sqs",
+            "SQS_QUEUE_URL": queue,
+            "EVENT_SOURCE": "none",
+            "STORE_BACKEND": "dynamodb",
+            "STORE_TABLE": _TABLE,
+            "LAKE_URI": f"s3://{_BUCKET}/lake",
+            "APPSYNC_ENDPOINT": f"{url}/event",
+            "APPSYNC_HOST": http,
+            "APPSYNC_API_KEY": key,
+        },
+        realtime,
+        key,
+    )
+
+
+def _make_queue(sqs: Any) -> tuple[str, str]:
+    """The quote queue with its dead-letter queue: URL and ARN."""
+
+    def arn(url: str) -> str:
+        answer = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+        return str(answer["Attributes"]["QueueArn"])
+
+    fifo = {"FifoQueue": "true"}
+    dead = sqs.create_queue(QueueName=EMBEDDED_NAME.replace(".fifo", "_dlq.fifo"), Attributes=fifo)["QueueUrl"]
+    attributes = {
+        **fifo,
+        "DeduplicationScope": "messageGroup",
+        "FifoThroughputLimit": "perMessageGroupId",
+        "VisibilityTimeout": str(_VISIBILITY_SECONDS),
+        "RedrivePolicy": json.dumps({"deadLetterTargetArn": arn(dead), "maxReceiveCount": _MAX_RECEIVES}),
+    }
+    url = str(sqs.create_queue(QueueName=EMBEDDED_NAME, Attributes=attributes)["QueueUrl"])
+    return url, arn(url)
+
+
+def _make_api(appsync: Any) -> tuple[str, str, str]:
+    """The Event API with its namespace: HTTP host, realtime host, key."""
+    api = appsync.create_api(
+        name="tapewatch",
+        eventConfig={
+            "authProviders": _API_KEY,
+            "connectionAuthModes": _API_KEY,
+            "defaultPublishAuthModes": _API_KEY,
+            "defaultSubscribeAuthModes": _API_KEY,
+        },
+    )["api"]
+    appsync.create_channel_namespace(apiId=api["apiId"], name=NAMESPACE)
+    key = appsync.create_api_key(apiId=api["apiId"])["apiKey"]["id"]
+    return str(api["dns"]["HTTP"]), str(api["dns"]["REALTIME"]), str(key)
+
+
+def _make_function(functions: Any, code: Path, environment: Mapping[str, str], queue_arn: str) -> None:
+    functions.create_function(
+        FunctionName=_FUNCTION,
+        Runtime=f"python3.{sys.version_info[1]}",
+        Role="arn:aws:iam::000000000000:role/dispatch",
+        Handler=HANDLER,
+        Code={"ZipFile": code.read_bytes()},
+        Timeout=_FUNCTION_SECONDS,
+        Environment={"Variables": dict(environment)},
+    )
+    functions.create_event_source_mapping(
+        EventSourceArn=queue_arn,
+        FunctionName=_FUNCTION,
+        BatchSize=_BATCH_MESSAGES,
+        FunctionResponseTypes=["ReportBatchItemFailures"],
+        ScalingConfig={"MaximumConcurrency": _CONCURRENCY},
+    )
+
+
+def up_aws_local(
+    program: Path,
+    code: Path,
+    port: int,
+    source: str,
+    location: str,
+    symbols: Sequence[str],
+    interval_seconds: int,
+    speed: float,
+    scorers: int,
+    console: Console,
+) -> int:
+    """Start ministack, make everything in it, and keep the mesh up until Ctrl-C; then stop both. The exit code."""
+    settings = MeshSettings()
+    folder = settings.tapewatch_dir.absolute() / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)  # positions in it are those of a ministack that is gone
+    folder.mkdir(parents=True)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with ministack(program, port, folder) as url:
+        for name in _ACCOUNT:
+            os.environ.pop(name, None)
+        os.environ.update(local_aws(url))
+        made = make_resources(url, code, settings, scorers)
+        os.environ.update(made.environment)
+        console.print(f"SQS, Lambda, DynamoDB, S3 and AppSync Events on {url} (ministack; nothing leaves this machine)")
+        console.print(f"queue {made.environment['SQS_QUEUE_URL']}", soft_wrap=True)
+        console.print(f"table {_TABLE}, lake {made.environment['LAKE_URI']}, function {_FUNCTION}", soft_wrap=True)
+        console.print(
+            f"alerts: subscribe to /{NAMESPACE}/live/* on ws://127.0.0.1:{port}/event/realtime "
+            f"with host {made.realtime} and key {made.api_key}",
+            soft_wrap=True,
+        )
+        console.print(
+            f"from another terminal: AWS_ENDPOINT_URL={url} AWS_REGION={_REGION} "
+            "AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local aws sqs list-queues",
+            soft_wrap=True,
+        )
+        local = settings.model_copy(update={"tapewatch_dir": folder})
+        code_of_exit = asyncio.run(up(local, source, location, symbols, interval_seconds, speed, scorers, console))
+    console.print("ministack is stopped, and what it held is gone.")
+    return code_of_exit
