@@ -20,7 +20,8 @@ class Bars:
     """n bars of one symbol in order of event_time, without duplicates.
 
     `event_time` is datetime64[us] in UTC; prices are float64 in `currency`, `volume` float64 in shares; `split_ratio`
-    is float64, new shares per old share, 1.0 for none and NaN where the source cannot say.
+    is float64, new shares per old share, 1.0 for none and NaN where the source cannot say. `interval_seconds` is the
+    bars' length, 0 while it is only known by `usual_interval`.
     """
 
     symbol: str
@@ -36,6 +37,14 @@ class Bars:
 
     def __len__(self) -> int:
         return len(self.event_time)
+
+
+def usual_interval(times: NDArray[np.datetime64]) -> int:
+    """The bars' length in seconds by their times: the usual distance of neighbours, at most a day."""
+    if len(times) < 2:
+        return DAY_SECONDS
+    usual = float(np.median(np.diff(times).astype(np.int64))) / 1e6
+    return int(min(max(1.0, round(usual)), DAY_SECONDS))
 
 
 def causal_split_ratio(close: NDArray[np.float64], adj_close: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,9 @@
 import csv
 import io
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
@@ -38,21 +40,43 @@ def read(path: Path, problems: list[str] | None = None, *, growing: bool = False
     if not header:
         raise unreadable(path, "is empty")
     known = {name: column_name(name) for name in header}
-    types: dict[str, pa.DataType] = {
-        name: pa.float64() if known[name] in NUMBERS else pa.string()
-        for name in header
-        if known[name] in (*NUMBERS, "symbol", "currency")
-    }
-    try:
-        table = pacsv.read_csv(
+    ragged: list[int] = []
+
+    def parse(numbers: pa.DataType) -> pa.Table:
+        ragged.clear()
+
+        def skip(row: pacsv.InvalidRow) -> Literal["skip"]:
+            ragged.append(row.number or 0)  # numbered, because one thread reads
+            return "skip"
+
+        return pacsv.read_csv(
             path if content is None else io.BytesIO(content),
             read_options=pacsv.ReadOptions(use_threads=False, column_names=header, skip_rows=_HEADER_ROWS),
-            convert_options=pacsv.ConvertOptions(column_types=types, null_values=["", "null", "NaN", "nan", "None"]),
+            parse_options=pacsv.ParseOptions(invalid_row_handler=skip),
+            convert_options=pacsv.ConvertOptions(
+                column_types={
+                    name: numbers if known[name] in NUMBERS else pa.string()
+                    for name in header
+                    if known[name] in (*NUMBERS, "symbol", "currency")
+                },
+                null_values=["", "null", "NaN", "nan", "None"],
+            ),
         )
+
+    try:
+        try:
+            table = parse(pa.float64())
+        except pa.ArrowInvalid:  # something is no number: slower, and only its row is left out
+            table = parse(pa.string())
     except pa.ArrowException as error:
         raise unreadable(path, f"is not a readable CSV file: {error}") from error
+    problems = [] if problems is None else problems
+    if ragged:
+        more = f" (and {len(ragged) - 1:,} more)" if len(ragged) > 1 else ""
+        problems.append(f"{path}, row {ragged[0]}{more}: has not the header's {len(header)} columns; left out")
+    rows = np.arange(1 + _HEADER_ROWS, 1 + _HEADER_ROWS + table.num_rows + len(ragged))
     symbol = None if "symbol" in known.values() else path.stem.upper()
-    return bars_of(table, path, [] if problems is None else problems, first_row=1 + _HEADER_ROWS, symbol=symbol)
+    return bars_of(table, path, problems, numbers=rows[~np.isin(rows, ragged)], symbol=symbol)
 
 
 def _whole_lines(path: Path) -> bytes:

@@ -3,7 +3,7 @@
 import logging
 import stat
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,17 +30,21 @@ _LONGEST_LOCATION: Final = 4_096
 """Characters; Linux's longest path."""
 
 
-def read(location: str, problems: list[str] | None = None, *, growing: bool = False) -> list[Bars]:
+def read(location: str, problems: list[str] | None = None, *, growing: Mapping[str, int] | None = None) -> list[Bars]:
     """The bars at a location, by symbol: `bokeh`, a CSV file, a Parquet file, a folder of either, or a lake.
 
     A file in a folder that cannot be used is left out; histories of one symbol in several files are joined, and of bars
-    with one time the last file's counts. What was left out is added to `problems`, or logged when that is None. With
-    `growing` a CSV file's last line counts only once its newline is there.
+    with one time the last file's counts. What was left out is added to `problems`, or logged when that is None. Bars
+    whose length no column states have the usual distance of their symbol's bars.
+
+    `growing`, for files that are still being written, has the symbols' lengths in seconds as far as they were found
+    before: a length once found stays. It is not guessed from a single bar, unless all other symbols have one length. A
+    CSV file's last line counts then once its newline is there.
 
     Raises: InvalidRequestError when there is nothing to use, naming the file.
     """
     found: list[str] = []
-    history = _read(location, found, growing)
+    history = _with_lengths(_read(location, found, growing is not None), growing, found)
     if problems is None:
         for problem in found:
             _log.warning("%s", problem)
@@ -106,6 +110,28 @@ def _read(location: str, problems: list[str], growing: bool) -> list[Bars]:
 def is_lake(location: str) -> bool:
     """Whether the location is a lake: its root, its `quotes` folder, or either on an object store."""
     return "://" in location or (Path(location).is_dir() and lake.is_lake(location))
+
+
+def _with_lengths(history: list[Bars], growing: Mapping[str, int] | None, problems: list[str]) -> list[Bars]:
+    """The bars, each series joined, with the lengths that no column states."""
+    lengths = {} if growing is None else dict(growing)
+    for part in history:
+        if not part.interval_seconds and part.symbol not in lengths and (growing is None or len(part) > 1):
+            lengths[part.symbol] = bars.usual_interval(part.event_time)
+    usual = set(lengths.values())
+    complete = []
+    for part in history:
+        if part.interval_seconds:
+            complete.append(part)
+        elif part.symbol in lengths or len(usual) == 1:
+            length = lengths.get(part.symbol) or max(usual)
+            complete.append(replace(part, interval_seconds=length))
+        else:
+            problems.append(
+                f"{part.symbol} waits for its second bar, which tells the bars' length; "
+                "a column interval_seconds says it from the first"
+            )
+    return _joined(complete)
 
 
 def _joined(history: list[Bars]) -> list[Bars]:

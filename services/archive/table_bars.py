@@ -2,12 +2,13 @@
 
 A file that lacks a column or has no usable row is refused. Otherwise what is good is used, and each thing that is not
 is named in `problems`:
-- a row without a time, or with a price that is missing, not positive or outside low to high, is left out;
+- a row without a time, or with a price that is missing, no number, not positive or outside low to high, is left out;
 - of rows of one symbol and time the last one counts; rows out of order are sorted;
-- a missing or negative volume counts as 0, which the features treat as missing;
+- a volume that is missing, no number or negative counts as 0, which the features treat as missing;
 - a symbol without a usable row, or with several currencies, is left out.
 """
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from services.archive.bars import DAY_SECONDS, Bars, causal_split_ratio
+from services.archive.bars import Bars, causal_split_ratio
 from services.archive.errors import unreadable
 
 PRICES = ("open", "high", "low", "close")
@@ -35,12 +36,27 @@ def column_name(name: str) -> str:
 
 
 def bars_of(
-    table: pa.Table, path: Path, problems: list[str], *, first_row: int = 1, symbol: str | None = None
+    table: pa.Table,
+    path: Path,
+    problems: list[str],
+    *,
+    numbers: NDArray[np.int64] | None = None,
+    symbol: str | None = None,
 ) -> list[Bars]:
-    """The table's bars, by symbol and interval; `first_row` is the number by which a reader finds the first row.
+    """The table's bars, by symbol and interval, which is 0 where no column states it.
 
-    Raises: InvalidRequestError when the file cannot be used at all.
+    Args:
+        table: The rows.
+        path: The file, for messages.
+        problems: Takes what was left out, and why.
+        numbers: int64 (rows,), by which a reader finds each row in the file; from 1 without.
+        symbol: Whose rows they are; None where a column says it.
+
+    Raises:
+        InvalidRequestError: The file cannot be used at all.
     """
+    if numbers is None:
+        numbers = np.arange(1, table.num_rows + 1)
     table = table.rename_columns([column_name(str(name)) for name in table.column_names])
     names = set(table.column_names)
     moment = next((name for name in TIMES if name in names), None)
@@ -54,8 +70,8 @@ def bars_of(
     if table.num_rows == 0:
         raise unreadable(path, "holds no rows")
 
-    times = _times(table.column(moment), path, first_row)
-    columns = {name: _numbers(table.column(name), path, name) for name in NUMBERS if name in names}
+    times = _times(table.column(moment), path)
+    columns = {name: _numbers(table.column(name)) for name in NUMBERS if name in names}
     if symbol is None:
         symbols, codes = _codes(table.column("symbol"), path)
     else:
@@ -71,7 +87,7 @@ def bars_of(
     bounds = np.searchsorted(codes[order], np.arange(len(symbols) + 1))
     for code, name in enumerate(symbols):
         rows = order[bounds[code] : bounds[code + 1]]
-        report = _Report(path, name, problems, first_row)
+        report = _Report(path, name, problems, numbers)
         used = sorted({currencies[i] for i in np.unique(currency_codes[rows])})
         if len(used) > 1:
             report.all(rows, f"is left out: it has the currencies {', '.join(used)}")
@@ -85,21 +101,21 @@ def bars_of(
 class _Report:
     """Says what is wrong with one symbol's rows, once a kind, with the first row's number."""
 
-    def __init__(self, path: Path, symbol: str, problems: list[str], first_row: int) -> None:
+    def __init__(self, path: Path, symbol: str, problems: list[str], numbers: NDArray[np.int64]) -> None:
         self._path = path
         self._symbol = symbol
         self._problems = problems
-        self._first_row = first_row
+        self._numbers = numbers
 
     def all(self, rows: NDArray[np.int64], what: str) -> None:
         """Something about the symbol."""
-        self._problems.append(f"{self._path}, row {int(rows[0]) + self._first_row}: {self._symbol} {what}")
+        self._problems.append(f"{self._path}, row {self._numbers[rows[0]]}: {self._symbol} {what}")
 
     def some(self, rows: NDArray[np.int64], bad: NDArray[np.bool_], what: str) -> None:
         """Something about the rows that are `bad`."""
         count = int(bad.sum())
         if count:
-            first = int(rows[bad].min()) + self._first_row
+            first = self._numbers[rows[bad].min()]
             more = f" (and {count - 1:,} more)" if count > 1 else ""
             self._problems.append(f"{self._path}, row {first}{more}: {self._symbol} {what}")
 
@@ -161,7 +177,7 @@ def _bars(symbol: str, currency: str, interval: int, times: NDArray[np.datetime6
     volume = values["volume"]
     return Bars(
         symbol=symbol,
-        interval_seconds=interval or _usual_interval(times),
+        interval_seconds=interval,
         event_time=times,
         open=opened,
         high=np.maximum(high, np.maximum(opened, close)),
@@ -173,18 +189,10 @@ def _bars(symbol: str, currency: str, interval: int, times: NDArray[np.datetime6
     )
 
 
-def _usual_interval(times: NDArray[np.datetime64]) -> int:
-    """The bars' length in seconds: the usual distance of neighbours, at most a day."""
-    if len(times) < 2:
-        return DAY_SECONDS
-    usual = float(np.median(np.diff(times).astype(np.int64))) / 1e6
-    return int(min(max(1.0, round(usual)), DAY_SECONDS))
-
-
-def _times(column: "pa.ChunkedArray[Any]", path: Path, first_row: int) -> NDArray[np.datetime64]:
-    """Times in UTC; those without an offset are read as UTC."""
+def _times(column: "pa.ChunkedArray[Any]", path: Path) -> NDArray[np.datetime64]:
+    """Times in UTC, NaT for what is none; those without an offset are read as UTC."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return np.array([_time(text, path, row) for row, text in enumerate(column.to_pylist(), first_row)], "M8[us]")
+        return np.array([_time(text) for text in column.to_pylist()], "M8[us]")
     if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
         raise unreadable(path, f"holds {column.type} where times should be")
     naive = column if pa.types.is_timestamp(column.type) else column.cast(pa.timestamp("us"))
@@ -192,21 +200,27 @@ def _times(column: "pa.ChunkedArray[Any]", path: Path, first_row: int) -> NDArra
     return np.asarray(zoned.to_numpy()).astype("datetime64[us]")
 
 
-def _time(text: object, path: Path, row: int) -> datetime | None:
-    if text is None:
-        return None
+def _time(text: object) -> datetime | None:
     try:
         moment = datetime.fromisoformat(str(text))
         return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
     except (ValueError, OverflowError):
-        raise unreadable(path, f"has no time in row {row}: {text!r}") from None
+        return None
 
 
-def _numbers(column: "pa.ChunkedArray[Any]", path: Path, name: str) -> NDArray[np.float64]:
+def _numbers(column: "pa.ChunkedArray[Any]") -> NDArray[np.float64]:
+    """The column as float64, NaN for what is no number."""
     try:
         return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
-    except (pa.ArrowException, ValueError) as error:
-        raise unreadable(path, f"holds no numbers in {name}: {error}") from error
+    except (pa.ArrowException, ValueError):
+        return np.array([_number(value) for value in column.to_pylist()])
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _codes(column: "pa.ChunkedArray[Any]", path: Path) -> tuple[list[str], NDArray[np.int64]]:

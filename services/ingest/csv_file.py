@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -23,10 +24,11 @@ Stamp = tuple[tuple[str, int, int], ...]
 class CsvSource:
     """A `QuoteSource` that reads `path` again whenever it changed and gives the bars after the newest one it gave.
 
-    A last line counts once its newline is there: what was given is published for good.
+    A last line counts once its newline is there: what was given is published for good. So is the length of a symbol's
+    bars, which is part of their identity: where no column states it, it is told by the first two bars.
 
     `seen` is the newest event_time of each series that was published before. Raises: NotConfiguredError when the path
-    does not exist.
+    does not exist, or holds rows and none that can be used.
     """
 
     def __init__(
@@ -39,6 +41,14 @@ class CsvSource:
         self._seen = dict(seen)
         self._symbols = frozenset(symbols)
         self._series: list[Series] = []
+        ordered = sorted(self._seen.items(), key=lambda item: item[1])
+        self._lengths = {s.symbol: s.interval_seconds for s, _ in ordered if (s.tape, s.source) == (LIVE_TAPE, SOURCE)}
+        try:
+            self._read()
+        except InvalidRequestError as error:
+            if any(file.read_bytes().count(b"\n") > 1 for file in self._files()):
+                raise NotConfiguredError(f"{error.message}; the CSV source", "CSV_PATH to another file") from error
+            _log.warning("the CSV source waits for its first rows: %s", error.message)
 
     @property
     def expected(self) -> Sequence[Series]:
@@ -63,13 +73,24 @@ class CsvSource:
             await asyncio.sleep(self._interval)
 
     def _stamp(self) -> Stamp:
-        files = [self._path] if self._path.is_file() else sorted(self._path.glob("*.csv"))
-        return tuple((file.name, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)
+        found = []
+        for file in self._files():
+            with suppress(FileNotFoundError):  # it is just being replaced
+                stat = file.stat()
+                found.append((file.name, stat.st_mtime_ns, stat.st_size))
+        return tuple(found)
+
+    def _files(self) -> list[Path]:
+        files = sorted(self._path.glob("*.csv")) if self._path.is_dir() else [self._path]
+        return [file for file in files if file.is_file()]  # a link may lead nowhere
 
     def _read(self) -> list[Quote]:
         history = [
-            b for b in archive.read(str(self._path), growing=True) if not self._symbols or b.symbol in self._symbols
+            b
+            for b in archive.read(str(self._path), growing=self._lengths)
+            if not self._symbols or b.symbol in self._symbols
         ]
+        self._lengths |= {b.symbol: b.interval_seconds for b in history}
         self._series = [Series(LIVE_TAPE, SOURCE, b.symbol, b.interval_seconds) for b in history]
         return [
             quote

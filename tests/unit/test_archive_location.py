@@ -21,7 +21,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_kaggles_columns(tmp_path: Path) -> None:
     rows = "2020-01-02,10.0,11.0,9.0,10.0,5.0,100\n2020-01-03,10.0,11.0,9.0,10.0,5.5,200\n"
-    (bars,) = csv_bars.read(write(tmp_path / "aapl.csv", KAGGLE + rows))
+    (bars,) = location.read(str(write(tmp_path / "aapl.csv", KAGGLE + rows)))
     assert (bars.symbol, bars.interval_seconds, bars.currency, len(bars)) == ("AAPL", DAY_SECONDS, "", 2)
     assert bars.event_time.tolist() == np.array(["2020-01-02", "2020-01-03"], "M8[us]").tolist()
     assert bars.volume.tolist() == [100.0, 200.0]
@@ -45,7 +45,7 @@ def test_a_generic_file_of_many_symbols(tmp_path: Path) -> None:
 
 def test_times_without_an_offset_are_utc_and_the_interval_is_the_usual_distance(tmp_path: Path) -> None:
     rows = "".join(f"A,2024-01-02 14:{m:02d}:00,1,1,1,1,1\n" for m in (30, 31, 32, 40, 41))
-    (bars,) = csv_bars.read(write(tmp_path / "bars.csv", GENERIC + rows))
+    (bars,) = location.read(str(write(tmp_path / "bars.csv", GENERIC + rows)))
     assert bars.interval_seconds == 60
     assert bars.event_time[0] == np.datetime64("2024-01-02T14:30")
     assert np.isnan(bars.split_ratio).all()
@@ -58,9 +58,8 @@ def test_times_without_an_offset_are_utc_and_the_interval_is_the_usual_distance(
         (GENERIC, "bars.csv holds no rows"),
         ("symbol,timestamp,open,high,close\nA,2024-01-02,1,1,1\n", r"bars.csv lacks the column\(s\) low, volume"),
         ("symbol,open,high,low,close,volume\nA,1,1,1,1,1\n", r"lacks the column\(s\) date or timestamp"),
-        (GENERIC + "A,2024-01-02,1,1,1,1,1\nA,yesterday,1,1,1,1,1\n", "bars.csv has no time in row 3: 'yesterday'"),
-        (GENERIC + "A,2024-01-02,1,1,1,1,1\nA,2024-01-03,1,1,x,1,1\n", r"bars.csv is not a readable CSV file: .*'x'"),
-        (GENERIC + "A,2024-01-02,1,1\n", "bars.csv is not a readable CSV file"),
+        (GENERIC + "A,yesterday,1,1,1,1,1\n", "bars.csv holds no usable row: .*row 2: A is left out"),
+        (GENERIC + "A,2024-01-02,1,1\n", "bars.csv holds no rows"),
         (GENERIC + "A,7,1,1,1,1,1\n", "bars.csv holds int64 where times should be"),
         (GENERIC + "A,2024-01-02,,,,,\n", "bars.csv holds no usable row: .*row 2: A is left out: none of its rows"),
     ],
@@ -73,8 +72,42 @@ def test_a_file_that_cannot_be_used_is_one_clear_sentence(tmp_path: Path, text: 
 def test_an_archives_last_line_needs_no_newline(tmp_path: Path) -> None:
     path = write(tmp_path / "bars.csv", GENERIC + "A,2024-01-02,1,1,1,1,1\nA,2024-01-03,1,1,1,1,1")
     assert [len(bars) for bars in location.read(str(path))] == [2]
-    assert [len(bars) for bars in location.read(str(path), growing=True)] == [1]
-    assert [len(bars) for bars in location.read(str(tmp_path), growing=True)] == [1]
+    assert [len(bars) for bars in location.read(str(path), growing={"A": 60})] == [1]
+    assert [len(bars) for bars in location.read(str(tmp_path), growing={"A": 60})] == [1]
+
+
+def test_one_bad_row_costs_only_itself_and_is_named_by_its_place(tmp_path: Path) -> None:
+    text = GENERIC + (
+        "A,2024-01-02,1,1,1,1,1\n"
+        "A,yesterday,1,1,1,1,1\n"
+        "A,2024-01-04,1,1\n"
+        "A,2024-01-05,1,1,x,1,1\n"
+        "B,2024-01-05,1,1,1,1,many\n"
+        "A,2024-01-06,1,1,1,1,1\n"
+    )
+    problems: list[str] = []
+    a, b = location.read(str(write(tmp_path / "bars.csv", text)), problems)
+    assert (a.event_time.astype("M8[D]").astype(str).tolist(), len(b)) == (["2024-01-02", "2024-01-06"], 1)
+    assert b.volume.tolist() == [0.0]
+    assert [problem.removeprefix(f"{tmp_path}/bars.csv, ") for problem in problems] == [
+        "row 4: has not the header's 7 columns; left out",
+        "row 3 (and 1 more): A has no usable time and prices; left out",
+    ]
+
+
+def test_the_length_of_a_growing_files_bars_stays_once_it_is_found(tmp_path: Path) -> None:
+    def lengths(times: str, known: dict[str, int]) -> list[tuple[str, int, int]]:
+        rows = "".join(f"{row.split()[0]},2024-01-02T{row.split()[1]}:00Z,1,1,1,1,1\n" for row in times.split(", "))
+        path = write(tmp_path / "bars.csv", GENERIC + rows)
+        problems: list[str] = []
+        found = [(b.symbol, b.interval_seconds, len(b)) for b in location.read(str(path), problems, growing=known)]
+        assert len(problems) == (0 if found else 1)
+        return found
+
+    assert lengths("A 15:00", {}) == []
+    assert lengths("A 15:00, A 15:01", {}) == [("A", 60, 2)]
+    assert lengths("A 15:00, A 15:01, A 15:05, A 15:09", {"A": 60}) == [("A", 60, 4)]
+    assert lengths("A 15:00, A 15:01, B 15:01", {}) == [("A", 60, 2), ("B", 60, 1)], "the other symbols' length"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +206,7 @@ def test_parquet_takes_times_of_every_kind(tmp_path: Path) -> None:
         ("event_time", pa.array(["2024-01-02T14:30:00Z", "2024-01-02T15:31:00+01:00"])),
     ):
         pq.write_table(pa.table({"symbol": ["A", "A"], name: column, **prices}), tmp_path / f"{name}.parquet")
-        (bars,) = parquet_bars.read(tmp_path / f"{name}.parquet")
+        (bars,) = location.read(str(tmp_path / f"{name}.parquet"))
         assert bars.event_time.tolist() == moment.tolist()
         assert bars.interval_seconds == 60
 

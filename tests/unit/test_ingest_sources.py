@@ -181,6 +181,34 @@ async def test_what_is_appended_to_a_csv_file_is_given(tmp_path: Path) -> None:
     assert ids(await anext(batches)) == ["A 14:33", "A 14:34"]
 
 
+async def test_a_growing_csv_files_series_stay_the_same_and_a_bad_row_stops_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "bars.csv"
+    append(path, "B,2024-01-02T15:00:00Z")
+    (tmp_path / "dangling.csv").symlink_to(tmp_path / "nowhere")
+    source = CsvSource(tmp_path, 0.01, {})
+    batches = source.batches()
+    given = list((await anext(batches)).quotes)
+    for row in ("15:01:00Z", "15:03:00Z", "garbage", "15:05:00Z", "15:09:00Z"):
+        append(path, f"B,2024-01-02T{row}")
+        given += (await anext(batches)).quotes
+    assert [f"{q.event_time:%H:%M}" for q in given] == ["15:00", "15:01", "15:03", "15:05", "15:09"]
+    assert {q.series for q in given} == {Series("live", "csv", "B", 60)}
+    seen = {given[-1].series: given[-1].event_time}
+    append(path, "B,2024-01-02T15:30:00Z")
+    (quote,) = (await anext(CsvSource(tmp_path, 0.01, seen).batches())).quotes
+    assert quote.series == given[-1].series, "after a restart too"
+
+
+def test_a_csv_source_without_usable_rows_is_refused_unless_it_has_none_yet(tmp_path: Path) -> None:
+    path = tmp_path / "bars.csv"
+    for text in ("", HEADER):
+        path.write_text(text)
+        assert CsvSource(path, 1, {}).expected == ()
+    path.write_text("symbol,timestamp,open\nA,2024-01-02,1\n")
+    with pytest.raises(NotConfiguredError, match=r"lacks the column\(s\) high.*set CSV_PATH to another file"):
+        CsvSource(path, 1, {})
+
+
 async def test_a_half_written_last_row_waits_for_its_newline(tmp_path: Path) -> None:
     path = tmp_path / "bars.csv"
     path.write_text(
@@ -198,7 +226,7 @@ async def test_a_half_written_last_row_waits_for_its_newline(tmp_path: Path) -> 
 
 
 async def test_a_csv_source_may_be_narrowed(tmp_path: Path) -> None:
-    append(tmp_path / "bars.csv", "A,2024-01-02T14:30:00Z", "B,2024-01-02T14:31:00Z")
+    append(tmp_path / "bars.csv", "A,2024-01-02T14:30:00Z", "A,2024-01-02T14:31:00Z", "B,2024-01-02T14:31:00Z")
     (batch,) = await take(CsvSource(tmp_path / "bars.csv", 1, {}, ["B"]), 1)
     assert ids(batch) == ["B 14:31"]
 
