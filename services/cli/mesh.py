@@ -103,7 +103,7 @@ def _processes(
         "INGEST_ADDRESS": settings.ingest_address,
         "GATEWAY_ADDRESS": settings.gateway_address,
         "SCORER_ADDRESSES": ",".join(pool),
-        "EXIT_WITH_PARENT": "true",
+        "EXIT_WITH_PARENT": str(os.getpid()),
     }
 
     def process(name: str, service: str, address: str, extra: Mapping[str, str] | None = None) -> Process:

@@ -134,9 +134,8 @@ class Lifetime:
                 await result
 
 
-async def _outlive_no_parent(draining: asyncio.Event) -> None:
+async def _outlive_no_parent(parent: int, draining: asyncio.Event) -> None:
     """Drain once the parent process is gone: a killed supervisor leaves no services behind."""
-    parent = os.getppid()
     while not draining.is_set():
         if os.getppid() != parent:
             draining.set()
@@ -210,6 +209,8 @@ async def serve(name: str, settings: ServerSettings, build: Build, started: Call
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifetime.draining.set)
     server, port = make_server(settings)
+    if settings.exit_with_parent:
+        lifetime.spawn(_outlive_no_parent(settings.exit_with_parent, lifetime.draining), "parent watch")
     try:
         mounts = await build(lifetime)
         for mount in mounts:
@@ -219,8 +220,6 @@ async def serve(name: str, settings: ServerSettings, build: Build, started: Call
         names = (*lifetime.service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         await server.start()
-        if settings.exit_with_parent:
-            lifetime.spawn(_outlive_no_parent(lifetime.draining), "parent watch")
         await lifetime.started()
         _log.info("%s listens on %s:%d", name, settings.grpc_host, port)
         if started is not None:

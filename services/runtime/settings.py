@@ -66,4 +66,6 @@ class ServerSettings(TelemetrySettings, ClientSettings):
         None, description="PEM of the authority that a server checks clients against; turns mutual TLS on"
     )
     shutdown_grace_seconds: float = Field(10.0, ge=0, description="time that calls in flight have on shutdown, seconds")
-    exit_with_parent: bool = Field(False, description="drain when the process that started this one is gone")
+    exit_with_parent: int = Field(
+        0, ge=0, description="process id of what started this one: drain when it is gone; 0 stays"
+    )

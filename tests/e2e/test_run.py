@@ -179,9 +179,10 @@ def test_up_goes_on_with_its_replay_at_another_speed_and_starts_a_new_one_after_
     assert len(tapes()) == 2
 
 
-def test_a_killed_supervisor_leaves_no_processes(mesh: Mesh) -> None:
+@pytest.mark.parametrize("least", [-1, 100], ids=["while its children start", "in the middle"])
+def test_a_killed_supervisor_leaves_no_processes(mesh: Mesh, least: int) -> None:
     process = mesh.start("run")
-    mesh.wait_for(lambda: recorded(mesh.folder) > 100, 90, "the first recorded quotes")
+    mesh.wait_for(lambda: len(mesh.pids()) == 4 and recorded(mesh.folder) > least, 90, "the moment")
     pids = mesh.pids()
     process.kill()
     process.communicate()
