@@ -276,6 +276,8 @@ def up_aws_local(
             soft_wrap=True,
         )
         local = settings.model_copy(update={"tapewatch_dir": folder})
-        code_of_exit = asyncio.run(up(local, source, location, symbols, interval_seconds, speed, scorers, console))
+        code_of_exit = asyncio.run(
+            up(local, source, location, symbols, interval_seconds, speed, scorers, "warm", console)
+        )
     console.print("ministack is stopped, and what it held is gone.")
     return code_of_exit
