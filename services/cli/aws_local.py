@@ -38,6 +38,7 @@ _REGION = "eu-central-1"
 _FUNCTION = "tapewatch-dispatch"
 _BUCKET = "tapewatch-lake"
 _TABLE = str(GatewaySettings.model_fields["store_table"].default)
+_LEDGER_TABLE = "tapewatch-ledger"
 _FUNCTION_SECONDS = 30
 _VISIBILITY_SECONDS = 6 * _FUNCTION_SECONDS
 _MAX_RECEIVES = 1_000
@@ -142,8 +143,11 @@ def local_aws(url: str) -> dict[str, str]:
     }
 
 
-def make_resources(url: str, code: Path, settings: MeshSettings, scorers: int) -> Made:
+def make_resources(url: str, code: Path, settings: MeshSettings, scorers: int, mode: str) -> Made:
     """What the stack makes on AWS, with the stack's own settings where they matter.
+
+    In mode `warm` the function takes from the queue; in the others the dispatcher does, which can start one-shot
+    scorers on this machine, with its ledger in DynamoDB and its batches in S3.
 
     Raises: NotConfiguredError when boto3 or the zip is missing.
     """
@@ -153,7 +157,8 @@ def make_resources(url: str, code: Path, settings: MeshSettings, scorers: int) -
     session = open_session(_REGION, resource, "`tapewatch up`")
     with resource.translated():
         queue, arn = _make_queue(session.client("sqs"))
-        DynamoDbTable.connect(_TABLE, _REGION).create()
+        for table in (_TABLE, _LEDGER_TABLE):
+            DynamoDbTable.connect(table, _REGION).create()
         where = {"LocationConstraint": _REGION}
         session.client("s3").create_bucket(Bucket=_BUCKET, CreateBucketConfiguration=where)
         http, realtime, key = _make_api(session.client("appsync"))
@@ -164,13 +169,17 @@ def make_resources(url: str, code: Path, settings: MeshSettings, scorers: int) -
             "GATEWAY_ADDRESS": settings.gateway_address,
             "AWS_ENDPOINT_URL": url,
         }
-        _make_function(session.client("lambda"), code, function, arn)
+        if mode == "warm":
+            _make_function(session.client("lambda"), code, function, arn)
     return Made(
         {
             **local_aws(url),
             "QUEUE_BACKEND": "sqs",
             "SQS_QUEUE_URL": queue,
-            "EVENT_SOURCE": "none",
+            "EVENT_SOURCE": "none" if mode == "warm" else "embedded",
+            "LEDGER_BACKEND": "dynamodb",
+            "LEDGER_TABLE": _LEDGER_TABLE,
+            "BATCHES_URI": f"s3://{_BUCKET}/batches",
             "STORE_BACKEND": "dynamodb",
             "STORE_TABLE": _TABLE,
             "LAKE_URI": f"s3://{_BUCKET}/lake",
@@ -248,6 +257,7 @@ def up_aws_local(
     interval_seconds: int,
     speed: float,
     scorers: int,
+    mode: str,
     console: Console,
 ) -> int:
     """Start ministack, make everything in it, and keep the mesh up until Ctrl-C; then stop both. The exit code."""
@@ -260,11 +270,12 @@ def up_aws_local(
         for name in _ACCOUNT:
             os.environ.pop(name, None)
         os.environ.update(local_aws(url))
-        made = make_resources(url, code, settings, scorers)
+        made = make_resources(url, code, settings, scorers, mode)
         os.environ.update(made.environment)
         console.print(f"SQS, Lambda, DynamoDB, S3 and AppSync Events on {url} (ministack; nothing leaves this machine)")
         console.print(f"queue {made.environment['SQS_QUEUE_URL']}", soft_wrap=True)
-        console.print(f"table {_TABLE}, lake {made.environment['LAKE_URI']}, function {_FUNCTION}", soft_wrap=True)
+        dispatches = f"function {_FUNCTION}" if mode == "warm" else f"ledger {_LEDGER_TABLE}, batches in mode {mode}"
+        console.print(f"table {_TABLE}, lake {made.environment['LAKE_URI']}, {dispatches}", soft_wrap=True)
         console.print(
             f"alerts: subscribe to /{NAMESPACE}/live/* on ws://127.0.0.1:{port}/event/realtime "
             f"with host {made.realtime} and key {made.api_key}",
@@ -277,7 +288,7 @@ def up_aws_local(
         )
         local = settings.model_copy(update={"tapewatch_dir": folder})
         code_of_exit = asyncio.run(
-            up(local, source, location, symbols, interval_seconds, speed, scorers, "warm", console)
+            up(local, source, location, symbols, interval_seconds, speed, scorers, mode, console)
         )
     console.print("ministack is stopped, and what it held is gone.")
     return code_of_exit

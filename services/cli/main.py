@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from services.cli.arguments import Address, HowScored, Location, Scorers, Source, Symbols, mode_of, split
 from services.cli.settings import MeshSettings
 from services.domain.errors import TapewatchError
 from services.domain.threshold import PER_500_SYMBOL_DAYS, PER_DAY
@@ -53,53 +54,6 @@ class BudgetUnit(StrEnum):
 
 _MINISTACK = Path(".cache/servers/ministack/bin/ministack")
 _LOCAL_ZIP = Path("dist/dispatch-lambda-local.zip")
-
-
-class Source(StrEnum):
-    """Where quotes come from."""
-
-    REPLAY = "replay"
-    YAHOO = "yahoo"
-    CSV = "csv"
-
-
-Symbols = Annotated[
-    str, typer.Option("--symbols", help="Comma-separated tickers; empty takes all of the source, or its default list.")
-]
-Scorers = Annotated[int, typer.Option("--scorers", min=1, max=32, help="Scorers in the warm pool.")]
-
-
-class Mode(StrEnum):
-    """Where batches are scored."""
-
-    WARM = "warm"
-    TASK = "task"
-    AUTO = "auto"
-
-
-HowScored = Annotated[
-    Mode | None,
-    typer.Option(
-        "--mode",
-        help="warm: running scorers; task: a one-shot scorer a batch; auto: warm while one serves. "
-        "Empty takes DISPATCH_MODE, else warm.",
-    ),
-]
-Location = Annotated[
-    str,
-    typer.Option(
-        "--from", help="`bokeh` (the bundled tape), a CSV or Parquet file, or a folder of them, e.g. the lake."
-    ),
-]
-Address = Annotated[str, typer.Option("--gateway", help="The gateway's host:port; empty takes GATEWAY_ADDRESS.")]
-
-
-def _mode(mode: Mode | None) -> str:
-    return os.environ.get("DISPATCH_MODE", Mode.WARM.value) if mode is None else mode.value
-
-
-def _split(symbols: str) -> list[str]:
-    return [symbol.strip().upper() for symbol in symbols.split(",") if symbol.strip()]
 
 
 @ingest_app.command("serve")
@@ -272,7 +226,7 @@ def run_command(
     """Replay a tape through the whole mesh on this machine, then end with a summary. Goes on where it was stopped."""
     from services.cli.run import run
 
-    raise SystemExit(asyncio.run(run(MeshSettings(), location, _split(symbols), scorers, _mode(mode), Console())))
+    raise SystemExit(asyncio.run(run(MeshSettings(), location, split(symbols), scorers, mode_of(mode), Console())))
 
 
 @app.command("up")
@@ -293,9 +247,9 @@ def up_command(
     if source is Source.CSV and location == "bokeh":
         raise typer.BadParameter("--source csv needs --from with a CSV file or a folder of them")
     settings, console = MeshSettings(), Console()
-    names = _split(symbols)
+    names = split(symbols)
     raise SystemExit(
-        asyncio.run(up(settings, source.value, location, names, interval, speed, scorers, _mode(mode), console))
+        asyncio.run(up(settings, source.value, location, names, interval, speed, scorers, mode_of(mode), console))
     )
 
 
@@ -308,6 +262,7 @@ def up_aws_local_command(
     speed: Annotated[float, typer.Option(min=0, help="Replay: event time over wall time; 0 is no limit.")] = 0.0,
     scorers: Scorers = 1,
     ministack: Annotated[Path, typer.Option(help="The ministack program.")] = _MINISTACK,
+    mode: HowScored = None,
     function: Annotated[Path, typer.Option(help="The dispatch Lambda's zip, for this machine.")] = _LOCAL_ZIP,
     port: Annotated[int, typer.Option(min=1, max=65535, help="ministack's port, on loopback.")] = 4566,
 ) -> None:
@@ -316,7 +271,7 @@ def up_aws_local_command(
 
     if source is Source.CSV and location == "bokeh":
         raise typer.BadParameter("--source csv needs --from with a CSV file or a folder of them")
-    of = (source.value, location, _split(symbols), interval, speed, scorers)
+    of = (source.value, location, split(symbols), interval, speed, scorers, mode_of(mode))
     raise SystemExit(up_aws_local(ministack, function, port, *of, Console()))
 
 
@@ -335,7 +290,7 @@ def watch_command(
 
     settings = MeshSettings()
     address = gateway or settings.gateway_address
-    with_symbols = _split(symbols)
+    with_symbols = split(symbols)
     asyncio.run(watch(address, settings, with_symbols, tape, min_score, from_start, resume_token, as_json))
 
 
@@ -387,7 +342,7 @@ def replay_command(
 
     settings = MeshSettings()
     address = ingest or settings.ingest_address
-    raise SystemExit(asyncio.run(replay(address, settings, location, tape, _split(symbols), speed, Console())))
+    raise SystemExit(asyncio.run(replay(address, settings, location, tape, split(symbols), speed, Console())))
 
 
 @app.command("canary")

@@ -14,7 +14,7 @@ from services.runtime.dynamodb_table import DynamoDbTable
 from tests.e2e.processes import Mesh
 from tests.servers.process import INSTALLED, REGION, free_port, installed
 
-GOOG_BARS = 2_148
+GOOG_BARS, FB_BARS = 2_148, 196
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -83,6 +83,32 @@ def test_one_command_starts_and_stops_everything(
     assert "/alerts/live/*" in output
     assert "ministack is stopped" in output
     mesh.wait_for(lambda: all(gone(pid) for pid in below), 10, "no process left")
+    assert not listens(port)
+
+
+def test_tasks_are_launched_for_the_batches_of_the_queue(
+    mesh: Mesh, code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = installed(INSTALLED / "ministack" / "bin" / "ministack")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    for name, value in (("AWS_ACCESS_KEY_ID", "local"), ("AWS_SECRET_ACCESS_KEY", "local"), ("AWS_ENDPOINT_URL", url)):
+        monkeypatch.setenv(name, value)
+    mesh.environment["CANARY_INTERVAL_SECONDS"] = "0"
+    options = ["--ministack", str(program), "--function", str(code), "--port", str(port)]
+    command = mesh.start("up-aws-local", *options, "--symbols", "FB", "--mode", "task")
+    mesh.folder = mesh.folder / "aws-local"
+    mesh.wait_for(lambda: len(mesh.pids()) == 3 or command.poll() is not None, 90, "the mesh, without a scorer")
+    assert command.poll() is None, command.communicate()[0]
+    store = DynamoDbStore(DynamoDbTable.connect("tapewatch", REGION))
+    mesh.wait_for(lambda: store.last_quote() >= FB_BARS, 150, "every bar in DynamoDB")
+    store.close()
+    buckets: Any = boto3.Session(region_name=REGION).client("s3")
+    assert buckets.list_objects_v2(Bucket="tapewatch-lake", Prefix="batches/")["KeyCount"] > 0, "manifests"
+    os.kill(command.pid, signal.SIGINT)
+    output, _ = command.communicate(timeout=90)
+    assert command.returncode == 0, output
+    assert "batches in mode task" in output
     assert not listens(port)
 
 

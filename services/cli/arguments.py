@@ -1,0 +1,56 @@
+"""Options that several commands have."""
+
+import os
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Source(StrEnum):
+    """Where quotes come from."""
+
+    REPLAY = "replay"
+    YAHOO = "yahoo"
+    CSV = "csv"
+
+
+Symbols = Annotated[
+    str, typer.Option("--symbols", help="Comma-separated tickers; empty takes all of the source, or its default list.")
+]
+Scorers = Annotated[int, typer.Option("--scorers", min=1, max=32, help="Scorers in the warm pool.")]
+
+
+class Mode(StrEnum):
+    """Where batches are scored."""
+
+    WARM = "warm"
+    TASK = "task"
+    AUTO = "auto"
+
+
+HowScored = Annotated[
+    Mode | None,
+    typer.Option(
+        "--mode",
+        help="warm: running scorers; task: a one-shot scorer a batch; auto: warm while one serves. "
+        "Empty takes DISPATCH_MODE, else warm.",
+    ),
+]
+Location = Annotated[
+    str,
+    typer.Option(
+        "--from", help="`bokeh` (the bundled tape), a CSV or Parquet file, or a folder of them, e.g. the lake."
+    ),
+]
+Address = Annotated[str, typer.Option("--gateway", help="The gateway's host:port; empty takes GATEWAY_ADDRESS.")]
+
+
+def mode_of(mode: Mode | None) -> str:
+    """The asked-for mode, else DISPATCH_MODE's."""
+    return os.environ.get("DISPATCH_MODE", Mode.WARM.value) if mode is None else mode.value
+
+
+def split(symbols: str) -> list[str]:
+    """Tickers, in upper case, of a text with commas."""
+    return [symbol.strip().upper() for symbol in symbols.split(",") if symbol.strip()]
