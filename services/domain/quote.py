@@ -16,6 +16,7 @@ EARLIEST_EVENT = datetime(1900, 1, 1, tzinfo=UTC)
 TAPE_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SOURCE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 SYMBOL_PATTERN = re.compile(r"[A-Z0-9^][A-Z0-9.=^-]{0,31}")
+_NAMES = {"tape": TAPE_PATTERN, "source": _SOURCE, "symbol": SYMBOL_PATTERN}
 _CURRENCY = re.compile(r"[A-Za-z0-9]{0,12}")
 _BATCH_ID = re.compile(r"[\x20-\x7e]{0,128}")
 _MAX_PRICE = 1e12
@@ -83,27 +84,36 @@ class Quote:
         object.__setattr__(self, "quote_id", f"{series.key}/{format_time(self.event_time)}/{self.revision}")
 
 
+def name_violations(**names: str) -> list[FieldViolation]:
+    """One violation for each of `tape`, `source` and `symbol` given that can be none."""
+    return [
+        FieldViolation(name, f"{shown(value)} does not match {_NAMES[name].pattern}")
+        for name, value in names.items()
+        if not _NAMES[name].fullmatch(value)
+    ]
+
+
+def series_violations(series: Series) -> list[FieldViolation]:
+    """What makes a series one that cannot be, one entry per wrong field; empty when it is good."""
+    found = name_violations(tape=series.tape, source=series.source, symbol=series.symbol)
+    if not 1 <= series.interval_seconds <= MAX_INTERVAL_SECONDS:
+        found.append(FieldViolation("interval", f"{series.interval_seconds} s is not within 1 s to 7 days"))
+    return found
+
+
 def violations(quote: Quote, now: datetime) -> tuple[FieldViolation, ...]:
     """What makes a quote impossible to score, one entry per wrong field; empty when it is good.
 
     `now` is the clock against which event times in the future are judged.
     """
-    found: list[FieldViolation] = []
+    found = series_violations(quote.series)
 
     def refuse(name: str, description: str) -> None:
         found.append(FieldViolation(name, description))
 
-    for name, value, pattern in (
-        ("tape", quote.tape, TAPE_PATTERN),
-        ("source", quote.source, _SOURCE),
-        ("symbol", quote.symbol, SYMBOL_PATTERN),
-        ("currency", quote.currency, _CURRENCY),
-        ("batch_id", quote.batch_id, _BATCH_ID),
-    ):
+    for name, value, pattern in (("currency", quote.currency, _CURRENCY), ("batch_id", quote.batch_id, _BATCH_ID)):
         if not pattern.fullmatch(value):
             refuse(name, f"{shown(value)} does not match {pattern.pattern}")
-    if not 1 <= quote.interval_seconds <= MAX_INTERVAL_SECONDS:
-        refuse("interval", f"{quote.interval_seconds} s is not within 1 s to 7 days")
     if not 0 <= quote.revision < 2**31:
         refuse("revision", "must be 0 or more")
     if quote.event_time < EARLIEST_EVENT:

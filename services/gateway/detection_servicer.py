@@ -73,9 +73,6 @@ class DetectionServicer(DetectionServiceServicer):
     async def GetCursors(self, request: pb.GetCursorsRequest, context: Any) -> pb.GetCursorsResponse:
         """How far series have been recorded."""
         checks.check_count("series", request.series)
-        for i, message in enumerate(request.series):
-            names = {"tape": message.tape, "source": message.source, "symbol": message.symbol}
-            checks.check_names({f"series[{i}].{field}": value for field, value in names.items()})
         series = [series_from_proto(message, f"series[{i}]") for i, message in enumerate(request.series)]
         cursors = await self._service.cursors(series)
         messages = dict(zip(cursors, cursors_to_proto(cursors), strict=True))
@@ -88,15 +85,16 @@ class DetectionServicer(DetectionServiceServicer):
 
     async def ListDetections(self, request: pb.ListDetectionsRequest, context: Any) -> pb.ListDetectionsResponse:
         """Detections, newest event first."""
-        checks.check_names({"tape": request.tape, "symbol": request.symbol})
+        checks.check_filter(tape=request.tape, symbol=request.symbol)
         checks.check_names({"alert_id": request.alert_id}, checks.ID_CHARACTERS_LIMIT)
+        start, end = requests.time_range(request)
         query = DetectionQuery(
             tape=request.tape,
             symbol=request.symbol,
             typology=requests.typology_of(request.typology, "typology"),
             alert_id=request.alert_id,
-            start_time=requests.time_of(request, "start_time"),
-            end_time=requests.time_of(request, "end_time"),
+            start_time=start,
+            end_time=end,
         )
         size = paging.page_size(request.page_size, 100, 1_000)
         page = await asyncio.to_thread(self._service.store.list_detections, query, size, paging.page_position(request))
@@ -107,8 +105,8 @@ class DetectionServicer(DetectionServiceServicer):
 
     async def ListQuotes(self, request: pb.ListQuotesRequest, context: Any) -> pb.ListQuotesResponse:
         """Quotes with their scores."""
-        checks.check_names({"tape": request.tape, "symbol": request.symbol, "source": request.source})
-        start, end = requests.time_of(request, "start_time"), requests.time_of(request, "end_time")
+        checks.check_filter(tape=request.tape, symbol=request.symbol, source=request.source)
+        start, end = requests.time_range(request)
         if not request.symbol and (start or end or request.descending):
             raise checks.invalid("symbol", "is required with times or in descending order")
         if request.interval_seconds < 0:

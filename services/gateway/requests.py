@@ -20,6 +20,7 @@ from services.wire.checks import (
     ITEMS_LIMIT,
     NAME_CHARACTERS_LIMIT,
     TOKEN_CHARACTERS_LIMIT,
+    check_filter,
     check_names,
     invalid,
     length_violations,
@@ -44,6 +45,14 @@ def time_of(message: Message, field: str) -> datetime | None:
         return optional_timestamp(message, field)
     except (OverflowError, ValueError) as error:
         raise invalid(field, "lies outside years 1 to 9999") from error
+
+
+def time_range(request: Message) -> tuple[datetime | None, datetime | None]:
+    """The request's start_time and end_time. Raises: InvalidRequestError when nothing can lie between them."""
+    start, end = time_of(request, "start_time"), time_of(request, "end_time")
+    if start is not None and end is not None and end <= start:
+        raise invalid("end_time", "does not lie after start_time")
+    return start, end
 
 
 def resume_token(store_id: str, sequence: int) -> str:
@@ -86,8 +95,7 @@ def alert_query(message: pb.AlertFilter) -> AlertQuery:
     for field in ("symbols", "typologies", "states"):
         if (count := len(getattr(message, field))) > ITEMS_LIMIT:
             raise invalid(f"filter.{field}", f"has {count:,} entries; {ITEMS_LIMIT:,} at most are allowed")
-    symbols = {f"filter.symbols[{i}]": symbol for i, symbol in enumerate(message.symbols)}
-    check_names({"filter.tape": message.tape} | symbols)
+    check_filter(tape=message.tape, symbols=message.symbols, prefix="filter.")
     if not 0.0 <= message.min_peak_score <= 1.0:
         raise invalid("filter.min_peak_score", f"{message.min_peak_score} is not within 0 to 1")
     typologies = tuple(typology_of(v, f"filter.typologies[{i}]") for i, v in enumerate(message.typologies))

@@ -9,8 +9,6 @@ import grpc
 
 from services.domain.errors import (
     DependencyUnavailableError,
-    FieldViolation,
-    InvalidRequestError,
     TapewatchError,
 )
 from services.domain.quote import Quote
@@ -20,7 +18,7 @@ from services.ingest.service import IngestService, Outcome, Published
 from services.ingest.subscribers import Subscription
 from services.runtime.errors import status_of
 from services.runtime.read_ahead import read_ahead
-from services.wire.checks import check_count
+from services.wire.checks import check_count, check_filter, invalid
 from services.wire.quote import quote_from_proto, quote_to_proto
 from services.wire.time import timestamp_to_proto
 from tapewatch.ingest.v1 import ingest_service_pb2 as pb
@@ -65,6 +63,7 @@ class IngestServicer(IngestServiceServicer):
         self, request: pb.StreamQuotesRequest, context: Any
     ) -> AsyncIterator[pb.StreamQuotesResponse]:
         """Quotes as they are accepted, until the listener is too slow or the server drains."""
+        check_filter(tape=request.tape, symbols=request.symbols)
         with self._service.subscribers.subscribe(request.symbols, request.tape) as subscription:
             await context.send_initial_metadata(())  # tells the caller that it is listening now
             while await self._arrived(subscription):
@@ -97,16 +96,17 @@ class IngestServicer(IngestServiceServicer):
 
     async def GetReplay(self, request: pb.GetReplayRequest, context: Any) -> pb.GetReplayResponse:
         """How far a replay is."""
-        replay = await self._replays.get(_required(request.tape, "tape"))
+        replay = await self._replays.get(_tape(request.tape))
         return pb.GetReplayResponse(replay=replay_to_proto(replay))
 
     async def CancelReplay(self, request: pb.CancelReplayRequest, context: Any) -> pb.CancelReplayResponse:
         """Stop a replay."""
-        replay = await self._replays.cancel(_required(request.tape, "tape"))
+        replay = await self._replays.cancel(_tape(request.tape))
         return pb.CancelReplayResponse(replay=replay_to_proto(replay))
 
     async def GetCoverage(self, request: pb.GetCoverageRequest, context: Any) -> pb.GetCoverageResponse:
         """What ingest hears."""
+        check_filter(tape=request.tape, symbols=request.symbols)
         coverages = self._service.coverage.list(set(request.symbols), request.tape)
         return pb.GetCoverageResponse(coverages=[coverage_to_proto(coverage) for coverage in coverages])
 
@@ -128,9 +128,10 @@ def _result(quote_id: str, outcome: Outcome) -> pb.PublishResult:
     return pb.PublishResult(quote_id=quote_id, error=status_of(outcome))
 
 
-def _required(value: str, field: str) -> str:
+def _tape(value: str) -> str:
     if not value:
-        raise InvalidRequestError([FieldViolation(field, "is required")])
+        raise invalid("tape", "is required")
+    check_filter(tape=value)
     return value
 
 

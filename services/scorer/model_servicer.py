@@ -12,6 +12,7 @@ from services.scorer.deployment import Deployment, ModelRole, check_weight
 from services.scorer.ports import Model
 from services.scorer.service import ScoringService
 from services.scorer.thresholds import ModelLoader, calibration_of
+from services.wire.checks import check_names, invalid
 from tapewatch.scorer.v1 import model_service_pb2 as pb
 from tapewatch.scorer.v1.model_service_pb2_grpc import ModelServiceServicer
 
@@ -41,6 +42,7 @@ class ModelServicer(ModelServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """One model's metadata, and how the deployed ones do."""
+        check_names({"version": request.version})
         serving, watch = self._service.deployment.serving, self._service.watch
         serves = request.version in ("", serving.metadata.version)
         metadata = serving.metadata
@@ -60,6 +62,7 @@ class ModelServicer(ModelServiceServicer):
 
     async def ReloadModel(self, request: pb.ReloadModelRequest, context: Any) -> pb.ReloadModelResponse:
         """Serve another version; streams go on."""
+        check_names({"version": request.version})
         model = await self._deploy(request.version, lambda deployment, model: deployment.serve(model))
         _log.info("serving model %s", model.metadata.version)
         return pb.ReloadModelResponse(model=self._judging(model))
@@ -106,5 +109,6 @@ class ModelServicer(ModelServiceServicer):
 
 def _required(version: str) -> str:
     if not version:
-        raise InvalidRequestError([FieldViolation("version", "is required")])
+        raise invalid("version", "is required")
+    check_names({"version": version})
     return version

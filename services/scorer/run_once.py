@@ -31,7 +31,7 @@ from services.queue import market_message
 from services.runtime.channels import open_channel
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_FAULT, EXIT_MISCONFIGURED
 from services.runtime.telemetry import Telemetry, context_of
-from services.scorer.main import make_loader, make_service
+from services.scorer.main import NO_GATEWAY, make_loader, make_service
 from services.scorer.settings import RunOnceSettings
 
 LAUNCHED = "LAMBDA_TRIGGERED"
@@ -57,7 +57,7 @@ def decode_batch(settings: RunOnceSettings) -> list[Quote | InvalidQuoteError]:
         )
     try:
         messages = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise InvalidRequestError([FieldViolation(name, f"is not JSON: {error}")]) from error
     if not isinstance(messages, list):
         raise InvalidRequestError([FieldViolation(name, "is not a JSON array")])
@@ -77,6 +77,8 @@ def decode_batch(settings: RunOnceSettings) -> list[Quote | InvalidQuoteError]:
 
 async def run(settings: RunOnceSettings) -> tuple[Mapping[str, Any], TaskReport]:
     """Score and record the batch. Returns its summary, and the report for the dispatcher."""
+    if settings.gateway_address == NO_GATEWAY:
+        raise NotConfiguredError("a one-shot scorer without a gateway to record to", "GATEWAY_ADDRESS")
     decoded = await asyncio.to_thread(decode_batch, settings)
     quotes = [each for each in decoded if isinstance(each, Quote)]
     async with open_channel(settings.gateway_address, settings, health_service=HEALTH_SERVICE) as channel:

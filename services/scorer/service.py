@@ -150,18 +150,23 @@ class ScoringService:
     async def score_one(self, quote: Quote, history: Sequence[Quote] | None) -> Score:
         """Judge one quote by hand, after the given history or the recorded one; no state changes.
 
-        Raises: InvalidQuoteError for the quote or one of its history; DependencyUnavailableError without a gateway.
+        Raises:
+            InvalidQuoteError: The quote or one of its history, named by `quote.` or `history[i].` before the field.
+            DependencyUnavailableError: Without a gateway.
         """
         now = self._clock()
-        for given in (*(history or ()), quote):
-            if found := violations(given, now):
-                raise InvalidQuoteError(found, quote_id=given.quote_id)
+        wrong = _under("quote", violations(quote, now))
+        for i, given in enumerate(history or ()):
+            path = f"history[{i}]"
+            wrong += _under(path, violations(given, now))
             if given.series != quote.series:
-                violation = FieldViolation("history", f"{given.quote_id} is not of the series {quote.series.key}")
-                raise InvalidQuoteError([violation], quote_id=given.quote_id)
+                wrong.append(FieldViolation(path, f"is not of the series {quote.series.key}"))
+            elif given.event_time >= quote.event_time:
+                wrong.append(FieldViolation(f"{path}.event_time", "does not lie before the quote's"))
+        if wrong:
+            raise InvalidQuoteError(wrong, quote_id=quote.quote_id)
         if history:
-            ordered = sorted(history, key=lambda q: (q.event_time, q.revision))
-            held = HeldSeries.from_history([q for q in ordered if q.event_time < quote.event_time])
+            held = HeldSeries.from_history(sorted(history, key=lambda q: (q.event_time, q.revision)))
         else:
             held = await self._rebuild(quote.series, quote.event_time)
         prepared = _Prepared.make(quote.series, held, [quote], keeps=False)
@@ -266,6 +271,10 @@ class _Prepared:
     def make(cls, series: Series, held: HeldSeries, quotes: list[Quote], *, keeps: bool) -> "_Prepared":
         after, limits, histories = held.extended(quotes)
         return cls(series, quotes, held.state.windows(quotes), after, limits, histories, keeps)
+
+
+def _under(path: str, found: Sequence[FieldViolation]) -> list[FieldViolation]:
+    return [FieldViolation(f"{path}.{violation.field}", violation.description) for violation in found]
 
 
 def _results(model: Model, features: NDArray[np.float32], found: Judgements) -> list[_Judged]:

@@ -6,6 +6,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from services.domain.errors import FieldViolation, InvalidRequestError
+from services.domain.quote import name_violations
 from services.wire.time import duration_from_proto
 
 ITEMS_LIMIT = 1_000
@@ -41,6 +42,22 @@ def length_violations(limit: int, fields: Mapping[str, str]) -> list[FieldViolat
 def check_names(fields: Mapping[str, str], limit: int = NAME_CHARACTERS_LIMIT) -> None:
     """Raises: InvalidRequestError naming each field, by its path, whose text is longer than `limit`."""
     if wrong := length_violations(limit, fields):
+        raise InvalidRequestError(wrong)
+
+
+def check_filter(
+    *, tape: str = "", source: str = "", symbol: str = "", symbols: Sequence[str] = (), prefix: str = ""
+) -> None:
+    """Refuse a filter that can match nothing: names that no tape, source or symbol has. Empty ones match everything.
+
+    Raises: InvalidRequestError naming each field, with `prefix` before it.
+    """
+    check_count(f"{prefix}symbols", symbols, least=0)
+    given = {name: value for name, value in (("tape", tape), ("source", source), ("symbol", symbol)) if value}
+    wrong = [FieldViolation(f"{prefix}{v.field}", v.description) for v in name_violations(**given)]
+    for i, each in enumerate(symbols):
+        wrong += [FieldViolation(f"{prefix}symbols[{i}]", v.description) for v in name_violations(symbol=each)]
+    if wrong:
         raise InvalidRequestError(wrong)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from services.domain.errors import FieldViolation, InvalidQuoteError, InvalidRequestError
-from services.domain.quote import LIVE_TAPE, Quote, Series
+from services.domain.quote import LIVE_TAPE, Quote, Series, series_violations
 from services.wire.time import (
     duration_to_proto,
     optional_timestamp,
@@ -120,12 +120,18 @@ def series_to_proto(series: Series) -> pb.Series:
 def series_from_proto(message: pb.Series, field: str = "series") -> Series:
     """The series, with a quote's defaults filled in.
 
-    Raises: InvalidRequestError when it names no symbol; `field` is its path in the request.
+    Raises: InvalidRequestError when it names no symbol, or can be no series; `field` is its path in the request.
     """
     if not message.symbol:
         raise InvalidRequestError([FieldViolation(f"{field}.symbol", "is required")])
     seconds = message.interval.seconds if message.HasField("interval") else DEFAULT_INTERVAL_SECONDS
-    return Series(message.tape or LIVE_TAPE, message.source or DEFAULT_SOURCE, message.symbol, seconds)
+    series = Series(message.tape or LIVE_TAPE, message.source or DEFAULT_SOURCE, message.symbol, seconds)
+    wrong = series_violations(series)
+    if message.interval.nanos:
+        wrong.append(FieldViolation("interval", "is no whole number of seconds"))
+    if wrong:
+        raise InvalidRequestError([FieldViolation(f"{field}.{v.field}", v.description) for v in wrong])
+    return series
 
 
 def cursors_to_proto(cursors: Mapping[Series, datetime | None]) -> list[pb.Cursor]:

@@ -162,6 +162,48 @@ CASES: list[Case] = [
         (
             "ingest",
             ingest_service_pb2_grpc.IngestServiceStub,
+            "StreamQuotes",
+            ingest_service_pb2.StreamQuotesRequest(symbols=["bad symbol!"]),
+            "symbols[0]",
+        ),
+        (
+            "ingest",
+            ingest_service_pb2_grpc.IngestServiceStub,
+            "StreamQuotes",
+            ingest_service_pb2.StreamQuotesRequest(symbols=["A"] * 20_000),
+            "symbols",
+        ),
+        (
+            "ingest",
+            ingest_service_pb2_grpc.IngestServiceStub,
+            "GetCoverage",
+            ingest_service_pb2.GetCoverageRequest(tape="B D"),
+            "tape",
+        ),
+        (
+            "ingest",
+            ingest_service_pb2_grpc.IngestServiceStub,
+            "GetReplay",
+            ingest_service_pb2.GetReplayRequest(tape="NO!!"),
+            "tape",
+        ),
+        (
+            "scorer",
+            model_service_pb2_grpc.ModelServiceStub,
+            "GetModel",
+            model_service_pb2.GetModelRequest(version="m" * 201),
+            "version",
+        ),
+        (
+            "scorer",
+            model_service_pb2_grpc.ModelServiceStub,
+            "ReloadModel",
+            model_service_pb2.ReloadModelRequest(version="m" * 201),
+            "version",
+        ),
+        (
+            "ingest",
+            ingest_service_pb2_grpc.IngestServiceStub,
             "GetReplay",
             ingest_service_pb2.GetReplayRequest(),
             "tape",
@@ -260,13 +302,9 @@ CASES: list[Case] = [
     )
 ]
 WITHOUT_CONDITIONS = {
-    "StreamQuotes",  # any filter is a filter
-    "GetCoverage",
     "GetCapacity",
     "GetCanaries",
-    "GetModel",  # an unknown version is NOT_FOUND
     "ListModels",
-    "ReloadModel",
 }
 
 

@@ -208,6 +208,11 @@ def test_run_once_scores_and_records_a_batch(running_mesh: Mesh) -> None:
     printed = json.loads(done.stdout.strip().splitlines()[-1])
     assert printed["recorded"] == 2
     assert "high" in printed["invalid"][0]
+    for nonsense in ("[" * 100_000, f"[{'1' * 5_000}]"):
+        done = running_mesh.command("scorer", "run-once", **{**environment, "BATCH_MARKET_DATA": nonsense})
+        assert done.returncode != 0
+        assert "BATCH_MARKET_DATA: is not JSON" in done.stderr
+        assert "Traceback" not in done.stderr
     done = running_mesh.command("scorer", "run-once")
     assert done.returncode == 2
     assert "BATCH_MARKET_DATA" in done.stderr

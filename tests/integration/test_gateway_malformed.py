@@ -86,6 +86,43 @@ MALFORMED: list[tuple[str, Callable[[Gateway], Awaitable[Any]], set[str]]] = [
         {"page_token"},
     ),
     (
+        "names that nothing has",
+        lambda g: g.detections.ListQuotes(
+            detection_service_pb2.ListQuotesRequest(tape="B A D", symbol="a b", source="!")
+        ),
+        {"tape", "symbol", "source"},
+    ),
+    (
+        "names that no detection has",
+        lambda g: g.detections.ListDetections(detection_service_pb2.ListDetectionsRequest(tape="B A D", symbol="a b")),
+        {"tape", "symbol"},
+    ),
+    (
+        "names that no alert has",
+        lambda g: g.alerts.ListAlerts(
+            alert_service_pb2.ListAlertsRequest(
+                filter=alert_service_pb2.AlertFilter(tape="B A D", symbols=["A", "b d"])
+            )
+        ),
+        {"filter.tape", "filter.symbols[1]"},
+    ),
+    (
+        "nothing between the times",
+        lambda g: g.detections.ListDetections(
+            detection_service_pb2.ListDetectionsRequest(start_time=Timestamp(seconds=2), end_time=Timestamp(seconds=2))
+        ),
+        {"end_time"},
+    ),
+    (
+        "a series that cannot be",
+        lambda g: g.detections.GetCursors(
+            detection_service_pb2.GetCursorsRequest(
+                series=[quote_pb2.Series(symbol="AAPL", tape="!!", interval=Duration(seconds=-7))]
+            )
+        ),
+        {"series[0].tape", "series[0].interval"},
+    ),
+    (
         "endless page token",
         lambda g: g.alerts.ListAlerts(alert_service_pb2.ListAlertsRequest(page_token=LONG_TOKEN)),
         {"page_token"},

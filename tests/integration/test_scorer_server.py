@@ -66,7 +66,12 @@ async def test_malformed_requests_name_their_fields(scorer: tuple[grpc.aio.Chann
     assert error.violations[0].field == "quote"
     bad = quote_to_proto(quote(0, low=-1.0, volume=float("nan")))
     error = await refused(stub.Score(pb.ScoreRequest(quote=bad)))
-    assert {violation.field for violation in error.violations} == {"low", "volume"}
+    assert {violation.field for violation in error.violations} == {"quote.low", "quote.volume"}
+    good = quote_to_proto(quote(5))
+    strangers = [quote(0, symbol="XYZ"), quote(1, open=-1.0), quote(9)]
+    error = await refused(stub.Score(pb.ScoreRequest(quote=good, history=[quote_to_proto(q) for q in strangers])))
+    fields = {violation.field for violation in error.violations}
+    assert fields == {"history[0]", "history[1].open", "history[2].event_time"}
     many = [quote_to_proto(quote(i)) for i in range(1_001)]
     error = await refused(stub.Score(pb.ScoreRequest(quote=many[0], history=many)))
     assert error.violations[0].field == "history"
