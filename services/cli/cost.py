@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from services.costs.model import DESIGNS, Load, Prices, crossovers, read_prices, total
 from services.domain.errors import NotConfiguredError
@@ -26,7 +27,7 @@ def cost(load: Load, region: str, prices_file: Path | None, plot: Path | None, c
         table.add_row(name, *(f"{month[part]:,.2f}" for part in parts), f"{whole:,.2f}", saved)
     console.print(table)
     best = min(months, key=lambda name: sum(months[name].values()))
-    console.print(f"Choose: [bold]{best}[/] ({provenance}; --prices FILE takes your own).")
+    console.print(Text.assemble("Choose: ", (best, "bold"), f" ({provenance}; --prices FILE takes your own)."))
     _claim(months, reference, console)
     changes = crossovers(load, prices, _SYMBOLS)
     steps = [f"{name} from {count:,} symbols" for count, name in changes]

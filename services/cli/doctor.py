@@ -5,16 +5,18 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from services.cli.settings import MeshSettings
 from services.domain.errors import TapewatchError
 from services.domain.threshold import THRESHOLD_FILE
+from services.runtime.exit_codes import EXIT_FAILED
 from services.runtime.health import address_serving
 
 _SUPPORTED = ((3, 11), (3, 13))
@@ -150,12 +152,16 @@ async def examine(settings: MeshSettings) -> list[Finding]:
     return [_python(), _folder(settings), *_optional(), *local, *await asyncio.gather(*services)]
 
 
-async def doctor(settings: MeshSettings, console: Console) -> int:
-    """Print the findings. Exit code 1 when one is bad."""
-    findings = await examine(settings)
+def show(findings: Sequence[Finding], console: Console) -> int:
+    """Print the findings. The exit code: 1 when one is bad."""
     styles = {"ok": "green", "off": "yellow", "bad": "bold red"}
     table = Table("what", "state", "detail")
     for finding in findings:
-        table.add_row(finding.subject, f"[{styles[finding.state]}]{finding.state}[/]", finding.detail)
+        table.add_row(finding.subject, Text(finding.state, styles[finding.state]), finding.detail)
     console.print(table)
-    return int(any(finding.state == "bad" for finding in findings))
+    return EXIT_FAILED if any(finding.state == "bad" for finding in findings) else 0
+
+
+async def doctor(settings: MeshSettings, console: Console) -> int:
+    """Check everything and print what was found. The exit code."""
+    return show(await examine(settings), console)

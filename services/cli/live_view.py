@@ -131,6 +131,6 @@ class LiveView:
     def _render(self) -> RenderableType:
         alerts = Group(*self._alerts) if self._alerts else Text("no alerts yet", style="dim")
         return Group(
-            Panel(Group(self._progress, self._status()), title=self._title, title_align="left"),
+            Panel(Group(self._progress, self._status()), title=Text(self._title), title_align="left"),
             Panel(alerts, title="alerts", title_align="left"),
         )

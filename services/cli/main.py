@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from services.cli.arguments import Address, HowScored, Location, Scorers, Source, Symbols, mode_of, split
+from services.cli.console import make_console
 from services.cli.settings import MeshSettings
 from services.domain.errors import TapewatchError
 from services.domain.threshold import PER_500_SYMBOL_DAYS, PER_DAY
@@ -78,7 +78,7 @@ def dispatch_dead_letters(limit: Annotated[int, typer.Option(min=1, help="Most l
     from services.cli.dead_letters import show
 
     _use_mesh_queue()
-    raise SystemExit(show(limit, Console()))
+    raise SystemExit(show(limit, make_console()))
 
 
 class TaskStateName(StrEnum):
@@ -103,7 +103,7 @@ def dispatch_tasks(
 
     settings = MeshSettings()
     where = address or settings.dispatch_address
-    raise SystemExit(asyncio.run(tasks(settings, where, state.value if state else "", limit, Console())))
+    raise SystemExit(asyncio.run(tasks(settings, where, state.value if state else "", limit, make_console())))
 
 
 @dispatch_app.command("create-table")
@@ -135,7 +135,7 @@ def model_list() -> None:
     """Show the versions in the registry."""
     from services.cli.model import listed
 
-    raise SystemExit(asyncio.run(listed(MeshSettings(), Console())))
+    raise SystemExit(asyncio.run(listed(MeshSettings(), make_console())))
 
 
 @model_app.command("show")
@@ -143,7 +143,7 @@ def model_show() -> None:
     """Show what each scorer judges with, how its candidates do, and whether the tape drifts."""
     from services.cli.model import show
 
-    raise SystemExit(asyncio.run(show(MeshSettings(), Console())))
+    raise SystemExit(asyncio.run(show(MeshSettings(), make_console())))
 
 
 @model_app.command("reload")
@@ -151,7 +151,7 @@ def model_reload(version: Annotated[str, typer.Argument(help="Empty takes the ne
     """Serve a version, and read its threshold again."""
     from services.cli.model import reload
 
-    raise SystemExit(asyncio.run(reload(MeshSettings(), version, Console())))
+    raise SystemExit(asyncio.run(reload(MeshSettings(), version, make_console())))
 
 
 @model_app.command("shadow")
@@ -159,7 +159,7 @@ def model_shadow(version: Annotated[str, typer.Argument()]) -> None:
     """Let a version judge every quote beside, alerting nothing."""
     from services.cli.model import shadow
 
-    raise SystemExit(asyncio.run(shadow(MeshSettings(), version, Console())))
+    raise SystemExit(asyncio.run(shadow(MeshSettings(), version, make_console())))
 
 
 @model_app.command("canary")
@@ -170,7 +170,7 @@ def model_canary(
     """Let a version judge a share of the series for real."""
     from services.cli.model import canary
 
-    raise SystemExit(asyncio.run(canary(MeshSettings(), version, weight, Console())))
+    raise SystemExit(asyncio.run(canary(MeshSettings(), version, weight, make_console())))
 
 
 @model_app.command("clear")
@@ -178,7 +178,7 @@ def model_clear() -> None:
     """Take shadow and canary away."""
     from services.cli.model import clear
 
-    raise SystemExit(asyncio.run(clear(MeshSettings(), Console())))
+    raise SystemExit(asyncio.run(clear(MeshSettings(), make_console())))
 
 
 @gateway_app.command("serve")
@@ -216,7 +216,7 @@ def lake_query(
 
     embedded = str(MeshSettings().tapewatch_dir / "lake")
     location = lake or os.environ.get("LAKE_URI") or embedded
-    raise SystemExit(query(location, sql, how.value, Console()))
+    raise SystemExit(query(location, sql, how.value, make_console()))
 
 
 @app.command("run")
@@ -226,7 +226,8 @@ def run_command(
     """Replay a tape through the whole mesh on this machine, then end with a summary. Goes on where it was stopped."""
     from services.cli.run import run
 
-    raise SystemExit(asyncio.run(run(MeshSettings(), location, split(symbols), scorers, mode_of(mode), Console())))
+    console = make_console()
+    raise SystemExit(asyncio.run(run(MeshSettings(), location, split(symbols), scorers, mode_of(mode), console)))
 
 
 @app.command("up")
@@ -246,7 +247,7 @@ def up_command(
 
     if source is Source.CSV and location == "bokeh":
         raise typer.BadParameter("--source csv needs --from with a CSV file or a folder of them")
-    settings, console = MeshSettings(), Console()
+    settings, console = MeshSettings(), make_console()
     names = split(symbols)
     raise SystemExit(
         asyncio.run(up(settings, source.value, location, names, interval, speed, scorers, mode_of(mode), console))
@@ -272,7 +273,7 @@ def up_aws_local_command(
     if source is Source.CSV and location == "bokeh":
         raise typer.BadParameter("--source csv needs --from with a CSV file or a folder of them")
     of = (source.value, location, split(symbols), interval, speed, scorers, mode_of(mode))
-    raise SystemExit(up_aws_local(ministack, function, port, *of, Console()))
+    raise SystemExit(up_aws_local(ministack, function, port, *of, make_console()))
 
 
 @app.command("watch")
@@ -342,7 +343,7 @@ def replay_command(
 
     settings = MeshSettings()
     address = ingest or settings.ingest_address
-    raise SystemExit(asyncio.run(replay(address, settings, location, tape, split(symbols), speed, Console())))
+    raise SystemExit(asyncio.run(replay(address, settings, location, tape, split(symbols), speed, make_console())))
 
 
 @app.command("canary")
@@ -352,7 +353,7 @@ def canary_command(
     """Play known manipulations through a running mesh. Exits with 1 unless each alerts within two minutes."""
     from services.cli.canary import canary
 
-    raise SystemExit(asyncio.run(canary(MeshSettings(), names or [], Console())))
+    raise SystemExit(asyncio.run(canary(MeshSettings(), names or [], make_console())))
 
 
 @app.command("calibrate")
@@ -397,7 +398,7 @@ def calibrate_command(
         reload=reload,
         dry_run=dry_run,
     )
-    raise SystemExit(asyncio.run(calibrate(MeshSettings(), options, Console())))
+    raise SystemExit(asyncio.run(calibrate(MeshSettings(), options, make_console())))
 
 
 @app.command("doctor")
@@ -405,7 +406,7 @@ def doctor_command() -> None:
     """Show what is configured, reachable, missing. Exits with 1 when something must be mended."""
     from services.cli.doctor import doctor
 
-    raise SystemExit(asyncio.run(doctor(MeshSettings(), Console())))
+    raise SystemExit(asyncio.run(doctor(MeshSettings(), make_console())))
 
 
 @app.command("cost")
@@ -426,7 +427,7 @@ def cost_command(
 
     load = Load(symbols, interval, hours, days, batch_messages=batch)
     try:
-        raise SystemExit(cost(load, region, prices, plot, Console()))
+        raise SystemExit(cost(load, region, prices, plot, make_console()))
     except TapewatchError as error:
         print(f"tapewatch cost: {error.message}", file=sys.stderr)
         raise SystemExit(EXIT_MISCONFIGURED) from None

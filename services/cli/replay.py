@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from services.runtime.channels import open_channel
 from services.runtime.errors import error_from_rpc
+from services.runtime.exit_codes import EXIT_FAILED
 from services.runtime.settings import ClientSettings
 from tapewatch.ingest.v1 import ingest_service_pb2 as pb
 from tapewatch.ingest.v1 import replay_pb2
@@ -37,7 +38,8 @@ async def replay(
         request = pb.StartReplayRequest(location=location, tape=tape, symbols=symbols, speed=speed)
         try:
             current = (await stub.StartReplay(request)).replay
-            console.print(f"playing {location} on tape {current.tape} (tapewatch watch --tape {current.tape})")
+            words = f"playing {location} on tape {current.tape} (tapewatch watch --tape {current.tape})"
+            console.print(words, soft_wrap=True)
             columns = (TextColumn("published"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             with Progress(*columns, console=console) as progress:
                 task = progress.add_task("published", total=current.total_quotes or None)
@@ -47,10 +49,11 @@ async def replay(
                     done = current.published_quotes + current.rejected_quotes
                     progress.update(task, completed=done, total=current.total_quotes or None)
         except grpc.aio.AioRpcError as error:
-            console.print(f"tapewatch replay: {error_from_rpc(error, f'ingest {address}').message}", style="bold red")
-            return 1
+            message = error_from_rpc(error, f"ingest {address}").message
+            console.print(f"tapewatch replay: {message}", style="bold red", soft_wrap=True)
+            return EXIT_FAILED
     state = replay_pb2.ReplayState.Name(current.state).removeprefix("REPLAY_STATE_").lower()
     rejected = f", {current.rejected_quotes} rejected (dead letters)" if current.rejected_quotes else ""
     why = f": {current.error}" if current.error else ""
-    console.print(f"{state}: {current.published_quotes:,} quotes published{rejected}{why}")
-    return 0 if current.state == replay_pb2.REPLAY_STATE_SUCCEEDED else 1
+    console.print(f"{state}: {current.published_quotes:,} quotes published{rejected}{why}", soft_wrap=True)
+    return 0 if current.state == replay_pb2.REPLAY_STATE_SUCCEEDED else EXIT_FAILED

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
-from rich.console import Console
 from rich.text import Text
 
+from services.cli.console import make_console
 from services.domain.errors import TapewatchError
 from services.domain.quote import format_time
 from services.runtime.channels import open_channel
@@ -92,7 +92,7 @@ async def watch(
     as_json: bool,
 ) -> None:
     """Print changes as they come, until interrupted."""
-    console = Console()
+    console = make_console()
     wanted = pb.AlertFilter(tape=tape, symbols=[s.upper() for s in symbols], min_peak_score=min_score)
     if not as_json:
         console.print(f"watching {address} (Ctrl-C ends)", style="dim")

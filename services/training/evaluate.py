@@ -17,7 +17,7 @@ SECTIONS = ("equities", "days", "left_out", "old_task", "pumps")
 _MODELS = Path(__file__).parents[1] / "scorer" / "models"
 
 app = typer.Typer(add_completion=False)
-_console = Console(stderr=True)
+_console = Console(stderr=True, markup=False, emoji=False)  # messages quote what callers and files say
 
 
 def newest(folder: Path) -> Path:
@@ -105,10 +105,10 @@ def evaluate(
         output.write_text(card.render(version.metadata, figures, folder.name), encoding="utf-8")
     except ModuleNotFoundError as error:
         missing = NotConfiguredError(f"evaluation ({error.name} is missing)", "up with: pip install -e '.[train]'")
-        _console.print(f"[red]{missing.message}[/red]", highlight=False)
+        _console.print(missing.message, style="red", highlight=False)
         raise typer.Exit(1) from error
     except TapewatchError as error:
-        _console.print(f"[red]{error.message}[/red]", highlight=False)
+        _console.print(error.message, style="red", highlight=False)
         raise typer.Exit(1) from error
     typer.echo(f"{output}: {', '.join(figures)}")
 

@@ -48,7 +48,7 @@ SCORE_SHARES = 10
 _SHOWN_PROBLEMS = 5
 
 app = typer.Typer(add_completion=False)
-_console = Console(stderr=True)
+_console = Console(stderr=True, markup=False, emoji=False)  # messages quote what callers and files say
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,9 @@ def read_sources(locations: Sequence[str], calibration: Sequence[str] = ()) -> l
         problems: list[str] = []
         history = dataset.trainable(location_reader.read(location, problems))
         for problem in problems[:_SHOWN_PROBLEMS]:
-            _console.print(f"[yellow]{problem}[/yellow]", highlight=False)
+            _console.print(problem, style="yellow", highlight=False)
         if len(problems) > _SHOWN_PROBLEMS:
-            _console.print(f"[yellow]and {len(problems) - _SHOWN_PROBLEMS:,} more like these[/yellow]")
+            _console.print(f"and {len(problems) - _SHOWN_PROBLEMS:,} more like these", style="yellow", highlight=False)
         lengths = Counter(bars.interval_seconds for bars in history)
         usual = lengths.most_common(1)[0][0]
         history = [bars for bars in history if bars.interval_seconds == usual]
@@ -479,7 +479,7 @@ def train(
             console=_console,
         )
     except TapewatchError as error:
-        _console.print(f"[red]{error.message}[/red]", highlight=False)
+        _console.print(error.message, style="red", highlight=False)
         raise typer.Exit(1) from error
     typer.echo(f"{output / metadata.version}: threshold {metadata.threshold:.4f}")
     for name, value in metadata.metrics.items():

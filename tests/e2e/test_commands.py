@@ -86,6 +86,10 @@ def test_replay_through_a_running_mesh(running_mesh: Mesh) -> None:
     nowhere = running_mesh.command("replay", "--from", "/no/such/file.csv")
     assert nowhere.returncode == 1
     assert "/no/such/file.csv" in nowhere.stdout
+    brackets = running_mesh.command("replay", "--from", "/no/[/such].csv")
+    assert brackets.returncode == 1
+    assert "/no/[/such].csv" in brackets.stdout
+    assert "Traceback" not in brackets.stderr
 
 
 def test_a_busy_port_ends_in_one_sentence(mesh: Mesh) -> None:
