@@ -18,7 +18,9 @@ from services.runtime.settings import AwsSettings
 
 _S3 = "s3://"
 _ANSWER_SECONDS = 20.0
-_PERMISSIONS = ("s3:GetObject", "s3:PutObject")
+_PERMISSIONS = ("s3:GetObject", "s3:PutObject", "s3:ListBucket")
+"""Without ListBucket S3 answers AccessDenied instead of NoSuchKey for an object that is not there."""
+
 _MISSING = {"NoSuchKey", "404"}
 
 

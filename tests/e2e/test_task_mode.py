@@ -1,0 +1,361 @@
+"""The mesh in task mode: a one-shot scorer a batch, with tasks, dispatcher and gateway killed at random.
+
+A task is a process that loads the model, about a second here, and batches of one symbol follow each other: so these
+runs have 400 bars of four symbols in batches of 25.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import boto3
+import grpc
+import pytest
+
+from services.archive import bokeh
+from services.archive.bars import quotes as quotes_of
+from services.dispatch.batch import TaskState
+from services.dispatch.launcher_subprocess import RUN_ONCE
+from services.dispatch.ledger_dynamodb import DynamoDbLedger
+from services.dispatch.ledger_sqlite import SqliteLedger
+from services.dispatch.ports import Ledger
+from services.domain.score import RecordedQuote
+from services.gateway.ports import QuoteQuery, Store
+from services.gateway.sqlite import SqliteStore
+from services.queue.market_message import encode
+from services.runtime.dynamodb_table import DynamoDbTable
+from services.wire.quote import quote_to_proto
+from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
+from tapewatch.dispatch.v1 import task_pb2
+from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceStub
+from tests.e2e.mapped_function import mapped_function
+from tests.e2e.processes import Mesh, alive
+from tests.e2e.test_aws_run import deployed
+from tests.pipeline_fakes import quote
+from tests.servers.process import REGION, Server
+from tests.servers.run_task_validator import RunTaskValidator
+
+SYMBOLS, BARS_EACH, BATCH = ("AAPL", "GOOG", "IBM", "MSFT"), 100, 25
+BARS = len(SYMBOLS) * BARS_EACH
+SEED = 20_261_124
+KILLS = ("task", "dispatch", "gateway", "task", "dispatch", "task")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@dataclass
+class Running:
+    """A mesh in task mode, and how to look into it."""
+
+    mesh: Mesh
+    ledger: Ledger
+    store: Store
+    task_pids: Callable[[], list[int]]
+
+
+def written(folder: Path) -> Path:
+    """The first bars of the bundled tape's symbols, as a CSV file."""
+    kept: dict[str, list[str]] = defaultdict(list)
+    for bar in quotes_of(bokeh.read(), tape="t", source=bokeh.SOURCE):
+        lines = kept[bar.symbol]
+        if bar.symbol in SYMBOLS and len(lines) < BARS_EACH:
+            numbers = f"{bar.open},{bar.high},{bar.low},{bar.close},{bar.volume}"
+            lines.append(f"{bar.symbol},{bar.event_time:%Y-%m-%d},{numbers}")
+    path = folder / "bars.csv"
+    rows = [line for lines in kept.values() for line in lines]
+    path.write_text("\n".join(["symbol,timestamp,open,high,low,close,volume", *rows]) + "\n")
+    return path
+
+
+def local_tasks(folder: Path) -> list[int]:
+    """Process ids of the tasks that this machine's launcher has running."""
+    pids = []
+    for record in folder.glob("*.json"):
+        pid = json.loads(record.read_text()).get("pid")
+        if pid is not None and alive(pid) and b"run-once" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            pids.append(pid)
+    return pids
+
+
+def embedded(tmp_path: Path) -> Iterator[Running]:
+    mesh = Mesh(tmp_path / "mesh", environment={"DISPATCH_BATCH_SIZE": str(BATCH)})
+    (tmp_path / "mesh").mkdir()
+    ledger = SqliteLedger(tmp_path / "mesh" / "ledger.db", timedelta(days=1))
+    store = SqliteStore(tmp_path / "mesh" / "store.db")
+    yield Running(mesh, ledger, store, lambda: local_tasks(tmp_path / "mesh" / "tasks"))
+    mesh.stop()
+    store.close()
+    ledger.close()
+
+
+def define_task(name: str) -> None:
+    """A cluster, and the one-shot scorer's task definition."""
+    ecs = boto3.client("ecs", region_name=REGION)
+    ecs.create_cluster(clusterName=name)
+    ecs.register_task_definition(
+        family=name,
+        networkMode="awsvpc",
+        containerDefinitions=[{"name": "scorer", "image": "scorer", "essential": True}],
+    )
+
+
+def on_aws(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """SQS, DynamoDB for store and ledger, S3, and ECS behind the validator."""
+    ministack: Server = request.getfixturevalue("ministack")
+    dynamodb, s3 = request.getfixturevalue("dynamodb_local"), request.getfixturevalue("versitygw")
+    with deployed(ministack, dynamodb, s3, tmp_path, monkeypatch) as cloud:
+        mesh, ledger_table = cloud.mesh, f"{cloud.table}-ledger"
+        validator = RunTaskValidator(ministack.url, RUN_ONCE).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_ECS", validator.url)
+        define_task(cloud.table)
+        mesh.environment |= {
+            "AWS_ENDPOINT_URL_ECS": validator.url,
+            "DISPATCH_BATCH_SIZE": str(BATCH),
+            "LEDGER_BACKEND": "dynamodb",
+            "LEDGER_TABLE": ledger_table,
+            "BATCHES_URI": f"{cloud.lake}/batches",
+            "TASK_LAUNCHER": "ecs",
+            "ECS_CLUSTER_NAME": cloud.table,
+            "ECS_TASK_DEFINITION": cloud.table,
+            "ECS_SUBNET_IDS": "subnet-1,subnet-2",
+        }
+        validator.environment = mesh.environment
+        made = mesh.command("dispatch", "create-table")
+        assert made.returncode == 0, made.stderr
+        ledger = DynamoDbLedger(DynamoDbTable.connect(ledger_table, REGION), timedelta(days=1))
+        store = cloud.store()
+        yield Running(mesh, ledger, store, validator.pids)
+        mesh.stop()
+        validator.stop()
+        store.close()
+        ledger.close()
+
+
+@pytest.fixture(params=["embedded", "aws"])
+def running(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    if request.param == "embedded":
+        yield from embedded(tmp_path)
+    else:
+        yield from on_aws(request, tmp_path, monkeypatch)
+
+
+def kill(running: Running, victim: str, chance: random.Random) -> int:
+    """Kill one at work; how many messages its work holds."""
+    mesh = running.mesh
+    held: list[int] = []
+
+    def at_work() -> bool:
+        pids = running.task_pids()
+        entries = [entry for entry in running.ledger.open() if entry.state is TaskState.RUNNING]
+        if not pids or not entries:
+            return False
+        held.append(sum(entry.attempt_messages for entry in entries))
+        pid = pids[0] if victim == "task" else mesh.pids()[victim]
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+
+    mesh.wait_for(lambda: bool(running.task_pids()), 60, "a task")
+    time.sleep(chance.uniform(0, 0.8))  # somewhere on its way: starting, scoring, recording, reporting
+    mesh.wait_for(at_work, 60, f"work of {victim}")
+    return held[-1]
+
+
+def test_a_run_while_tasks_dispatcher_and_gateway_are_killed(running: Running, tmp_path: Path) -> None:
+    mesh, chance = running.mesh, random.Random(SEED)
+    process = mesh.start("run", "--mode", "task", "--from", str(written(tmp_path)))
+    mesh.wait_for(lambda: "gateway" in mesh.pids(), 60, "the mesh")
+    assert "scorer" not in mesh.pids()
+    held = []
+    for number, victim in enumerate(KILLS, 1):
+        least = number * BARS // (len(KILLS) + 3) - BATCH
+        mesh.wait_for(lambda n=least: running.store.last_quote() >= n, 90, f"{least} recorded quotes")  # type: ignore[misc]
+        before = mesh.pids()
+        held.append((victim, kill(running, victim, chance)))
+        if victim != "task":
+            mesh.wait_for(lambda v=victim, b=before: mesh.pids()[v] != b[v], 30, f"{victim} again")  # type: ignore[misc]
+    output, _ = process.communicate(timeout=200)
+
+    assert process.returncode == 0, output
+    assert re.search(rf"published={BARS} scored={BARS} stored={BARS} lost=0 duplicated=0", output), output
+    order: dict[str, list[datetime]] = defaultdict(list)
+    again = 0
+    for recorded in running.store.quotes_after(0, BARS):
+        order[recorded.scored.quote.symbol].append(recorded.scored.quote.event_time)
+        again += recorded.record_count > 1
+    assert {symbol: len(times) for symbol, times in order.items()} == dict.fromkeys(SYMBOLS, BARS_EACH)
+    assert all(times == sorted(set(times)) for times in order.values()), "order per symbol"
+    entries = running.ledger.list(1_000)
+    assert all(entry.state is TaskState.RECORDED and not entry.dead for entry in entries)
+    assert sum(entry.messages for entry in entries) >= BARS
+    attempts = sum(entry.attempt for entry in entries)
+    assert all(messages > 0 for _, messages in held), "a kill hit nothing"
+    repeated = sum(entry.messages for entry in entries if entry.attempt > 1)
+    assert repeated > 0, "no message was given to a task twice: the kills hit nothing"
+    print(
+        f"killed with messages at work {held}; {len(entries)} batches, {attempts} attempts, {repeated} messages given "
+        f"to a task again, {again} recorded again; {output.strip().splitlines()[-1]}"
+    )
+
+
+def test_the_functions_in_task_mode(
+    ministack: Server, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dispatch Lambda's zip enters and launches; the reconciler's, called as EventBridge does, does the rest."""
+    name = f"tasks-{os.getpid()}"
+    validator = RunTaskValidator(ministack.url, RUN_ONCE).start()
+    environment = {
+        "DISPATCH_MODE": "task",
+        "LEDGER_BACKEND": "dynamodb",
+        "LEDGER_TABLE": name,
+        "BATCHES_URI": f"s3://{name}/batches",
+        "TASK_LAUNCHER": "ecs",
+        "ECS_CLUSTER_NAME": name,
+        "ECS_TASK_DEFINITION": name,
+        "ECS_SUBNET_IDS": "subnet-1,subnet-2",
+        "AWS_ENDPOINT_URL_ECS": validator.url,
+        "CANARY_INTERVAL_SECONDS": "0",
+    }
+    with mapped_function(ministack, code, tmp_path, monkeypatch, **environment) as function:
+        boto3.client("s3", region_name=REGION).create_bucket(
+            Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION}
+        )
+        table = DynamoDbTable.connect(name, REGION)
+        table.create()
+        define_task(name)
+        mesh = function.mesh
+        validator.environment = mesh.environment
+        lambda_ = boto3.client("lambda", region_name=REGION)
+        made = lambda_.get_function_configuration(FunctionName=function.name)
+        reconciler = f"{function.name}-reconciler"
+        lambda_.create_function(
+            FunctionName=reconciler,
+            Runtime=made["Runtime"],
+            Role=made["Role"],
+            Handler="services.dispatch.reconcile_handler.lambda_handler",
+            Code={"ZipFile": code.read_bytes()},
+            Timeout=30,
+            Environment={"Variables": made["Environment"]["Variables"]},
+        )
+        mesh.start("up", "--source", "csv", "--from", str(no_bars(tmp_path)), "--mode", "warm")
+        mesh.wait_serving()
+        quotes = [quote(i, symbol, tape="by-function") for i in range(12) for symbol in ("AAPL", "MSFT")]
+        function.queue.send([encode(each) for each in quotes])
+        store = function.store()
+        ledger = DynamoDbLedger(table, timedelta(days=1))
+        killed: list[int] = []
+
+        def kept() -> list[RecordedQuote]:
+            return store.list_quotes(QuoteQuery("by-function"), 100, None).items
+
+        def reconciled() -> bool:
+            if not killed and (pids := validator.pids()):
+                os.kill(pids[0], signal.SIGKILL)
+                killed.append(pids[0])
+            answer = lambda_.invoke(FunctionName=reconciler, Payload=b"{}")
+            told = json.loads(answer["Payload"].read())
+            assert "problem" not in told, told
+            return len(kept()) == len(quotes) and told["open_batches"] == 0
+
+        mesh.wait_for(reconciled, 120, "all scores")
+        assert killed
+        sequence = {each.scored.quote.quote_id: each.sequence for each in kept()}
+        for symbol in ("AAPL", "MSFT"):
+            numbers = [sequence[each.quote_id] for each in quotes if each.symbol == symbol]
+            assert numbers == sorted(numbers), "order per symbol"
+        entries = ledger.list(100)
+        assert sum(entry.attempt for entry in entries) > len(entries), "the kill hit nothing"
+        assert function.queue.depth().ready == function.queue.depth().dead_letters == 0
+        lambda_.delete_function(FunctionName=reconciler)
+        store.close()
+        ledger.close()
+    validator.stop()
+
+
+def no_bars(folder: Path) -> Path:
+    """A source that has next to nothing to say."""
+    path = folder / "none.csv"
+    path.write_text("symbol,timestamp,open,high,low,close,volume\nXYZ,2024-01-02,1,1,1,1,5\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    folder = tmp_path_factory.mktemp("up")
+    mesh = Mesh(folder / "mesh", environment={"CANARY_INTERVAL_SECONDS": "0"})
+    mesh.start("up", "--source", "csv", "--from", str(no_bars(folder)), "--mode", "auto")
+    mesh.wait_serving()
+    yield mesh
+    mesh.stop()
+
+
+def dispatched(stub: DispatchServiceStub, symbol: str, mode: "pb.DispatchMode.ValueType") -> list[pb.DispatchResult]:
+    quotes = [quote_to_proto(quote(i, symbol, tape="by-hand")) for i in range(3)]
+    return list(stub.Dispatch(pb.DispatchRequest(quotes=quotes, mode=mode), timeout=60).results)
+
+
+def test_by_hand_by_task_and_what_the_rpcs_tell_of_it(up: Mesh) -> None:
+    with grpc.insecure_channel(up.dispatch) as channel:
+        stub = DispatchServiceStub(channel)
+        watching = stub.WatchTasks(pb.WatchTasksRequest(), timeout=60)
+        while next(watching).WhichOneof("event") != "synchronized":
+            pass
+        by_task = dispatched(stub, "TASK", pb.DISPATCH_MODE_TASK)
+        assert [result.WhichOneof("outcome") for result in by_task] == ["score"] * 3
+        newest = stub.ListTasks(pb.ListTasksRequest(page_size=1)).tasks[0]
+        assert (newest.state, newest.attempt, newest.settled_count) == (task_pb2.TASK_STATE_RECORDED, 1, 3)
+        assert stub.GetTask(pb.GetTaskRequest(task_id=newest.task_id)).task == newest
+        states: list[int] = []
+        while not states or states[-1] != task_pb2.TASK_STATE_RECORDED:
+            event = next(watching)
+            if event.task.task_id == newest.task_id:
+                states.append(event.task.state)
+        assert states == sorted(states)
+        with pytest.raises(grpc.RpcError) as unknown:
+            stub.GetTask(pb.GetTaskRequest(task_id="nothing"))
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+        by_pool = dispatched(stub, "POOL", pb.DISPATCH_MODE_UNSPECIFIED)
+        assert [result.WhichOneof("outcome") for result in by_pool] == ["score"] * 3
+        assert stub.ListTasks(pb.ListTasksRequest(page_size=1)).tasks[0].task_id == newest.task_id
+        capacity = stub.GetCapacity(pb.GetCapacityRequest())
+        assert capacity.mode == pb.DISPATCH_MODE_AUTO
+        assert (capacity.tasks.open_batches, capacity.tasks.running_tasks_limit) == (0, 10)
+    scores = [result.score for result in by_task]
+    for one, other in zip(scores, (result.score for result in by_pool), strict=True):
+        assert one.ensemble == pytest.approx(other.ensemble, abs=1e-6)
+    listed = up.command("dispatch", "tasks", "--state", "recorded")
+    assert listed.returncode == 0, listed.stderr
+    assert "by-hand/TASK" in listed.stdout
+    assert "3/3" in listed.stdout
+    none = up.command("dispatch", "tasks", "--state", "running")
+    assert "no batches of task mode" in none.stdout
+
+
+def test_auto_goes_by_tasks_while_no_scorer_serves(up: Mesh) -> None:
+    os.kill(up.pids()["scorer"], signal.SIGSTOP)
+    try:
+        with grpc.insecure_channel(up.dispatch) as channel:
+            stub = DispatchServiceStub(channel)
+            results = dispatched(stub, "AUTO", pb.DISPATCH_MODE_AUTO)
+            assert [result.WhichOneof("outcome") for result in results] == ["score"] * 3, results
+            newest = stub.ListTasks(pb.ListTasksRequest(page_size=1)).tasks[0]
+            assert newest.lanes == ["by-hand/AUTO"]
+    finally:
+        os.kill(up.pids()["scorer"], signal.SIGCONT)
+
+
+def test_warm_mode_says_that_it_has_no_tasks(running_mesh: Mesh) -> None:
+    listed = running_mesh.command("dispatch", "tasks")
+    assert listed.returncode == 1
+    assert "DISPATCH_MODE" in listed.stdout
