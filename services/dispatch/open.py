@@ -13,7 +13,7 @@ from services.dispatch.reconciler import Reconciler, TaskLimits
 from services.dispatch.settings import DispatchSettings
 from services.dispatch.task_carrier import AutoCarrier, TaskCarrier
 from services.domain.errors import TapewatchError
-from services.pipeline.batch_files import open_batch_files
+from services.pipeline.batch_files import FolderFiles, manifest_name, open_batch_files
 from services.pipeline.ports import Carrier, Record
 from services.pipeline.warm_pool import WarmPool
 from services.queue.ports import DeadLetters
@@ -87,6 +87,9 @@ def open_task_mode(
     ledger = open_ledger(settings)
     launcher = open_launcher(settings)
     files = open_batch_files(settings.batches_uri, settings.aws_region)
+    if isinstance(files, FolderFiles):  # a bucket has its lifecycle rule
+        needed = {manifest_name(digest) for entry in ledger.open() for digest in (entry.digest, entry.attempt_digest)}
+        files.remove_older(settings.ledger_retention, needed)
     limits = TaskLimits(settings.max_concurrent_tasks, settings.task_timeout_seconds, settings.ecs_container_name)
     reconciler = Reconciler(ledger, launcher, files, record, dead_letters, limits)
     return TaskMode(ledger, launcher, TaskCarrier(ledger, files, entered), reconciler)

@@ -7,8 +7,11 @@ twice at any moment: every step is a conditional change of the ledger, and a lau
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+
+from opentelemetry import trace
 
 from services.dispatch.batch import (
     Ending,
@@ -30,8 +33,10 @@ from services.pipeline.ports import Record
 from services.pipeline.task_report import TaskReport, read_report
 from services.queue import market_message
 from services.queue.ports import DeadLetters
+from services.runtime import telemetry_names as names
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 from services.runtime.stopping import stopped_within
+from services.runtime.telemetry import context_of
 
 CLAIM_SECONDS = 10.0
 """How long a launch may take before another dispatcher makes it again, with the same token."""
@@ -75,6 +80,7 @@ class Reconciler:
         self._limits = limits
         self._clock = clock
         self._metrics = TaskMetrics(clock)
+        self._tracer = trace.get_tracer("tapewatch.dispatch")
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
     async def run(self, draining: asyncio.Event, wake: asyncio.Event) -> None:
@@ -177,7 +183,8 @@ class Reconciler:
         manifest = await asyncio.to_thread(self._manifests.content, entry.attempt_digest)
         environment = task_environment(entry, self._files.uri(name), manifest, self._limits.container)
         try:
-            answer = await asyncio.to_thread(self._launcher.launch, client_token(entry), environment)
+            with self._span(entry):
+                answer = await asyncio.to_thread(self._launcher.launch, client_token(entry), environment)
         except (ConflictError, NotConfiguredError) as error:
             self._metrics.launches("refused")
             _log.error("batch %s waits, its task is refused: %s", entry.id, error.message)
@@ -195,6 +202,15 @@ class Reconciler:
             return
         self._metrics.launches("launched")
         await self._update(replace(entry, state=TaskState.RUNNING, task=answer))
+
+    def _span(self, entry: Entry) -> AbstractContextManager[trace.Span]:
+        """The launch, within the trace of the batch: its task is beside it there, told by environment."""
+        return self._tracer.start_as_current_span(
+            names.SPAN_LAUNCH,
+            context=context_of({"traceparent": entry.traceparent, "tracestate": entry.tracestate}),
+            kind=trace.SpanKind.PRODUCER,
+            attributes={names.ATTRIBUTE_BATCH: entry.id, names.ATTRIBUTE_ATTEMPT: entry.attempt},
+        )
 
     async def _follow(self, entry: Entry, status: TaskStatus | None) -> None:
         now = self._clock()

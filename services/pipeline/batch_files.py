@@ -6,6 +6,10 @@ imports numpy or pyarrow: the dispatch Lambda carries it.
 
 import hashlib
 import os
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -88,6 +92,14 @@ class FolderFiles:
             return None
         except OSError as error:
             raise DependencyUnavailableError("batches", f"cannot read {path}: {error.strerror}") from error
+
+    def remove_older(self, age: timedelta, keep: Collection[str]) -> None:
+        """Remove files that are older than `age`, but for those named in `keep`."""
+        oldest = time.time() - age.total_seconds()
+        for path in self._folder.rglob("*"):
+            with suppress(OSError):
+                if path.is_file() and path.stat().st_mtime < oldest and path.name not in keep:
+                    path.unlink()
 
 
 class S3Files:

@@ -1,7 +1,9 @@
 """What every place for batches must do: a folder, and S3 on two servers."""
 
+import os
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import boto3
@@ -67,6 +69,17 @@ def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DependencyUnavailableError, match="cannot write"):
         FolderFiles(tmp_path / "file" / "batches").put("d1.json", b"")
+
+
+def test_old_files_are_removed_but_for_those_that_are_needed(tmp_path: Path) -> None:
+    files = FolderFiles(tmp_path)
+    for name in ("old.json", "needed.json", "reports/old.1.json", "new.json"):
+        files.put(name, b"[]")
+        if name != "new.json":
+            os.utime(tmp_path / name, (0, 0))
+    files.remove_older(timedelta(days=1), {"needed.json"})
+    assert [files.get(name) for name in ("old.json", "reports/old.1.json")] == [None, None]
+    assert [files.get(name) for name in ("needed.json", "new.json")] == [b"[]", b"[]"]
 
 
 def test_a_bucket_that_is_not_there_is_named(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
