@@ -77,6 +77,8 @@ def check(location: str) -> None:
         raise unreadable(shown(location), f"does not exist ({bokeh.LOCATION!r} is the bundled tape)") from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise unreadable(shown(location), "is neither a regular file nor a folder")
+    if stat.S_ISREG(mode) and path.suffix.lower() not in _READERS:
+        raise unreadable(shown(location), f"is none of {', '.join(sorted(_READERS))}")
 
 
 def _read(location: str, problems: list[str], growing: bool) -> list[Bars]:
@@ -88,8 +90,6 @@ def _read(location: str, problems: list[str], growing: bool) -> list[Bars]:
     path = Path(location)
     readers = _GROWING_READERS if growing else _READERS
     if path.is_file():
-        if path.suffix.lower() not in readers:
-            raise unreadable(path, f"is none of {', '.join(sorted(readers))}")
         return readers[path.suffix.lower()](path, problems)
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in readers and file.is_file())
     if not files:

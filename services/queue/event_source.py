@@ -1,4 +1,4 @@
-"""The embedded event source: a loop that builds real SQS FIFO events and calls the very handler that AWS Lambda calls.
+"""The embedded event source: a loop that builds real SQS FIFO events and calls the handler that the Lambda wraps.
 
 As Lambda's event source mapping does, it acknowledges what the handler did not report in `batchItemFailures`, and
 everything comes again when the handler raises, times out, or answers with identifiers that were not in the event.

@@ -14,7 +14,6 @@ Item = dict[str, Any]
 """An item in DynamoDB's own notation: {"pk": {"S": "…"}, "count": {"N": "1"}}."""
 
 PARTITION, SORT, EXPIRES = "pk", "sk", "expires_at"
-MAX_TRANSACTION_ITEMS: Final = 100
 _MAX_BATCH_GET: Final = 100
 _ATTEMPTS = 8
 _THREADS = 16

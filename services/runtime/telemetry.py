@@ -37,11 +37,6 @@ def current_trace_id() -> str:
     return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
-def current_traceparent() -> str:
-    """The W3C traceparent of the running span, or an empty string."""
-    return current_trace_context().get("traceparent", "")
-
-
 def current_trace_context() -> dict[str, str]:
     """The W3C `traceparent` and `tracestate` of the running span, where there are any."""
     carrier: dict[str, str] = {}

@@ -93,7 +93,6 @@ class ScoringService:
         self._held: dict[Series, HeldSeries] = {}
         self._locks = [asyncio.Lock() for _ in range(_LOCKS)]
         self._batcher: MicroBatcher[_About, _Judged] = MicroBatcher(self._judge)
-        self.rebuilds = 0
 
     @property
     def deployment(self) -> Deployment:
@@ -194,7 +193,6 @@ class ScoringService:
         return _Prepared.make(series, held, quotes[:in_order], keeps=new)
 
     async def _rebuild(self, series: Series, before: datetime) -> HeldSeries:
-        self.rebuilds += 1
         recorded = [] if self._history is None else await self._history.before(series, before, HISTORY_QUOTES)
         borrowed: list[Quote] = []
         if self._fallback is not None and series.tape == LIVE_TAPE and len(recorded) < HISTORY_QUOTES:

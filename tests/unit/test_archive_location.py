@@ -225,7 +225,7 @@ def test_locations_that_are_nothing_are_refused(tmp_path: Path) -> None:
         location.read(str(tmp_path / "nothing.csv"))
     with pytest.raises(InvalidRequestError, match="is a folder without CSV or Parquet files"):
         location.read(str(tmp_path))
-    with pytest.raises(InvalidRequestError, match=r"notes\.txt is none of \.csv, \.parquet, \.pq"):
+    with pytest.raises(InvalidRequestError, match=r"notes\.txt. is none of \.csv, \.parquet, \.pq"):
         location.read(str(write(tmp_path / "notes.txt", "x")))
     write(tmp_path / "A.csv", "")
     with pytest.raises(InvalidRequestError, match=r"A\.csv is empty"):
