@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from services.domain.errors import NotConfiguredError, NotFoundError, TapewatchError
 from services.domain.model import METADATA_FILE
 from services.training import card, evaluation, plots
+from services.training import pumps as labelled_pumps
+from services.training.pumps import section
 from services.training.train import Held, Training
 
 SECTIONS = ("equities", "days", "left_out", "old_task", "pumps")
@@ -57,7 +59,7 @@ def measure(
         found["old_task"] = evaluation.old_task(history, training.seed)
     if "pumps" in sections and pump_folder is not None:
         begin("labelled pumps, five folds by event")
-        found["pumps"] = evaluation.labelled_pumps(pump_folder)
+        found["pumps"] = labelled_pumps.measure(pump_folder)
     return found, held
 
 
@@ -101,7 +103,7 @@ def evaluate(
         for source, rows in zip(training.sources, held, strict=False):
             plots.equities(folder, source.interval_seconds, version, rows)
         if "pumps" in figures:
-            plots.delays(folder, figures["pumps"])
+            section.draw(folder, figures["pumps"])
         output.write_text(card.render(version.metadata, figures, folder.name), encoding="utf-8")
     except ModuleNotFoundError as error:
         missing = NotConfiguredError(f"evaluation ({error.name} is missing)", "up with: pip install -e '.[train]'")

@@ -1,7 +1,7 @@
 """What is measured of a model version: on held-out equities, on the labelled pumps, on the old system's task."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from services.domain import reasons
 from services.domain.feature_definitions import FEATURE_NAMES
 from services.domain.model import ModelMetadata, log_odds, logistic
 from services.domain.typology import OBSERVABLE, Typology
-from services.training import calibrate, dataset, figures, pumps, version_folder
+from services.training import calibrate, dataset, figures, version_folder
 from services.training.dataset import Part, Rows
 from services.training.figures import STRONG
 from services.training.injection import MANIPULATED
@@ -281,34 +281,6 @@ def left_out(training: Training, version: Version) -> Figures:
     own = dict(figures.recall_table(test.touched, test.marked.margin(calibration) >= line))
     shipped = dict(figures.recall_table(test.touched, version.margin(test.touched.features) >= version.line))
     return {"typology": LEFT_OUT.words, "without": own[LEFT_OUT.words], "with": shipped[LEFT_OUT.words]}
-
-
-def labelled_pumps(folder: Path) -> Figures:
-    """Five folds by event on the labelled pumps: the published forest, and trees on Tapewatch's features."""
-    from sklearn.ensemble import (  # type: ignore[import-untyped, unused-ignore]
-        ExtraTreesClassifier,
-        RandomForestClassifier,
-    )
-
-    known = pumps.read(folder)
-
-    def forest() -> Any:
-        return RandomForestClassifier(200, max_depth=5, random_state=1, n_jobs=2)
-
-    def trees() -> Any:
-        return ExtraTreesClassifier(200, min_samples_leaf=2, max_features=0.4, random_state=1, n_jobs=2)
-
-    flow = [i for i, name in enumerate(FEATURE_NAMES) if name not in pumps.FLOW]
-    found = []
-    for name, features, make in (
-        ("published forest on its 12 features", known.published, forest),
-        ("trees, Tapewatch's and the study's features against the past", pumps.against_past(known), trees),
-        ("trees, Tapewatch's features, price and volume only", known.features[:, flow], trees),
-    ):
-        measured, delays = pumps.evaluate(known, features, make, thin=make is trees)
-        finite = [float(d) for d in delays if np.isfinite(d)]
-        found.append({"model": name, **asdict(measured), "delays": finite})
-    return {"chunks": len(known.label), "events": int(known.label.sum()), "days": known.symbol_days, "models": found}
 
 
 def old_task(history: Sequence[Bars], seed: int) -> Figures:

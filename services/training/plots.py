@@ -23,7 +23,8 @@ def matplotlib() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Writes and closes a figure."""
     figure.tight_layout()
     # No date in the file: an equal plot is an equal file.
     figure.savefig(path, dpi=80, metadata={"Software": None})
@@ -53,7 +54,7 @@ def equities(folder: Path, seconds: int, version: Version, held: Held) -> None:
         axis.legend(fontsize=7)
     axes[0].set_title("by strength")
     axes[1].set_title("by typology, strength 4 and more")
-    _save(figure, folder / f"precision-recall-{seconds}s.png")
+    save(figure, folder / f"precision-recall-{seconds}s.png")
 
     figure, axis = plt.subplots(figsize=(6.5, 4))
     for name, cells in figures.recall_table(rows, margin >= version.line):
@@ -62,7 +63,7 @@ def equities(folder: Path, seconds: int, version: Version, held: Held) -> None:
         )
     axis.set(xlabel="strength in deviations", ylabel="recall of events at the shipped threshold", ylim=(0, 1.02))
     axis.legend(fontsize=7)
-    _save(figure, folder / f"recall-{seconds}s.png")
+    save(figure, folder / f"recall-{seconds}s.png")
 
     figure, axis = plt.subplots(figsize=(5, 4))
     judged = figures.judged(rows)
@@ -81,7 +82,7 @@ def equities(folder: Path, seconds: int, version: Version, held: Held) -> None:
         marker="o",
     )
     axis.set(xlabel="score", ylabel="share manipulated (1.5 % of all bars are)", xlim=(0, 1), ylim=(0, 1))
-    _save(figure, folder / f"calibration-{seconds}s.png")
+    save(figure, folder / f"calibration-{seconds}s.png")
 
     figure, axis = plt.subplots(figsize=(6.5, 4))
     lines = np.linspace(version.line - 3, version.line + 4, 40)
@@ -89,18 +90,4 @@ def equities(folder: Path, seconds: int, version: Version, held: Held) -> None:
     axis.plot(logistic(lines), [500 * calibrate.count_alerts(held.untouched, plain >= line) / days for line in lines])
     axis.axvline(version.metadata.threshold, color="grey", linewidth=1)
     axis.set(xlabel="threshold", ylabel="alerts per 500 symbols and day, untouched bars", yscale="log")
-    _save(figure, folder / f"alerts-{seconds}s.png")
-
-
-def delays(folder: Path, pumps: dict[str, Any]) -> None:
-    """Share of the labelled pumps detected over time since onset."""
-    plt = matplotlib()
-    figure, axis = plt.subplots(figsize=(6.5, 4))
-    seconds = np.arange(0, 601, 5)
-    for model in pumps["models"]:
-        found = np.array(model["delays"])
-        axis.plot(seconds, [(found <= s).sum() / pumps["events"] for s in seconds], label=model["model"])
-    axis.axvline(120, color="grey", linewidth=1)
-    axis.set(xlabel="seconds since onset", ylabel="share of events detected", ylim=(0, 1))
-    axis.legend(fontsize=7)
-    _save(figure, folder / "delay.png")
+    save(figure, folder / f"alerts-{seconds}s.png")

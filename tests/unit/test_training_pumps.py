@@ -1,18 +1,23 @@
 """The labelled pumps' protocol: causal columns, folds by event, alerts and delays; and the old system's rule."""
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from services.archive import bokeh
 from services.domain.feature_definitions import FEATURE_NAMES
-from services.training import pumps
 from services.training.evaluation import rule
-from services.training.pumps import Pumps
+from services.training.pumps import models, protocol
+from services.training.pumps.protocol import Choice, Rows
+from services.training.pumps.recordings import Pumps, Shifted, against_past
 
 needs_sklearn = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="needs tapewatch[train]")
+
+LONG_NAMES = ("volume_peak_600", "trades_peak_600", "rise_now")
 
 
 def made(events: int = 10, chunks: int = 100) -> Pumps:
@@ -22,59 +27,113 @@ def made(events: int = 10, chunks: int = 100) -> Pumps:
     onset[np.arange(events) * chunks + chunks // 2] = True
     features = rng.normal(size=(n, len(FEATURE_NAMES))).astype(np.float32)
     features[onset, FEATURE_NAMES.index("volume_log_ratio")] += 9.0
+    long = rng.normal(size=(n, len(LONG_NAMES))).astype(np.float32)
+    long[onset] += 9.0
     moment = np.tile(np.arange(chunks) * 25.0, events)
     return Pumps(
-        features,
-        rng.normal(size=(n, 12)).astype(np.float32),
-        onset,
-        np.repeat(np.arange(events), chunks),
-        moment,
-        moment - 25.0 * (chunks // 2),
-        float(events),
+        features=features,
+        published=rng.normal(size=(n, 12)).astype(np.float32),
+        long=long,
+        long_names=LONG_NAMES,
+        label=onset,
+        event=np.repeat(np.arange(events), chunks),
+        names=tuple(f"COIN{event}_2019-01-0{1 + event % 9}_17.00" for event in range(events)),
+        moment=moment,
+        seconds=moment - 25.0 * (chunks // 2),
+        finer=np.zeros(events),
+        symbol_days=float(events),
+        width=25,
+        shifted=Shifted(np.empty((0, len(LONG_NAMES)), np.float32), np.empty(0, bool), np.empty(0, np.int64)),
     )
 
 
 def test_columns_against_the_past_know_neither_the_future_nor_another_event() -> None:
     known = made()
-    columns = pumps.against_past(known)
+    columns = against_past(known.features, known.published, known.event)
     later = known.features.copy()
     later[151:] += 5.0
-    changed = pumps.against_past(replace(known, features=later))
+    changed = against_past(later, known.published, known.event)
     assert np.array_equal(columns[:151], changed[:151])
     others = known.features.copy()
     others[:100] += 5.0
-    assert np.array_equal(columns[100:], pumps.against_past(replace(known, features=others))[100:])
+    assert np.array_equal(columns[100:], against_past(others, known.published, known.event)[100:])
 
 
 @needs_sklearn
 def test_no_event_is_on_both_sides_of_a_fold() -> None:
     known = made()
-    for train, test in pumps.folds(known):
+    for train, test in protocol.folds(known.event):
         assert not set(known.event[train].tolist()) & set(known.event[test].tolist())
+
+
+def test_one_pump_listed_twice_is_not_trained_on_where_it_is_tested() -> None:
+    known = made(events=3)
+    twice = replace(known, names=("NXS_2020-03-03_15.59", "NXS_2020-03-03_16.00", "POA_2020-03-03_16.00"))
+    rows = np.arange(300)
+    assert set(twice.event[protocol.apart(twice, rows[100:], rows[:100])].tolist()) == {2}
+    elsewhere = replace(twice, moment=twice.moment + 1e6 * (twice.event == 1))
+    assert set(twice.event[protocol.apart(elsewhere, rows[100:], rows[:100])].tolist()) == {1, 2}
 
 
 @needs_sklearn
 def test_pumps_that_can_be_seen_are_found_and_noise_is_not() -> None:
-    from sklearn.ensemble import ExtraTreesClassifier  # type: ignore[import-untyped, unused-ignore]
-
-    def trees() -> ExtraTreesClassifier:
-        return ExtraTreesClassifier(40, random_state=1)
-
     known = made(events=25, chunks=60)
-    found, delays = pumps.evaluate(known, known.features, trees)
+    choice = Choice(onset=(("days",), ("days", "course")), alert=(("days",), ("course",)))
+    verdicts = protocol.judge(known, models.parts(known, trades=True, minutes=False), choice)
+    found, delay = protocol.figures(known, verdicts)
     assert found.average_precision > 0.8
+    assert found.average_precision_interval[0] <= found.average_precision <= found.average_precision_interval[1]
     assert found.detected_within_120_s > 0.5
-    assert np.median(delays) == 0.0
-    noise, _ = pumps.evaluate(known, known.published, trees)
+    assert np.median(delay) == 0.0
+    noise, _ = protocol.figures(known, protocol.judge(known, models.forest(known), models.FOREST_CHOICE))
     assert noise.average_precision < 0.2
+
+
+@needs_sklearn
+def test_parts_and_thresholds_of_a_fold_are_chosen_without_its_labels() -> None:
+    known = made(events=25, chunks=60)
+    seen: list[set[int]] = []
+
+    def good(train: Rows) -> Callable[[Rows], NDArray[np.float64]]:
+        seen.append(set(known.event[train].tolist()))
+        return lambda rows: known.long[rows, 0].astype(np.float64)
+
+    def bad(train: Rows) -> Callable[[Rows], NDArray[np.float64]]:
+        del train
+        return lambda rows: known.published[rows, 0].astype(np.float64)
+
+    choice = Choice(onset=(("bad",), ("good",)), alert=(("bad",), ("good",)))
+    parts = {"good": good, "bad": bad}
+    verdicts = protocol.judge(known, parts, choice)
+    assert verdicts.onset_parts == ("good",) * 5
+    for number, (_, test) in enumerate(protocol.folds(known.event)):
+        tested = set(known.event[test].tolist())
+        assert not any(tested & fitted for fitted in seen[5 * number : 5 * number + 5])
+        # Other labels of the test fold change neither its detections nor its alerts.
+        moved = np.roll(known.label, 7)
+        label = known.label.copy()
+        label[test] = moved[test]
+        again = protocol.judge(replace(known, label=label), parts, choice)
+        assert np.array_equal(again.chosen[test], verdicts.chosen[test])
+        assert np.array_equal(again.alerting[test], verdicts.alerting[test])
 
 
 def test_alerts_close_together_count_once_and_the_hour_after_the_onset_is_free() -> None:
     known = made(events=2, chunks=400)
     detected = np.zeros(800, bool)
     detected[[10, 11, 12, 200, 205, 399]] = True  # before; at the onset; 83 minutes after it
-    assert pumps._false_alerts(known, np.arange(800), detected) == 2
-    assert pumps._delays(known, detected).tolist() == [0.0, np.inf]
+    assert protocol.false_alerts(known, np.arange(800), detected) == 2
+    assert protocol.delays(known, detected).tolist() == [0.0, np.inf]
+
+
+def test_the_budget_is_the_lowest_threshold_with_at_most_one_false_alert_per_ten_symbol_days() -> None:
+    known = made(events=20, chunks=8_000)
+    rows = np.arange(len(known.label))
+    assert known.moment.max() / 86_400 > 2.3
+    score = np.zeros(len(rows))
+    false = [8_000 * event + 10 for event in range(8)]  # 46 symbol-days allow four
+    score[false] = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0]
+    assert protocol.budget(known, rows, score) == 6.0
 
 
 def test_the_old_rule_by_hand() -> None:

@@ -1,0 +1,82 @@
+"""The labelled pump-and-dumps: what is measured on them."""
+
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.training.figures import average_precision
+from services.training.pumps import models, protocol, recordings
+from services.training.pumps.recordings import Pumps
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """The published forest and the ensembles of trees, five folds by event, at 25 s and at 5 s.
+
+    Args:
+        folder: Where EVENTS_FILE and FEATURES_FILE of `recordings` are.
+    """
+    known = recordings.read(folder)
+    models_found = [
+        model("published forest on its 12 features", known, models.forest(known), models.FOREST_CHOICE),
+        model("trees", known, models.parts(known, trades=True), models.CHOICE),
+        model("trees, price and volume only", known, models.parts(known, trades=False), models.PRICE_AND_VOLUME_CHOICE),
+    ]
+    found = summary(known, models_found)
+    del known
+    finest = recordings.read_finest(folder)
+    parts = models.parts(finest, trades=True, minutes=False)
+    found["finest"] = model("trees, *days* and *course*", finest, parts, models.PRICE_AND_VOLUME_CHOICE)
+    return found
+
+
+def model(name: str, pumps: Pumps, parts: dict[str, protocol.Fit], choice: protocol.Choice) -> dict[str, Any]:
+    """One model's figures under the protocol."""
+    return described(name, pumps, protocol.judge(pumps, parts, choice))
+
+
+def described(name: str, pumps: Pumps, verdicts: protocol.Verdicts) -> dict[str, Any]:
+    """The figures of verdicts, with the curves that the plots need."""
+    measured, delays = protocol.figures(pumps, verdicts)
+    order = np.lexsort((pumps.label, -verdicts.score))
+    hits = pumps.label[order]
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    seen = np.array([zlib.crc32(event.encode()) % 2 == 0 for event in pumps.names])
+    return {
+        "model": name,
+        "events": len(pumps.names),
+        "chunks": len(pumps.label),
+        "days": pumps.symbol_days,
+        **asdict(measured),
+        "delays": [float(delay) for delay in delays if np.isfinite(delay)],
+        "precision_by_hit": [round(float(value), 4) for value in precision[hits]],
+        "errors": protocol.errors(pumps, verdicts),
+        "seen": _half(pumps, verdicts, delays, seen),
+        "unseen": _half(pumps, verdicts, delays, ~seen),
+    }
+
+
+def summary(pumps: Pumps, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the section says of the chunks, and of the events whose errors were looked at and the others."""
+    return {
+        "chunks": len(pumps.label),
+        "events": len(pumps.names),
+        "days": pumps.symbol_days,
+        "models": found,
+        "seen": found[1]["seen"],
+        "unseen": found[1]["unseen"],
+    }
+
+
+def _half(
+    pumps: Pumps, verdicts: protocol.Verdicts, delays: NDArray[np.float64], chosen: NDArray[np.bool_]
+) -> dict[str, Any]:
+    rows = chosen[pumps.event]
+    return {
+        "events": int(chosen.sum()),
+        "average_precision": average_precision(pumps.label[rows], verdicts.score[rows]),
+        "detected_within_120_s": float(np.mean(delays[chosen] <= protocol.DETECT_WITHIN_SECONDS)),
+    }

@@ -1,0 +1,106 @@
+"""The model card's section on the labelled pumps, and its plots. matplotlib is imported on use only."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from services.training import plots
+
+_HEAD = (
+    "| model | AP (95 %) | precision | recall | F1 (95 %) | within 120 s (95 %) | median delay, s "
+    "| false alerts a symbol-day (95 %) |\n|---|---|---|---|---|---|---|---|"
+)
+
+
+def _between(value: float, interval: list[float] | tuple[float, ...]) -> str:
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def _row(m: dict[str, Any]) -> str:
+    return (
+        f"| {m['model']} | {_between(m['average_precision'], m['average_precision_interval'])} "
+        f"| {m['precision']:.3f} | {m['recall']:.3f} | {_between(m['f1'], m['f1_interval'])} "
+        f"| {_between(m['detected_within_120_s'], m['detected_interval'])} | {m['median_delay_seconds']:.0f} "
+        f"| {_between(m['false_alerts_per_symbol_day'], m['false_alerts_interval'])} |"
+    )
+
+
+def _often(names: list[str]) -> str:
+    return ", ".join(f"{name} ({count} of {len(names)})" for name, count in Counter(names).most_common())
+
+
+def text(found: dict[str, Any], folder: str) -> str:
+    """The section in Markdown; `folder` has the plots."""
+    trees = found["models"][1]
+    errors, seen, unseen = trees["errors"], found["seen"], found["unseen"]
+    rows = [_row(model) for model in found["models"]]
+    fine = ""
+    if "finest" in found:
+        finest = found["finest"]
+        fine = f"""
+
+The same protocol on every bar of 5 s with trades ({finest["chunks"]:,} bars, {finest["days"]:.0f} symbol-days),
+labelled by the study's own labels at 5 s (the study: F1 0.826, on other events):
+
+{_HEAD}
+{_row(finest)}"""
+    return f"""## Labelled pump-and-dumps
+
+{found["events"]} pumps announced on Telegram (La Morgia et al. 2020), {found["chunks"]:,} chunks of 25 s,
+{found["days"]:.0f} symbol-days; five folds by event. Parts of the model and both thresholds are chosen by five further
+folds inside each training side, for the forest too, and a test fold is scored once
+(`services/training/pumps/protocol.py`); a pump that two groups announced is never on both sides. Precision, recall and
+F1 are of chunks at the threshold of best F1: one chunk of an event is right, its neighbours are wrong. Detection and
+false alerts are at the threshold of one false alert per ten symbol-days. These rows hold the weaker pumps of the study:
+never compare with its published figures (F1 0.926). Required are AP 0.90, F1 0.85, and 0.93 within 120 s at 0.1 false
+alerts a symbol-day: where the table says less (or more false alerts), they are not reached. These models are fitted to
+the pumps; the shipped model is not, and the mesh does not carry the trades and rush orders that they need.
+
+{_HEAD}
+{chr(10).join(rows)}
+
+The trees are the mean log-odds of extremely randomised trees: *minutes*, against the last 60 chunks; *days*, against
+minutes, hours and 70 hours before; *course*, which learns a pump's first two minutes instead of its onset alone.
+Chosen for the onset: {_often(trees["chosen_onset"])}.
+For alerts: {_often(trees["chosen_alert"])}.
+
+What the trees get wrong: {errors["false_near_onset"]} of {errors["false"]} false detections lie within 120 s of an
+onset, and {errors["missed_found_near"]} of {errors["missed"]} missed onsets are found in another chunk within 120 s.
+The study's labels at 25 s and at 5 s name different chunks in {errors["disputed"]} events,
+{errors["missed_disputed"]} of them among the missed. {errors["early_alerts"]} events are alerted within 120 s before
+the label, which counts as a false alert.
+
+**How the columns were found.** Those of *minutes* are an earlier version's, made while the figures of all five folds
+were seen. Those of *days*, and the parts, were made while looking at the errors on {seen["events"]} events (the even
+CRC-32 of their names); gradient boosting was tried there, and left out. On these events AP is
+{seen["average_precision"]:.3f}, and {seen["detected_within_120_s"]:.3f} are found within 120 s; on the
+{unseen["events"]} others, whose figures were not looked at before this table,
+{unseen["average_precision"]:.3f} and {unseen["detected_within_120_s"]:.3f}.{fine}
+
+![Precision and recall]({folder}/precision-recall-pumps.png)
+![Delay]({folder}/delay.png)"""
+
+
+def draw(folder: Path, found: dict[str, Any]) -> None:
+    """Precision over recall of chunks, and the share of events detected over time since onset."""
+    shown = [*found["models"], *([found["finest"] | {"model": "5 s bars"}] if "finest" in found else [])]
+    plt = plots.matplotlib()
+    figure, axis = plt.subplots(figsize=(6.5, 4))
+    for model in shown:
+        precision = np.array(model["precision_by_hit"])
+        axis.plot(np.arange(1, len(precision) + 1) / len(precision), precision, label=model["model"], linewidth=1)
+    axis.set(xlabel="recall of onsets", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axis.legend(fontsize=7)
+    plots.save(figure, folder / "precision-recall-pumps.png")
+
+    figure, axis = plt.subplots(figsize=(6.5, 4))
+    seconds = np.arange(0, 601, 5)
+    for model in shown:
+        delays = np.array(model["delays"])
+        axis.plot(seconds, [(delays <= s).sum() / model["events"] for s in seconds], label=model["model"])
+    axis.axvline(120, color="grey", linewidth=1)
+    axis.set(xlabel="seconds since onset", ylabel="share of events detected", ylim=(0, 1))
+    axis.legend(fontsize=7)
+    plots.save(figure, folder / "delay.png")
