@@ -63,6 +63,7 @@ the pumps; the shipped model is not, and the mesh does not carry the trades and 
 
 The trees are the mean log-odds of extremely randomised trees: *minutes*, against the last 60 chunks; *days*, against
 minutes, hours and 70 hours before; *course*, which learns a pump's first two minutes instead of its onset alone.
+With price and volume only, columns are of bars of 5 s all the same.
 Chosen for the onset: {_often(trees["chosen_onset"])}.
 For alerts: {_often(trees["chosen_alert"])}.
 
