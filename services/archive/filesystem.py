@@ -67,6 +67,10 @@ def explain(error: Exception, location: str) -> str:
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         return f"there is no bucket of {location} in {region} ({text})"
+    if "HTTP status 301" in text or "PERMANENT_REDIRECT" in text:
+        return f"the bucket of {location} is in another region: set AWS_REGION to its own ({text})"
+    if "EXPIRED" in text.upper():
+        return f"AWS credentials have expired; {location} needs some that are still good ({text})"
     return f"{location}: {text}"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,10 @@ class NotConfiguredError(TapewatchError):
 
     def __init__(self, feature: str, setting: str) -> None:
         super().__init__(f"{feature} is not configured: set {setting}", setting=setting)
+
+
+UNUSABLE: Final = (DependencyUnavailableError, NotConfiguredError)
+"""Why a store, queue or peer cannot be used: for the moment, or until somebody mends a setting or a permission."""
 
 
 class ResumeTokenInvalidError(TapewatchError):

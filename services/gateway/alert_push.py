@@ -15,7 +15,7 @@ from typing import Protocol
 from opentelemetry import metrics
 
 from services.domain.alert import AlertChange
-from services.domain.errors import ConflictError, DependencyUnavailableError, NotConfiguredError
+from services.domain.errors import UNUSABLE, ConflictError, DependencyUnavailableError
 from services.gateway.change_feed import POLL_SECONDS, ChangeFeed
 from services.gateway.ports import AlertQuery, Store
 from services.runtime import telemetry_names as names
@@ -89,7 +89,7 @@ class AlertPush:
                 woken = self._feed.woken()
                 try:
                     more = await loop.run_in_executor(thread, self.push, loop.time())
-                except (DependencyUnavailableError, NotConfiguredError) as error:
+                except UNUSABLE as error:
                     failures += 1
                     self._failures.add(1)
                     self._on_health(False)

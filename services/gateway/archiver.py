@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.domain.errors import ConflictError, DependencyUnavailableError
+from services.domain.errors import UNUSABLE, ConflictError, DependencyUnavailableError
 from services.gateway.ports import Lake, Store
+from services.runtime.backoff import pause_seconds
 from services.runtime.stopping import stopped_within
 
 QUOTES = "quotes"
@@ -54,14 +55,18 @@ class Archiver:
         """Write parts as they fill, and every `flush_seconds` what waits, until `draining` is set."""
         loop = asyncio.get_running_loop()
         flushed = loop.time()
+        failures = 0
         while not draining.is_set():
             partial = loop.time() - flushed >= self._flush_seconds
             try:
                 await asyncio.to_thread(self.write, partial)
                 if partial:
                     flushed = loop.time()
-            except DependencyUnavailableError as error:
+                failures = 0
+            except UNUSABLE as error:
+                failures += 1
                 _log.warning("the lake waits: %s", error.message)
+                await stopped_within(pause_seconds(error, failures), draining)
             await stopped_within(_LOOK_SECONDS, draining)
 
     def write(self, partial: bool) -> int:

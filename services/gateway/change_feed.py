@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from services.domain.alert import AlertChange
-from services.domain.errors import DependencyUnavailableError
+from services.domain.errors import UNUSABLE, DependencyUnavailableError
 from services.gateway.ports import AlertQuery, Store
 from services.runtime.stopping import stopped_within
 
@@ -36,7 +36,7 @@ class ChangeFeed:
         """Wake the watchers when another replica commits, and end them once `draining` is set."""
         known = 0
         while not draining.is_set():
-            with suppress(DependencyUnavailableError):  # health says so; here it is only asked again
+            with suppress(*UNUSABLE):  # health says so; here it is only asked again
                 last = await asyncio.to_thread(self._store.last_change)
                 if last != known:
                     known = last

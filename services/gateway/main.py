@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from services.domain.errors import DependencyUnavailableError, TapewatchError
+from services.domain.errors import UNUSABLE, TapewatchError
 from services.gateway.alert_push import HEALTH_SERVICE_PUSH, AlertPush
 from services.gateway.alert_servicer import AlertServicer
 from services.gateway.archiver import Archiver
@@ -50,7 +50,7 @@ def _write_the_rest(archiver: Archiver) -> None:
     """Everything recorded goes to the lake before the process ends; what cannot is written by the next one."""
     try:
         archiver.write(partial=True)
-    except DependencyUnavailableError as error:
+    except UNUSABLE as error:
         _log.warning("the lake waits for the next start: %s", error.message)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from services.archive import location as archive
 from services.domain.errors import (
+    UNUSABLE,
     DependencyUnavailableError,
     FieldViolation,
     InvalidRequestError,
@@ -27,7 +28,7 @@ from services.ingest.archive_source import ArchiveSource
 from services.ingest.ports import Progress, Replay, ReplayState
 from services.ingest.service import IngestService
 from services.queue.ports import Queue
-from services.runtime.backoff import backoff_seconds
+from services.runtime.backoff import pause_seconds
 from services.runtime.stopping import stopped_within
 
 _log = logging.getLogger(__name__)
@@ -193,10 +194,10 @@ class Replays:
         while not stop.is_set():
             try:
                 depth = await asyncio.to_thread(self._queue.depth)
-            except DependencyUnavailableError as error:
+            except UNUSABLE as error:
                 attempt += 1
                 _log.warning("a replay waits: %s", error.message)
-                await stopped_within(backoff_seconds(attempt), stop)
+                await stopped_within(pause_seconds(error, attempt), stop)
                 continue
             if depth.ready < self._max_ready:
                 return True

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from services.domain.errors import DependencyUnavailableError, InvalidQuoteError, TapewatchError
+from services.domain.errors import UNUSABLE, DependencyUnavailableError, InvalidQuoteError, TapewatchError
 from services.domain.quote import Quote, violations
 from services.ingest.coverage import CoverageBook
 from services.ingest.ports import Progress, QuoteSource, Tracing
 from services.ingest.subscribers import Subscribers
 from services.queue import market_message
 from services.queue.ports import Queue
-from services.runtime.backoff import backoff_seconds
+from services.runtime.backoff import pause_seconds
 from services.runtime.stopping import stopped_within
 
 _log = logging.getLogger(__name__)
@@ -97,10 +97,10 @@ class IngestService:
         while True:
             try:
                 return await self._publish_once(quotes)
-            except DependencyUnavailableError as error:
+            except UNUSABLE as error:
                 attempt += 1
                 _log.warning("%d quotes wait: %s", len(quotes), error.message)
-                if await stopped_within(backoff_seconds(attempt), stop):
+                if await stopped_within(pause_seconds(error, attempt), stop):
                     return None
 
     async def _publish_once(self, quotes: Sequence[Quote]) -> tuple[int, int]:

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final, ParamSpec, TypeVar
 
-from services.domain.errors import DependencyUnavailableError
+from services.domain.errors import UNUSABLE, DependencyUnavailableError, TapewatchError
 from services.queue.ports import Queue, ReceivedMessage
-from services.runtime.backoff import backoff_seconds
+from services.runtime.backoff import backoff_seconds, pause_seconds
 
 _log = logging.getLogger(__name__)
 
@@ -93,8 +93,7 @@ async def consume(
         timeout_seconds: How long the handler may take with one event.
         arn: What events name as their queue.
 
-    Raises: NotConfiguredError when the queue has become unusable for good. When it is only away, consuming goes on
-    after it is back.
+    A queue that cannot be used, because it is away or somebody took a permission, is asked again after a growing pause.
     """
     source = _EventSource(queue, handler, concurrency, visibility_seconds, timeout_seconds, arn)
     await source.run(batch_size, draining)
@@ -119,6 +118,7 @@ class _EventSource:
         # Threads of its own: a long poll must not hold up the process's other blocking calls.
         self._threads = ThreadPoolExecutor(concurrency * 2 + 1, thread_name_prefix="event-source")
         self._failed_in_a_row = 0
+        self._pause_seconds = 0.0
 
     async def run(self, batch_size: int, draining: asyncio.Event) -> None:
         """Receive and process until the drain."""
@@ -162,14 +162,17 @@ class _EventSource:
 
     async def _receive(self, batch_size: int, stop: asyncio.Task[Any]) -> list[ReceivedMessage]:
         if self._failed_in_a_row:
-            pause = backoff_seconds(self._failed_in_a_row, longest=_LONGEST_PAUSE_SECONDS)
-            await self._either(asyncio.sleep(pause), stop)
+            await self._either(asyncio.sleep(self._pause_seconds), stop)
         try:
             return await self._call(self._queue.receive, batch_size, self._visibility, _RECEIVE_WAIT_SECONDS)
-        except DependencyUnavailableError as error:
+        except UNUSABLE as error:
+            self._failed(error)
             _log.warning("cannot receive: %s", error.message)
-            self._failed_in_a_row += 1
             return []
+
+    def _failed(self, error: TapewatchError) -> None:
+        self._failed_in_a_row += 1
+        self._pause_seconds = pause_seconds(error, self._failed_in_a_row, _LONGEST_PAUSE_SECONDS)
 
     async def _process(self, messages: Sequence[ReceivedMessage]) -> None:
         heartbeat = asyncio.create_task(self._heartbeat([message.receipt_handle for message in messages]))
@@ -182,10 +185,13 @@ class _EventSource:
             heartbeat.cancel()
             await asyncio.gather(heartbeat, return_exceptions=True)
             await self._retry_later([message for message in messages if message.message_id in failed])
-            self._failed_in_a_row = 0 if done else self._failed_in_a_row + 1
-        except DependencyUnavailableError as error:
+            if done:
+                self._failed_in_a_row = 0
+            else:
+                self._failed(DependencyUnavailableError("handler", "returned every message"))
+        except UNUSABLE as error:
+            self._failed(error)
             _log.warning("%d messages come again: %s", len(messages), error.message)
-            self._failed_in_a_row += 1
         except asyncio.CancelledError:
             await self._release(messages)
             raise
@@ -215,7 +221,7 @@ class _EventSource:
             await asyncio.sleep(self._visibility / _HEARTBEATS_PER_VISIBILITY)
             try:
                 await self._call(self._queue.change_visibility, handles, self._visibility)
-            except DependencyUnavailableError as error:
+            except UNUSABLE as error:
                 _log.warning("cannot extend the visibility of %d messages: %s", len(handles), error.message)
 
     async def _retry_later(self, failed: Sequence[ReceivedMessage]) -> None:
@@ -229,5 +235,5 @@ class _EventSource:
             await self._call(self._queue.change_visibility, group, backoff_seconds(count))
 
     async def _release(self, messages: Sequence[ReceivedMessage]) -> None:
-        with suppress(DependencyUnavailableError):
+        with suppress(*UNUSABLE):
             await self._call(self._queue.change_visibility, [message.receipt_handle for message in messages], 0)

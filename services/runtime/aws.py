@@ -4,6 +4,7 @@ boto3 is optional and slow to import, so nothing here imports it before it is as
 (`AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_<SERVICE>`) and profiles are the default chain's: none is ours.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,18 +29,19 @@ THROTTLED: Final = frozenset(
 """Codes that say: the same call succeeds later."""
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
-_FORBIDDEN = {
-    "AccessDenied",
-    "AccessDeniedException",
+_UNKNOWN = {
+    "InvalidAccessKeyId",
     "InvalidClientTokenId",
     "InvalidSecurity",
     "InvalidSignatureException",
-    "KmsAccessDenied",
     "MissingAuthenticationToken",
+    "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
-    "UnauthorizedException",
     "UnrecognizedClientException",
 }
+_FORBIDDEN = {"AccessDenied", "AccessDeniedException", "KmsAccessDenied", "UnauthorizedException"}
+_ELSEWHERE = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
+_DENIED_ACTION = re.compile(r"not authorized to perform: ([a-z0-9-]+:[A-Za-z]+)")
 _MISSING = {
     "AWS.SimpleQueueService.NonExistentQueue",
     "NoSuchBucket",
@@ -87,10 +89,15 @@ class AwsResource:
                 f"AWS credentials cannot be renewed ({error}); the {self.kind} {self}",
                 "AWS_PROFILE to one that is signed in (aws sso login)",
             ) from error
-        except aws.NoRegionError as error:
+        except (aws.NoRegionError, aws.InvalidRegionError) as error:
             raise NotConfiguredError(f"the region of {self.name}", "AWS_REGION") from error
         except aws.ClientError as error:
             raise self.error_of(error.response.get("Error", {})) from error
+        except aws.EndpointConnectionError as error:
+            where = self.region or "the configured region"
+            raise DependencyUnavailableError(
+                self.dependency, f"{self}: {error} (is there a network, and is {where} a region of AWS?)"
+            ) from error
         except aws.BotoCoreError as error:
             raise DependencyUnavailableError(self.dependency, f"{self}: {error}") from error
 
@@ -105,13 +112,34 @@ class AwsResource:
             return NotConfiguredError(
                 f"AWS credentials have expired ({code}); the {self.kind} {self}", "credentials that are still good"
             )
+        why = f"{code}: {text}" if text else code
+        if code in _UNKNOWN:
+            return NotConfiguredError(
+                f"AWS does not accept these credentials ({why}); the {self.kind} {self}",
+                "AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret, to some that it knows; and look at this clock",
+            )
+        if code in _ELSEWHERE:
+            return NotConfiguredError(
+                f"the {self.kind} {self} is in another region ({why}); it", "AWS_REGION to its own"
+            )
         if code in _FORBIDDEN:
             return NotConfiguredError(
-                f"AWS refuses the use of {self} ({code}{': ' if text else ''}{text}); it",
-                f"credentials with {_listed(self.permissions)}",
+                f"AWS refuses the use of the {self.kind} {self} ({why}); it",
+                f"credentials that allow {self._denied(text)}",
             )
-        delay = 2.0 if code in THROTTLED else 0.5
-        return DependencyUnavailableError(self.dependency, f"{self}: {code} {text}", retry_delay_seconds=delay)
+        if code in THROTTLED:
+            return DependencyUnavailableError(
+                self.dependency, f"AWS throttles the {self.kind} {self} ({why})", retry_delay_seconds=2.0
+            )
+        return DependencyUnavailableError(self.dependency, f"{self}: {code} {text}")
+
+    def _denied(self, text: str) -> str:
+        """The permission that AWS's words name, with all that the use needs, or those alone."""
+        found = _DENIED_ACTION.search(text)
+        every = _listed(self.permissions)
+        if found is None or len(self.permissions) == 1:
+            return every
+        return f"{found[1]} (all that it needs: {every})"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def test_a_condition_that_does_not_hold_is_told_by_its_place() -> None:
         (
             failure("AccessDeniedException", "is not authorized to perform: dynamodb:PutItem"),
             NotConfiguredError,
-            "AWS refuses the use of t in eu-central-1.*dynamodb:PutItem.*credentials with dynamodb:GetItem",
+            r"AWS refuses the use of the table t in eu-central-1.*credentials that allow dynamodb:PutItem \(all",
         ),
         (failure("ExpiredTokenException"), NotConfiguredError, "credentials have expired"),
         (failure("ValidationException", "bad"), DependencyUnavailableError, "ValidationException bad"),
