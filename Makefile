@@ -97,6 +97,10 @@ deploy: synth ## Deploy everything to the AWS account of the credentials; needs 
 destroy: synth ## Take the deployment away; tables, buckets and secrets stay where keep_data is set
 	$(CDK) destroy --all
 
+.PHONY: iam-document
+iam-document: $(VENV)/.dev ## Write docs/iam.md anew from the stacks' policies
+	$(BIN)/python -m deploy.iam_document
+
 .PHONY: deploy-check
 deploy-check: $(VENV)/.dev tools ## Prove what can be proven of the deployment without an account
 	TAPEWATCH_REQUIRE_ALL_TESTS=1 $(BIN)/python -m pytest -v -s -p no:cacheprovider tests/deploy

@@ -103,7 +103,6 @@ def dispatch_function(scope: Construct, scene: Scene, code: Path) -> MeshFunctio
     )
     made.allow("EventSource", _POLLER, storage.queue.queue_arn)
     made.allow("DeadLetters", _DEAD_LETTERS, storage.dead_letters.queue_arn)
-    made.allow("Depth", ("sqs:GetQueueAttributes",), storage.queue.queue_arn)
     lambda_.EventSourceMapping(
         made,
         "Mapping",

@@ -32,7 +32,7 @@ _TABLE = (
     "dynamodb:UpdateItem",
     "dynamodb:ConditionCheckItem",
 )
-_OBJECTS = ("s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload")
+_PARTS = ("s3:PutObject", "s3:AbortMultipartUpload")
 
 
 def allow(role: iam.Role, sid: str, actions: tuple[str, ...], *resources: str) -> None:
@@ -167,8 +167,7 @@ class MeshStack(Stack):
         settings, storage = self._scene.settings, self._scene.storage
         role = task_role(self, "GatewayRole", self._scene, "gateway")
         allow(role, "Table", _TABLE, storage.table.table_arn)
-        allow(role, "LakeObjects", _OBJECTS, storage.lake.arn_for_objects(f"{LAKE_PREFIX}/*"))
-        allow(role, "LakeListing", ("s3:ListBucket",), storage.lake.bucket_arn)
+        allow(role, "LakeObjects", _PARTS, storage.lake.arn_for_objects(f"{LAKE_PREFIX}/*"))
         environment = {
             "STORE_BACKEND": "dynamodb",
             "STORE_TABLE": storage.table.table_name,

@@ -55,10 +55,11 @@ class TaskMode(Construct):
             command=COMMAND,
         )
         if self.on:
-            statement = iam.PolicyStatement(
-                sid="Batches", actions=["s3:GetObject", "s3:PutObject"], resources=[self._objects]
-            )
-            self._role.add_to_policy(statement)
+            for sid, actions, resource in (
+                ("Batches", ["s3:GetObject", "s3:PutObject"], self._objects),
+                ("BatchesListing", ["s3:ListBucket"], lake.bucket_arn),  # else a missing object is called forbidden
+            ):
+                self._role.add_to_policy(iam.PolicyStatement(sid=sid, actions=actions, resources=[resource]))
 
     @property
     def on(self) -> bool:
@@ -102,6 +103,7 @@ class TaskMode(Construct):
 
         allow("Ledger", _LEDGER, ledger.table_arn)
         allow("Batches", ("s3:GetObject", "s3:PutObject"), self._objects)
+        allow("BatchesListing", ("s3:ListBucket",), self._scene.storage.lake.bucket_arn)
         allow(
             "Launch",
             ("ecs:RunTask",),

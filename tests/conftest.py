@@ -1,6 +1,9 @@
 """What every ring of tests shares: stand-ins of AWS, and spans; in CI, a skip of what must run is a failure."""
 
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tests.servers import stand_ins
-from tests.servers.process import Server
+from tests.servers.process import INSTALLED, REPOSITORY, Server, installed
 from tests.servers.stand_ins import Jaeger
 
 MUST_RUN = ("tests/e2e/", "tests/contract/", "tests/integration/", "tests/deploy/", "tests/unit/test_queue_sqs")
@@ -94,3 +97,16 @@ def spans() -> Iterator[InMemorySpanExporter]:
     provider.add_span_processor(SimpleSpanProcessor(kept))
     yield kept
     kept.shutdown()
+
+
+@pytest.fixture(scope="session")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dispatch Lambda's zip, made for the Python and the machine that the stand-ins run it on."""
+    python = installed(INSTALLED / "ministack" / "bin" / "python")
+    command = [str(python), "-c", "import sys; print('.'.join(map(str, sys.version_info[:2])))"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    architecture = {"x86_64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}[platform.machine()]
+    output = tmp_path_factory.mktemp("lambda") / "dispatch.zip"
+    make = [sys.executable, "deploy/lambda_zip.py", "--python", version, "--architecture", architecture]
+    subprocess.run([*make, "--output", str(output)], check=True, cwd=REPOSITORY)
+    return output

@@ -16,6 +16,7 @@ from services.dispatch.settings import DispatchSettings
 from services.domain.errors import TapewatchError
 from services.pipeline.gateway_client import HEALTH_SERVICE, GatewayClient
 from services.runtime.channels import open_channel
+from services.runtime.secret_files import fetch_lambda_secrets
 from services.runtime.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class _Environment:
     """One Lambda execution environment."""
 
     def __init__(self) -> None:
+        fetch_lambda_secrets()
         settings = DispatchSettings()
         self.telemetry = Telemetry("tapewatch-reconciler", settings)
         self.loop = asyncio.new_event_loop()

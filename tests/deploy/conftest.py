@@ -9,17 +9,13 @@ from deploy.app import build
 from deploy.settings import read
 from tests.deploy.assemblies import VARIANTS, Assembly
 
-EMPTY_ZIP = b"PK\x05\x06" + bytes(18)
-
 Synthesize = Callable[[str], Assembly]
 
 
 @pytest.fixture(scope="session")
-def synthesized(tmp_path_factory: pytest.TempPathFactory) -> Synthesize:
+def synthesized(tmp_path_factory: pytest.TempPathFactory, code: Path) -> Synthesize:
     """An assembly by the name of its variant; `synthesized("small")`. cdk-nag has passed it."""
     made: dict[str, Assembly] = {}
-    code = tmp_path_factory.mktemp("code") / "dispatch.zip"
-    code.write_bytes(EMPTY_ZIP)
 
     def synthesize(variant: str) -> Assembly:
         if variant not in made:

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ class Deployed:
 
     assembly: Path
     region: str
+    port: int
+    """Where the emulator listens."""
+
     physical: dict[str, dict[str, str]] = field(default_factory=dict)
     """Stack to logical id to physical id."""
 
@@ -79,6 +83,14 @@ class Deployed:
         assert not reasons, "\n".join([description["StackStatus"], *reasons])
         resources = cloudformation.describe_stack_resources(StackName=stack)["StackResources"]
         self.physical[stack] = {r["LogicalResourceId"]: r.get("PhysicalResourceId", "") for r in resources}
+
+    def of_type(self, kind: str) -> Iterator[tuple[str, str]]:
+        """Logical and physical id of each resource of a type."""
+        for stack, ids in self.physical.items():
+            template = json.loads((self.assembly / f"{stack}.template.json").read_text())
+            for logical, physical in ids.items():
+                if template["Resources"][logical]["Type"] == kind:
+                    yield logical, physical
 
     def _leave_out(self, stack: str, template: dict[str, Any], types: set[str]) -> None:
         resources = template["Resources"]
