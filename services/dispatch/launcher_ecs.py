@@ -15,6 +15,9 @@ DESCRIBE_LIMIT: Final = 100
 _STARTED_BY = "tapewatch-dispatch"
 _ANSWER_SECONDS = 15.0
 _PERMISSIONS = ("ecs:RunTask", "ecs:DescribeTasks", "ecs:StopTask", "iam:PassRole")
+_TAKEN_AWAY = {"SpotInterruption", "TerminationNotice", "ServiceSchedulerInitiated"}
+"""Stop codes of tasks that AWS ended: their exit codes say nothing of their batch."""
+
 _SETTINGS = {
     "ClusterNotFoundException": "ECS_CLUSTER_NAME",
     "ClientException": "ECS_TASK_DEFINITION",
@@ -129,7 +132,8 @@ class EcsLauncher:
             containers: list[Mapping[str, Any]] = task.get("containers", [])
             container = next((each for each in containers if each.get("name") == self._container), {})
             words = (task.get("stopCode"), task.get("stoppedReason"), container.get("reason"))
-            return TaskStatus(TaskPhase.STOPPED, started, container.get("exitCode"), ": ".join(filter(None, words)))
+            code = None if task.get("stopCode") in _TAKEN_AWAY else container.get("exitCode")
+            return TaskStatus(TaskPhase.STOPPED, started, code, ": ".join(filter(None, words)))
         running = status in ("RUNNING", "DEACTIVATING", "STOPPING")
         return TaskStatus(TaskPhase.RUNNING if running else TaskPhase.STARTING, started, None, status)
 

@@ -208,6 +208,18 @@ def test_no_capacity_and_throttling_pass(validator: RunTaskValidator, deployment
     launcher.close()
 
 
+def test_a_task_that_aws_took_away_has_no_exit_code(
+    validator: RunTaskValidator, deployment: tuple[str, str], tmp_path: Path
+) -> None:
+    validator.stop_code = "SpotInterruption"
+    launcher = EcsLauncher.connect(*deployment, CONTAINER, ["subnet-1"], [])
+    task = launched(launcher, "token-1", environment(SECONDS="30"))
+    os.kill(started(tmp_path), signal.SIGKILL)
+    status = ended(launcher, task)
+    assert (status.exit_code, status.reason.partition(":")[0]) == (None, "SpotInterruption")
+    launcher.close()
+
+
 @pytest.mark.parametrize(
     ("changes", "setting"),
     [

@@ -48,7 +48,7 @@ def override_characters(overrides: Mapping[str, Any]) -> int:
 class _Running:
     process: "subprocess.Popen[bytes]"
     started: float
-    stop_code: str = "EssentialContainerExited"
+    stop_code: str
     stopped_reason: str = "Essential container in task exited"
     stopped: float | None = None
 
@@ -57,7 +57,8 @@ class _Running:
 class RunTaskValidator:
     """A proxy on a free loopback port; everything but ECS's task calls goes through to `upstream` unchanged.
 
-    `no_capacity` and `throttled` make that many next launches fail as AWS does; `launched` counts processes by token.
+    `no_capacity` and `throttled` make that many next launches fail as AWS does, and `never_starts` lets them stay in
+    PROVISIONING; `stop_code` is what tasks end with by themselves. `launched` counts processes by token.
     """
 
     upstream: str
@@ -66,6 +67,7 @@ class RunTaskValidator:
     no_capacity: int = 0
     throttled: int = 0
     never_starts: int = 0
+    stop_code: str = "EssentialContainerExited"
     launched: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -229,7 +231,7 @@ class RunTaskValidator:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._running[arn] = _Running(process, time.time())
+        self._running[arn] = _Running(process, time.time(), self.stop_code)
 
     def _stop_task(self, request: Mapping[str, Any]) -> None:
         running = self._running.get(request["task"])
