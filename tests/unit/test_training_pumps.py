@@ -126,6 +126,25 @@ def test_alerts_close_together_count_once_and_the_hour_after_the_onset_is_free()
     assert protocol.delays(known, detected).tolist() == [0.0, np.inf]
 
 
+def test_errors_by_hand() -> None:
+    known = replace(made(events=3), finer=np.array([-5.0, 10.0, 40.0]))
+    chosen, alerting = np.zeros(300, bool), np.zeros(300, bool)
+    chosen[[49, 150, 200]] = True  # the chunk before the first onset; the second onset; far from the third
+    alerting[[49, 51, 150]] = True
+    verdicts = protocol.Verdicts(np.zeros(300), chosen, alerting, (), ())
+    assert protocol.errors(known, verdicts) == {
+        "false": 2,
+        "false_near_onset": 1,
+        "missed": 2,
+        "missed_found_near": 1,
+        "missed_disputed": 2,
+        "disputed": 2,
+        "early_alerts": 1,
+        "missed_alerted": 1,
+        "undetected": [known.names[2]],
+    }
+
+
 def test_the_budget_is_the_lowest_threshold_with_at_most_one_false_alert_per_ten_symbol_days() -> None:
     known = made(events=20, chunks=8_000)
     rows = np.arange(len(known.label))

@@ -7,6 +7,7 @@ the five models scores the test fold, once.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,8 +232,8 @@ def delays(pumps: Pumps, detections: NDArray[np.bool_]) -> Array:
     return found
 
 
-def errors(pumps: Pumps, verdicts: Verdicts) -> dict[str, int]:
-    """Counts that say what the misses and the false detections of the best-F1 threshold are."""
+def errors(pumps: Pumps, verdicts: Verdicts) -> dict[str, Any]:
+    """What the misses and false detections at the best-F1 threshold are, and the events without an alert in time."""
     label, chosen = pumps.label, verdicts.chosen
     wrong = chosen & ~label
     near = wrong & (np.abs(pumps.seconds) <= DETECT_WITHIN_SECONDS)
@@ -240,6 +241,7 @@ def errors(pumps: Pumps, verdicts: Verdicts) -> dict[str, int]:
     width = float(pumps.width)
     finer = pumps.finer
     disputed = (finer < 0) | (finer >= width)
+    late = np.flatnonzero(delays(pumps, verdicts.alerting) > DETECT_WITHIN_SECONDS)
     return {
         "false": int(wrong.sum()),
         "false_near_onset": int(near.sum()),
@@ -250,5 +252,6 @@ def errors(pumps: Pumps, verdicts: Verdicts) -> dict[str, int]:
         "early_alerts": len(
             np.unique(pumps.event[verdicts.alerting & (pumps.seconds < 0) & (pumps.seconds >= -DETECT_WITHIN_SECONDS)])
         ),
-        "undetected": int((delays(pumps, verdicts.alerting) > DETECT_WITHIN_SECONDS).sum()),
+        "missed_alerted": len(np.setdiff1d(missed, late)),
+        "undetected": [pumps.names[event] for event in late],
     }
