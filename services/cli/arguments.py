@@ -1,10 +1,15 @@
 """Options that several commands have."""
 
 import os
+import re
 from enum import StrEnum
 from typing import Annotated
 
 import typer
+
+from services.runtime.settings import ADDRESS
+
+_LAST_PORT = 65_535
 
 
 class Source(StrEnum):
@@ -43,7 +48,19 @@ Location = Annotated[
         "--from", help="`bokeh` (the bundled tape), a CSV or Parquet file, or a folder of them, e.g. the lake."
     ),
 ]
-Address = Annotated[str, typer.Option("--gateway", help="The gateway's host:port; empty takes GATEWAY_ADDRESS.")]
+
+
+def host_port(address: str) -> str:
+    """The address as it is. Raises: typer.BadParameter when it is neither empty nor host:port."""
+    if address and (re.match(ADDRESS, address) is None or int(address.rpartition(":")[2]) > _LAST_PORT):
+        raise typer.BadParameter(f"{address!r} is not host:port")
+    return address
+
+
+Address = Annotated[
+    str,
+    typer.Option("--gateway", callback=host_port, help="The gateway's host:port; empty takes GATEWAY_ADDRESS."),
+]
 
 
 def mode_of(mode: Mode | None) -> str:

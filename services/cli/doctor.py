@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from services.cli.dependencies import PACKAGES, install_command
 from services.cli.settings import MeshSettings
 from services.domain.errors import TapewatchError
 from services.domain.threshold import THRESHOLD_FILE
@@ -21,11 +22,11 @@ from services.runtime.health import address_serving
 
 _SUPPORTED = ((3, 11), (3, 13))
 _OPTIONAL = (
-    ("yfinance", "live quotes from Yahoo Finance", "pip install -e '.[yahoo]'"),
-    ("boto3", "the AWS adapters", "pip install -e '.[aws]'"),
-    ("duckdb", "SQL over the lake", "pip install -e '.[lake]'"),
-    ("matplotlib", "the plot of tapewatch calibrate", "pip install -e '.[plot]'"),
-    ("tensorflow", "training models", "pip install -e '.[train]'"),
+    ("yfinance", "live quotes from Yahoo Finance"),
+    ("boto3", "the AWS adapters"),
+    ("duckdb", "SQL over the lake"),
+    ("matplotlib", "the plot of tapewatch calibrate"),
+    ("tensorflow", "training models"),
 )
 
 
@@ -49,8 +50,8 @@ def _optional() -> list[Finding]:
     return [
         Finding(module, "ok", purpose)
         if importlib.util.find_spec(module)
-        else Finding(module, "off", f"{purpose}: {install}")
-        for module, purpose, install in _OPTIONAL
+        else Finding(module, "off", f"{purpose}: {install_command(PACKAGES[module][1])}")
+        for module, purpose in _OPTIONAL
     ]
 
 

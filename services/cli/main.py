@@ -1,482 +1,63 @@
-"""The `tapewatch` command."""
+"""The entry point of `tapewatch`: whatever a user can mend ends a command in one sentence, never in a traceback.
 
-import asyncio
-import os
+It imports the commands late: Ctrl-C while they load must end in order as well.
+"""
+
 import sys
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Sequence
 
-import typer
-from pydantic import ValidationError
+from services.runtime.exit_codes import EXIT_INTERRUPTED, EXIT_MISCONFIGURED
 
-from services.cli.arguments import Address, HowScored, Location, Scorers, Source, Symbols, mode_of, split
-from services.cli.console import make_console
-from services.cli.settings import MeshSettings
-from services.domain.errors import TapewatchError
-from services.domain.threshold import PER_500_SYMBOL_DAYS, PER_DAY
-from services.runtime.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISCONFIGURED
-from services.runtime.settings import PATTERN_WORDS
+_GROUPS = ("ingest", "dispatch", "scorer", "gateway", "model", "lake")
 
-app = typer.Typer(
-    name="tapewatch",
-    help="Watches the market tape and raises explained alerts while manipulation is still happening.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-ingest_app = typer.Typer(help="Sources in, durable quotes in the queue out.", no_args_is_help=True)
-dispatch_app = typer.Typer(help="From the queue to a scorer, from the scorer to the gateway.", no_args_is_help=True)
-scorer_app = typer.Typer(help="Judges quotes.", no_args_is_help=True)
-lake_app = typer.Typer(help="Everything recorded, in Parquet.", no_args_is_help=True)
-gateway_app = typer.Typer(help="Keeps quotes, scores, detections and alerts; streams alerts.", no_args_is_help=True)
-model_app = typer.Typer(help="Which models judge: reload, shadow, canary, drift.", no_args_is_help=True)
-for name, group in (
-    ("ingest", ingest_app),
-    ("dispatch", dispatch_app),
-    ("scorer", scorer_app),
-    ("gateway", gateway_app),
-    ("model", model_app),
-    ("lake", lake_app),
-):
-    app.add_typer(group, name=name)
 
-_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""For commands whose options are defined where the work is."""
+def _command(arguments: Sequence[str]) -> str:
+    """What was called, without its options.
 
-
-class BudgetUnit(StrEnum):
-    """What an alert budget counts."""
-
-    PER_DAY = PER_DAY
-    PER_500_SYMBOL_DAYS = PER_500_SYMBOL_DAYS
-
-
-_MINISTACK = Path(".cache/servers/ministack/bin/ministack")
-_LOCAL_ZIP = Path("dist/dispatch-lambda-local.zip")
-
-
-@ingest_app.command("serve")
-def ingest_serve() -> None:
-    """Serve IngestService, and poll the configured source."""
-    from services.ingest.main import main as serve
-
-    raise SystemExit(serve())
-
-
-@dispatch_app.command("serve")
-def dispatch_serve() -> None:
-    """Serve DispatchService, and consume the queue unless EVENT_SOURCE is none."""
-    from services.dispatch.main import main as serve
-
-    raise SystemExit(serve())
-
-
-@dispatch_app.command("dead-letters")
-def dispatch_dead_letters(limit: Annotated[int, typer.Option(min=1, help="Most letters to show.")] = 100) -> None:
-    """Show messages that can never be scored, with the reason."""
-    from services.cli.dead_letters import show
-
-    _use_mesh_queue()
-    raise SystemExit(show(limit, make_console()))
-
-
-class TaskStateName(StrEnum):
-    """Where a batch of task mode stands."""
-
-    WAITING = "waiting"
-    LAUNCHING = "launching"
-    RUNNING = "running"
-    RECORDED = "recorded"
-
-
-@dispatch_app.command("tasks")
-def dispatch_tasks(
-    state: Annotated[TaskStateName | None, typer.Option(help="Only these; empty shows all.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most batches to show.")] = 50,
-    address: Annotated[
-        str, typer.Option("--dispatch", help="Dispatch's host:port; empty takes DISPATCH_ADDRESS.")
-    ] = "",
-) -> None:
-    """Show the batches of task mode, newest first: state, attempts, and what is in their way."""
-    from services.cli.tasks import tasks
-
-    settings = MeshSettings()
-    where = address or settings.dispatch_address
-    raise SystemExit(asyncio.run(tasks(settings, where, state.value if state else "", limit, make_console())))
-
-
-@dispatch_app.command("create-table")
-def dispatch_create_table() -> None:
-    """Make the ledger's DynamoDB table LEDGER_TABLE where there is none, for local use."""
-    from services.dispatch.open import create_table
-
-    raise SystemExit(create_table())
-
-
-@scorer_app.command("serve")
-def scorer_serve() -> None:
-    """Serve ScorerService and ModelService; with USE_SQS_DATA_SOURCE also consume the queue."""
-    from services.scorer.main import main as serve
-
-    raise SystemExit(serve())
-
-
-@scorer_app.command("run-once")
-def scorer_run_once() -> None:
-    """Score and record the batch in BATCH_MARKET_DATA or BATCH_MANIFEST_URI, print a summary, and end."""
-    from services.scorer.run_once import main as run_once
-
-    raise SystemExit(run_once())
-
-
-@model_app.command("list")
-def model_list() -> None:
-    """Show the versions in the registry."""
-    from services.cli.model import listed
-
-    raise SystemExit(asyncio.run(listed(MeshSettings(), make_console())))
-
-
-@model_app.command("show")
-def model_show() -> None:
-    """Show what each scorer judges with, how its candidates do, and whether the tape drifts."""
-    from services.cli.model import show
-
-    raise SystemExit(asyncio.run(show(MeshSettings(), make_console())))
-
-
-@model_app.command("reload")
-def model_reload(version: Annotated[str, typer.Argument(help="Empty takes the newest.")] = "") -> None:
-    """Serve a version, and read its threshold again."""
-    from services.cli.model import reload
-
-    raise SystemExit(asyncio.run(reload(MeshSettings(), version, make_console())))
-
-
-@model_app.command("shadow")
-def model_shadow(version: Annotated[str, typer.Argument()]) -> None:
-    """Let a version judge every quote beside, alerting nothing."""
-    from services.cli.model import shadow
-
-    raise SystemExit(asyncio.run(shadow(MeshSettings(), version, make_console())))
-
-
-@model_app.command("canary")
-def model_canary(
-    version: Annotated[str, typer.Argument()],
-    weight: Annotated[float, typer.Option(help="Share of the series: above 0, at most 1.")] = 0.05,
-) -> None:
-    """Let a version judge a share of the series for real."""
-    from services.cli.model import canary
-
-    raise SystemExit(asyncio.run(canary(MeshSettings(), version, weight, make_console())))
-
-
-@model_app.command("clear")
-def model_clear() -> None:
-    """Take shadow and canary away."""
-    from services.cli.model import clear
-
-    raise SystemExit(asyncio.run(clear(MeshSettings(), make_console())))
-
-
-@gateway_app.command("serve")
-def gateway_serve() -> None:
-    """Serve DetectionService and AlertService, and write the lake."""
-    from services.gateway.main import main as serve
-
-    raise SystemExit(serve())
-
-
-@gateway_app.command("create-table")
-def gateway_create_table() -> None:
-    """Make the DynamoDB table STORE_TABLE where there is none, for local use."""
-    from services.gateway.main import create_table
-
-    raise SystemExit(create_table())
-
-
-class LakeFormat(StrEnum):
-    """How rows are printed."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-
-
-@lake_app.command("query")
-def lake_query(
-    sql: Annotated[str, typer.Argument(help="SQL over the tables `quotes` and `changes` (DuckDB).")],
-    lake: Annotated[str, typer.Option("--lake", help="The lake; empty takes LAKE_URI, else the embedded mesh's.")] = "",
-    how: Annotated[LakeFormat, typer.Option("--format", help="How to print rows.")] = LakeFormat.TABLE,
-) -> None:
-    """Ask the lake in SQL."""
-    from services.cli.lake_query import query
-
-    embedded = str(MeshSettings().tapewatch_dir / "lake")
-    location = lake or os.environ.get("LAKE_URI") or embedded
-    raise SystemExit(query(location, sql, how.value, make_console()))
-
-
-@app.command("run")
-def run_command(
-    location: Location = "bokeh", symbols: Symbols = "", scorers: Scorers = 1, mode: HowScored = None
-) -> None:
-    """Replay a tape through the whole mesh on this machine, then end with a summary. Goes on where it was stopped."""
-    from services.cli.run import run
-
-    console = make_console()
-    raise SystemExit(asyncio.run(run(MeshSettings(), location, split(symbols), scorers, mode_of(mode), console)))
-
-
-@app.command("up")
-def up_command(
-    source: Annotated[Source, typer.Option(help="Where quotes come from.")] = Source.REPLAY,
-    location: Location = "bokeh",
-    symbols: Symbols = "",
-    interval: Annotated[int, typer.Option(min=1, help="Seconds between polls of Yahoo Finance.")] = 60,
-    speed: Annotated[
-        float, typer.Option(min=0, help="Replay: event time over wall time; 0 is as fast as the mesh takes it.")
-    ] = 0.0,
-    scorers: Scorers = 1,
-    mode: HowScored = None,
-) -> None:
-    """Start the whole mesh on this machine and keep it up until Ctrl-C."""
-    from services.cli.run import up
-
-    if source is Source.CSV and location == "bokeh":
-        raise typer.BadParameter("--source csv needs --from with a CSV file or a folder of them")
-    settings, console = MeshSettings(), make_console()
-    names = split(symbols)
-    raise SystemExit(
-        asyncio.run(up(settings, source.value, location, names, interval, speed, scorers, mode_of(mode), console))
-    )
-
-
-@app.command("up-aws-local")
-def up_aws_local_command(
-    source: Annotated[Source, typer.Option(help="Where quotes come from.")] = Source.REPLAY,
-    location: Location = "bokeh",
-    symbols: Symbols = "",
-    interval: Annotated[int, typer.Option(min=1, help="Seconds between polls of Yahoo Finance.")] = 60,
-    speed: Annotated[float, typer.Option(min=0, help="Replay: event time over wall time; 0 is no limit.")] = 0.0,
-    scorers: Scorers = 1,
-    ministack: Annotated[Path, typer.Option(help="The ministack program.")] = _MINISTACK,
-    mode: HowScored = None,
-    function: Annotated[Path, typer.Option(help="The dispatch Lambda's zip, for this machine.")] = _LOCAL_ZIP,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="ministack's port, on loopback.")] = 4566,
-) -> None:
-    """Start the whole mesh on SQS, Lambda, DynamoDB, S3 and AppSync Events, with ministack for AWS, until Ctrl-C."""
-    from services.cli.aws_local import up_aws_local
-
-    if source is Source.CSV and location == "bokeh":
-        raise typer.BadParameter("--source csv needs --from with a CSV file or a folder of them")
-    of = (source.value, location, split(symbols), interval, speed, scorers, mode_of(mode))
-    raise SystemExit(up_aws_local(ministack, function, port, *of, make_console()))
-
-
-@app.command("watch")
-def watch_command(
-    gateway: Address = "",
-    symbols: Symbols = "",
-    tape: Annotated[str, typer.Option(help="Only this tape; empty takes all.")] = "",
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Only alerts with at least this peak score.")] = 0.0,
-    from_start: Annotated[bool, typer.Option("--from-start", help="Begin with the oldest change kept.")] = False,
-    resume_token: Annotated[str, typer.Option(help="Go on after this token.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per change, with its resume token.")] = False,
-) -> None:
-    """Show alerts live from any gateway, across disconnects."""
-    from services.cli.watch import watch
-
-    settings = MeshSettings()
-    address = gateway or settings.gateway_address
-    with_symbols = split(symbols)
-    asyncio.run(watch(address, settings, with_symbols, tape, min_score, from_start, resume_token, as_json))
-
-
-@app.command("health")
-def health_command(
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The server to ask.")],
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 3.0,
-    service: Annotated[
-        str, typer.Option(help="A health name, e.g. `tapewatch.canary` of dispatch; empty asks for the whole server.")
-    ] = "",
-) -> None:
-    """Exit with 0 when the server is serving, with 1 otherwise: a container's health check."""
-    from services.runtime.health import address_serving
-
-    if ":" not in address:
-        raise typer.BadParameter(f"{address!r} is not HOST:PORT")
-    healthy = asyncio.run(address_serving(address, MeshSettings(), timeout, service))
-    subject = f"{address} {service}".rstrip()
-    print(f"{subject}: {'serving' if healthy else 'not serving'}")
-    raise SystemExit(0 if healthy else EXIT_FAILED)
-
-
-@app.command("secret-files")
-def secret_files_command() -> None:
-    """Write TLS_CERT_PEM, TLS_KEY_PEM and TLS_CA_PEM to TLS_CERT_FILE, TLS_KEY_FILE and TLS_CA_FILE.
-
-    For a container that runs before a service where secrets come as variables, as on ECS.
+    >>> _command(["gateway", "serve"]), _command(["run", "--from", "x.csv"])
+    ('tapewatch gateway serve', 'tapewatch run')
     """
-    from services.runtime.secret_files import write_secret_files
-
-    try:
-        written = write_secret_files(os.environ)
-    except TapewatchError as error:
-        print(f"tapewatch secret-files: {error.message}", file=sys.stderr)
-        raise SystemExit(EXIT_MISCONFIGURED) from error
-    print("\n".join(map(str, written)))
+    words = arguments[: 2 if arguments[:1] and arguments[0] in _GROUPS else 1]
+    return " ".join(["tapewatch", *(word for word in words if not word.startswith("-"))])
 
 
-@app.command("replay")
-def replay_command(
-    location: Location = "bokeh",
-    tape: Annotated[str, typer.Option(help="Tape to play on; empty makes a new one. An interrupted one goes on.")] = "",
-    symbols: Symbols = "",
-    speed: Annotated[float, typer.Option(min=0, help="Event time over wall time; 0 is as fast as possible.")] = 0.0,
-    ingest: Annotated[str, typer.Option("--ingest", help="Ingest's host:port; empty takes INGEST_ADDRESS.")] = "",
-) -> None:
-    """Replay an archive or a file through a running mesh, on a tape of its own."""
-    from services.cli.replay import replay
+def _sentences(error: Exception, command: str) -> Sequence[str]:
+    """What to tell the user, a line each; nothing when the error is a fault of ours."""
+    if isinstance(error, ModuleNotFoundError):
+        from services.cli.dependencies import missing_package
 
-    settings = MeshSettings()
-    address = ingest or settings.ingest_address
-    raise SystemExit(asyncio.run(replay(address, settings, location, tape, split(symbols), speed, make_console())))
+        needs = missing_package(error.name or "")
+        return [] if needs is None else [f"{command} {needs}"]
+    from pydantic import ValidationError
 
-
-@app.command("canary")
-def canary_command(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Which; none means all.")] = None,
-) -> None:
-    """Play known manipulations through a running mesh. Exits with 1 unless each alerts within two minutes."""
-    from services.cli.canary import canary
-
-    raise SystemExit(asyncio.run(canary(MeshSettings(), names or [], make_console())))
-
-
-@app.command("calibrate")
-def calibrate_command(
-    location: Annotated[
-        str, typer.Option("--from", help="A lake, or `gateway`; empty takes the lake of the mesh on this machine.")
-    ] = "",
-    tape: Annotated[str, typer.Option(help="Tape; empty takes `live`, or the lake's only one.")] = "",
-    budget: Annotated[float, typer.Option(min=0, help="Alerts that analysts have time for, in the unit.")] = 1.0,
-    unit: Annotated[BudgetUnit, typer.Option(help="Alerts per 500 symbols and day, or alerts a day.")] = (
-        BudgetUnit.PER_500_SYMBOL_DAYS
-    ),
-    model_version: Annotated[str, typer.Option(help="Whose scores; empty takes the newest that judged.")] = "",
-    output: Annotated[Path | None, typer.Option(help="Threshold file; default in TAPEWATCH_DIR.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="PNG of the trade-off; default in TAPEWATCH_DIR.")] = None,
-    sample: Annotated[Path | None, typer.Option(help="CSV of bars below the line; default in TAPEWATCH_DIR.")] = None,
-    sample_size: Annotated[int, typer.Option(min=0, help="Bars in the sample below the line.")] = 50,
-    seed: Annotated[int, typer.Option(help="Decides the sample.")] = 1,
-    reviewed: Annotated[Path | None, typer.Option(help="A sample whose `disposition` column is filled in.")] = None,
-    export_labels: Annotated[
-        Path | None, typer.Option(help="Write every bar that was decided, labelled, as Parquet for training.")
-    ] = None,
-    reload: Annotated[bool, typer.Option("--reload", help="Let the running scorers take the threshold now.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the trade-off, set nothing.")] = False,
-) -> None:
-    """Set the threshold by an alert budget, from recorded scores and analysts' decisions."""
-    from services.cli.calibrate import CalibrateOptions, calibrate
-
-    options = CalibrateOptions(
-        location=location,
-        tape=tape,
-        budget=budget,
-        unit=unit.value,
-        model_version=model_version,
-        output=output,
-        plot=plot,
-        sample=sample,
-        sample_size=sample_size,
-        seed=seed,
-        reviewed=reviewed,
-        export_labels=export_labels,
-        reload=reload,
-        dry_run=dry_run,
-    )
-    raise SystemExit(asyncio.run(calibrate(MeshSettings(), options, make_console())))
-
-
-@app.command("doctor")
-def doctor_command() -> None:
-    """Show what is configured, reachable, missing. Exits with 1 when something must be mended."""
-    from services.cli.doctor import doctor
-
-    raise SystemExit(asyncio.run(doctor(MeshSettings(), make_console())))
-
-
-@app.command("cost")
-def cost_command(
-    symbols: Annotated[int, typer.Option(min=1, help="Symbols watched.")] = 29,
-    interval: Annotated[float, typer.Option(min=1, help="Seconds between a symbol's quotes.")] = 60.0,
-    hours: Annotated[float, typer.Option(min=0.1, max=24, help="Market hours a day.")] = 6.5,
-    days: Annotated[float, typer.Option(min=1, max=31, help="Market days a month.")] = 21.0,
-    batch: Annotated[int, typer.Option(min=1, help="Messages in one task's batch.")] = 10,
-    region: Annotated[str, typer.Option(help="Region of the price table.")] = "us-east-1",
-    prices: Annotated[Path | None, typer.Option(help="Your own price table, as services/costs/prices.json.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw cost over load into this file (.png, .svg).")] = None,
-) -> None:
-    """What a month on AWS costs: warm, polling, task per batch, task per message; which to choose."""
-    from services.cli.cost import cost
-    from services.costs.model import Load
     from services.domain.errors import TapewatchError
 
-    load = Load(symbols, interval, hours, days, batch_messages=batch)
-    try:
-        raise SystemExit(cost(load, region, prices, plot, make_console()))
-    except TapewatchError as error:
-        print(f"tapewatch cost: {error.message}", file=sys.stderr)
-        raise SystemExit(EXIT_MISCONFIGURED) from None
+    if isinstance(error, ValidationError):
+        from services.runtime.settings import wrong_settings
 
-
-@app.command("train", context_settings=_PASS_ON, add_help_option=False)
-def train_command(context: typer.Context) -> None:
-    """Train a model version; `tapewatch train --help` lists its options."""
-    from services.training.train import app as train
-
-    train(context.args, prog_name="tapewatch train")
-
-
-@app.command("evaluate", context_settings=_PASS_ON, add_help_option=False)
-def evaluate_command(context: typer.Context) -> None:
-    """Measure a model version and write its card; `tapewatch evaluate --help` lists its options."""
-    from services.training.evaluate import app as evaluate
-
-    evaluate(context.args, prog_name="tapewatch evaluate")
-
-
-@app.command("settings")
-def settings_command() -> None:
-    """Print every setting of every service as a Markdown table: README's."""
-    from services.cli.settings_table import table
-
-    print(table())
-
-
-def _use_mesh_queue() -> None:
-    """The embedded mesh's queue, unless another one is configured."""
-    os.environ.setdefault("QUEUE_PATH", str(Path(MeshSettings().tapewatch_dir) / "queue.db"))
+        return [f"tapewatch: {sentence}" for sentence in wrong_settings(error)]
+    if isinstance(error, TapewatchError):
+        return [f"tapewatch: {error.message}"]
+    if isinstance(error, OSError):
+        named = error.strerror and error.filename
+        return [f"tapewatch: {error.filename}: {error.strerror}" if named else f"tapewatch: {error}"]
+    return []
 
 
 def main() -> None:
-    """Run the command; a wrong setting ends in one sentence per setting."""
+    """Run the command."""
     try:
+        from services.cli.commands import app
+
         app()
-    except ValidationError as error:
-        for wrong in error.errors():
-            name = ".".join(str(part) for part in wrong["loc"]).upper()
-            wanted = PATTERN_WORDS.get(wrong.get("ctx", {}).get("pattern", ""), wrong["msg"])
-            print(f"tapewatch: {name}={wrong['input']!r}: {wanted}", file=sys.stderr)
-        raise SystemExit(EXIT_MISCONFIGURED) from None
-    except (TapewatchError, OSError) as error:
-        print(f"tapewatch: {getattr(error, 'message', error)}", file=sys.stderr)
-        raise SystemExit(EXIT_MISCONFIGURED) from None
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
+    except Exception as error:
+        sentences = _sentences(error, _command(sys.argv[1:]))
+        if not sentences:
+            raise
+        print("\n".join(sentences), file=sys.stderr)
+        raise SystemExit(EXIT_MISCONFIGURED) from None
 
 
 if __name__ == "__main__":

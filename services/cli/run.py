@@ -1,6 +1,7 @@
 """`tapewatch run` and `tapewatch up`: the mesh on this machine, with its live view."""
 
 import asyncio
+import importlib
 import json
 import signal
 import time
@@ -14,6 +15,7 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
+from services.archive import bokeh
 from services.archive.location import quotes as source_quotes
 from services.cli.live_view import LiveView, Reading
 from services.cli.mesh import Mesh
@@ -256,11 +258,18 @@ def _print_summary(console: Console, tally: Tally, state: RunState, settings: Me
     console.print(table)
 
 
+def _check_installed(location: str) -> None:
+    """Raises: ModuleNotFoundError when the bundled tape is wanted and not installed: ingest would find out later."""
+    if location == bokeh.LOCATION:
+        importlib.import_module("bokeh_sampledata")
+
+
 async def run(
     settings: MeshSettings, location: str, symbols: Sequence[str], scorers: int, mode: str, console: Console
 ) -> int:
     """Replay `location` through the mesh to its end, and compare what is stored with the source. The exit code."""
     started = time.monotonic()
+    _check_installed(location)
     path = settings.tapewatch_dir / "run.json"
     state, goes_on = RunState.load_or_new(path, location, symbols)
     state.save(path)
@@ -321,6 +330,7 @@ async def up(
     state = None
     tape = LIVE_TAPE
     if source == "replay":
+        _check_installed(location)
         state, goes_on = RunState.load_or_new(path, location, symbols, "replay")
         state.save(path)
         tape = state.tape

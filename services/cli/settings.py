@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from services.runtime.settings import ADDRESS, ADDRESSES, ClientSettings
 
@@ -12,7 +12,9 @@ _SCORER_PORT_STEP = 10
 class MeshSettings(ClientSettings):
     """Environment of `tapewatch run`, `up`, `watch`, `replay` and `doctor`."""
 
-    tapewatch_dir: Path = Field(Path(".tapewatch"), description="folder of the embedded mesh: queue, store, lake, logs")
+    tapewatch_dir: Path = Field(
+        Path(".tapewatch"), validate_default=True, description="folder of the embedded mesh: queue, store, lake, logs"
+    )
     ingest_address: str = Field("127.0.0.1:50052", pattern=ADDRESS, description="ingest's host:port")
     dispatch_address: str = Field("127.0.0.1:50053", pattern=ADDRESS, description="dispatch's host:port")
     gateway_address: str = Field("127.0.0.1:50054", pattern=ADDRESS, description="the gateway's host:port")
@@ -22,6 +24,14 @@ class MeshSettings(ClientSettings):
     scorer_addresses: str = Field(
         "127.0.0.1:50051", pattern=ADDRESSES, description="the warm pool: host:port, several with commas"
     )
+
+    @field_validator("tapewatch_dir")
+    @classmethod
+    def _is_or_can_be_a_folder(cls, folder: Path) -> Path:
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise ValueError(f"{existing} is a file: set TAPEWATCH_DIR to a folder")
+        return folder
 
     def pool(self, scorers: int = 1) -> list[str]:
         """The scorers' addresses; `scorers` beyond the configured ones follow the last at ports 10 apart."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from services.pipeline.batch_files import BatchSettings
 from services.queue.settings import QueueSettings
-from services.runtime.settings import ADDRESSES, ServerSettings
+from services.runtime.settings import ADDRESS, ADDRESSES, ServerSettings
 
 
 class DispatchSettings(ServerSettings, QueueSettings, BatchSettings):
@@ -18,8 +18,8 @@ class DispatchSettings(ServerSettings, QueueSettings, BatchSettings):
     scorer_addresses: str = Field(
         "127.0.0.1:50051", pattern=ADDRESSES, description="the warm pool: host:port, several with commas"
     )
-    gateway_address: str = Field("127.0.0.1:50054", description="gateway that scores are recorded in")
-    ingest_address: str = Field("127.0.0.1:50052", description="ingest that canaries are published to")
+    gateway_address: str = Field("127.0.0.1:50054", pattern=ADDRESS, description="gateway that scores are recorded in")
+    ingest_address: str = Field("127.0.0.1:50052", pattern=ADDRESS, description="ingest that canaries are published to")
     canary_interval_seconds: float = Field(
         0.0,
         ge=0,

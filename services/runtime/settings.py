@@ -1,21 +1,34 @@
 """Configuration: one frozen class per service, read from the environment. README's table is made from these."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ADDRESS = r"^[^\s,]+:\d{1,5}$"
 """host:port, or any gRPC target that ends in a port."""
 
+ADDRESS_OR_NONE = rf"{ADDRESS}|^none$"
 ADDRESSES = r"^\s*[^\s,]+:\d{1,5}\s*(,\s*[^\s,]+:\d{1,5}\s*)*,?\s*$"
 LOG_LEVELS = "^(?i:debug|info|warning|error|critical)$"
 PATTERN_WORDS = {
     ADDRESS: "must be host:port",
+    ADDRESS_OR_NONE: "must be host:port, or none",
     ADDRESSES: "must be host:port, several with commas",
     LOG_LEVELS: "must be debug, info, warning, error or critical",
 }
 """What a value that does not match should have been, in words."""
+
+
+def wrong_settings(error: ValidationError) -> Sequence[str]:
+    """A sentence for each wrong setting, naming its environment variable."""
+    sentences = []
+    for wrong in error.errors():
+        name = ".".join(str(part) for part in wrong["loc"]).upper()
+        wanted = PATTERN_WORDS.get(wrong.get("ctx", {}).get("pattern", ""), wrong["msg"].removeprefix("Value error, "))
+        sentences.append(f"{name}={str(wrong['input'])!r}: {wanted}")
+    return sentences
 
 
 class Settings(BaseSettings):

@@ -6,14 +6,18 @@ from pydantic import Field
 
 from services.pipeline.batch_files import BatchSettings
 from services.queue.settings import QueueSettings
-from services.runtime.settings import ServerSettings
+from services.runtime.settings import ADDRESS_OR_NONE, ServerSettings
 
 
 class ScorerSettings(ServerSettings, QueueSettings):
     """Environment of `tapewatch scorer serve` and `tapewatch scorer run-once`."""
 
     grpc_port: int = Field(50051, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    gateway_address: str = Field("127.0.0.1:50054", description="gateway that history is read from; `none` for none")
+    gateway_address: str = Field(
+        "127.0.0.1:50054",
+        pattern=ADDRESS_OR_NONE,
+        description="gateway that history is read from; `none` for none",
+    )
     model_dir: Path | None = Field(None, description="folder of model versions; empty takes the shipped ones")
     model_version: str = Field("", description="version to serve; empty takes the newest")
     threshold_file: Path | None = Field(

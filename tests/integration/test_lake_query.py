@@ -8,8 +8,8 @@ import boto3
 import pytest
 from typer.testing import CliRunner
 
+from services.cli.commands import app
 from services.cli.lake_query import open_lake
-from services.cli.main import app
 from services.domain.alert import AlertChange, AlertChangeKind, open_alert
 from services.domain.score import RecordedQuote
 from services.gateway.lake import FileSystemLake

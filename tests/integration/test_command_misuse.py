@@ -1,0 +1,110 @@
+"""What a user can mend ends `tapewatch` in one sentence, and Ctrl-C ends it in silence, whenever it comes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from services.cli.dependencies import PACKAGES
+from tests.servers.process import REPOSITORY
+
+TAPEWATCH = (sys.executable, "-m", "services.cli.main")
+
+
+def tapewatch(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "COLUMNS": "200", **environment}
+    return subprocess.run([*TAPEWATCH, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def without(folder: Path, module: str) -> str:
+    """A PYTHONPATH with which the module is as if it were not installed."""
+    (folder / module).mkdir(parents=True)
+    missing = f"raise ModuleNotFoundError(\"No module named '{module}'\", name='{module}')\n"
+    (folder / module / "__init__.py").write_text(missing)
+    return os.pathsep.join([str(folder), *sys.path])
+
+
+def test_every_declared_dependency_has_its_sentence() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = ("yahoo", "aws", "lake", "plot", "train")
+    declared = {("", entry) for entry in project["dependencies"]}
+    declared |= {(extra, entry) for extra in extras for entry in project["optional-dependencies"][extra]}
+    names = {(re.split(r"[<>=~!\[]", entry)[0], extra) for extra, entry in declared}
+    known = set(PACKAGES.values())
+    assert {name for name, _ in names} == {name for name, _ in known}
+    assert known <= names
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "words"),
+    [
+        ("pyarrow", ("gateway", "serve"), "tapewatch gateway serve needs pyarrow: pip install -e .\n"),
+        ("rich", ("doctor",), "tapewatch doctor needs rich: pip install -e .\n"),
+        ("bokeh_sampledata", ("run",), "tapewatch run needs bokeh-sampledata: pip install -e .\n"),
+    ],
+)
+def test_a_missing_package_is_named_with_what_installs_it(
+    tmp_path: Path, module: str, arguments: tuple[str, ...], words: str
+) -> None:
+    folder = str(tmp_path / "mesh")
+    done = tapewatch(*arguments, PYTHONPATH=without(tmp_path / "hidden", module), TAPEWATCH_DIR=folder)
+    assert (done.returncode, done.stderr) == (2, words)
+
+
+@pytest.mark.parametrize("module", ["typer", "pydantic", "grpc"])
+def test_ctrl_c_while_the_command_loads_leaves_no_traceback(tmp_path: Path, module: str) -> None:
+    """The module takes so long to import that the interrupt always comes meanwhile."""
+    (tmp_path / module).mkdir()
+    (tmp_path / module / "__init__.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [*TAPEWATCH, "watch", "--gateway", "127.0.0.1:1"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=30)
+    assert (process.returncode, complaint.strip()) == (130, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable"),
+    [
+        (("dispatch", "serve"), "GATEWAY_ADDRESS"),
+        (("dispatch", "serve"), "INGEST_ADDRESS"),
+        (("scorer", "serve"), "GATEWAY_ADDRESS"),
+        (("watch",), "GATEWAY_ADDRESS"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(arguments: tuple[str, ...], variable: str) -> None:
+    done = tapewatch(*arguments, **{variable: "foo"})
+    assert done.returncode == 2
+    assert re.fullmatch(rf"tapewatch: {variable}='foo': must be host:port(, or none)?\n", done.stderr)
+
+
+@pytest.mark.parametrize("address", ["foo", "127.0.0.1:", "127.0.0.1:70000", "a b:1"])
+def test_an_address_argument_that_is_none_is_refused(address: str) -> None:
+    for arguments in (("watch", "--gateway"), ("replay", "--ingest"), ("dispatch", "tasks", "--dispatch")):
+        done = tapewatch(*arguments, address)
+        assert done.returncode == 2
+        assert f"{address!r} is not host:port" in done.stderr
+
+
+def test_a_file_for_a_folder_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    for folder in (path, path / "mesh"):
+        done = tapewatch("run", TAPEWATCH_DIR=str(folder))
+        assert done.returncode == 2
+        assert (
+            done.stderr
+            == f"tapewatch: TAPEWATCH_DIR={str(folder)!r}: {path} is a file: set TAPEWATCH_DIR to a folder\n"
+        )
