@@ -16,6 +16,8 @@ from services.training.pumps.recordings import Pumps
 def measure(folder: Path) -> dict[str, Any]:
     """The published forest and the ensembles of trees, five folds by event, at 25 s and at 5 s.
 
+    Takes some 15 minutes of one core for the chunks of 25 s, and longer for the bars of 5 s.
+
     Args:
         folder: Where EVENTS_FILE and FEATURES_FILE of `recordings` are.
     """

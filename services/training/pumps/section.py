@@ -36,7 +36,7 @@ def text(found: dict[str, Any], folder: str) -> str:
     trees = found["models"][1]
     errors, seen, unseen = trees["errors"], found["seen"], found["unseen"]
     rows = [_row(model) for model in found["models"]]
-    fine = ""
+    fine = "\n\nBars of 5 s are not in these figures: they take longest to measure, and were not measured to the end."
     if "finest" in found:
         finest = found["finest"]
         fine = f"""
