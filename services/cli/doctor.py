@@ -93,6 +93,25 @@ def _queue() -> Finding:
     return Finding("queue", "ok", detail)
 
 
+def _task_mode() -> Finding:
+    from services.dispatch.open import open_launcher, open_ledger
+    from services.dispatch.settings import DispatchSettings
+
+    settings = DispatchSettings()
+    if settings.dispatch_mode == "warm":
+        return Finding("task mode", "off", "DISPATCH_MODE=warm: running scorers judge")
+    try:
+        ledger = open_ledger(settings)
+        opened = len(ledger.open())
+        ledger.close()
+        if settings.task_launcher == "ecs":
+            open_launcher(settings).close()
+    except TapewatchError as error:
+        return Finding("task mode", "bad", error.message)
+    detail = f"{settings.dispatch_mode}: {settings.ledger_backend} ledger with {opened} open batches"
+    return Finding("task mode", "ok", f"{detail}, tasks by {settings.task_launcher}")
+
+
 def _store(folder: Path) -> Finding:
     from services.gateway.main import open_store
     from services.gateway.settings import GatewaySettings
@@ -134,9 +153,11 @@ async def _service(name: str, address: str, settings: MeshSettings) -> Finding:
 async def examine(settings: MeshSettings) -> list[Finding]:
     """Every check."""
     os.environ.setdefault("QUEUE_PATH", str(settings.tapewatch_dir / "queue.db"))
+    os.environ.setdefault("LEDGER_PATH", str(settings.tapewatch_dir / "ledger.db"))
     checks: list[Callable[[], Finding]] = [
         lambda: _model(settings.tapewatch_dir),
         _queue,
+        _task_mode,
         lambda: _store(settings.tapewatch_dir),
         lambda: _lake(settings.tapewatch_dir),
     ]

@@ -34,6 +34,7 @@ from services.pipeline.task_report import TaskReport, read_report
 from services.queue import market_message
 from services.queue.ports import DeadLetters
 from services.runtime import telemetry_names as names
+from services.runtime.backoff import pause_seconds
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 from services.runtime.stopping import stopped_within
 from services.runtime.telemetry import context_of
@@ -93,7 +94,7 @@ class Reconciler:
                 failed = 0
             except TapewatchError as error:
                 failed += 1
-                pause = min(_LONGEST_PAUSE_SECONDS, _BUSY_SECONDS * 2.0**failed)
+                pause = pause_seconds(error, failed, _LONGEST_PAUSE_SECONDS)
                 _log.warning("task mode waits: %s", error.message)
             if failed or pause == _BUSY_SECONDS:
                 await stopped_within(pause, draining)

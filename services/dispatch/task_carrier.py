@@ -9,7 +9,7 @@ from typing import Final
 from services.dispatch.batch import MAX_LANES, NewBatch
 from services.dispatch.ports import Ledger
 from services.dispatch.task_environment import manifest_of
-from services.domain.errors import DependencyUnavailableError, TapewatchError
+from services.domain.errors import UNUSABLE, DependencyUnavailableError, TapewatchError
 from services.pipeline.batch_files import BatchFiles, digest_of, manifest_name
 from services.pipeline.ports import Carried, Carrier, Entered, QueuedQuote
 from services.queue import market_message
@@ -39,7 +39,7 @@ class TaskCarrier:
     async def carry(self, messages: Sequence[QueuedQuote]) -> list[Carried]:
         """One batch, or several where there are more lanes than one may have; the first that fails ends it.
 
-        Raises: DependencyUnavailableError when the ledger is full or away.
+        Raises: DependencyUnavailableError when the ledger is full or away; NotConfiguredError when it cannot be used.
         """
         await self._check_room()
         parts: list[list[int]] = []
@@ -123,7 +123,7 @@ class AutoCarrier:
     async def _carry(self, carrier: Carrier, messages: Sequence[QueuedQuote]) -> Sequence[Carried]:
         try:
             return await carrier.carry(messages)
-        except DependencyUnavailableError as error:
+        except UNUSABLE as error:
             self._asked = float("-inf")
             return [error] * len(messages)
 

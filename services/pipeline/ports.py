@@ -51,7 +51,7 @@ class Carrier(Protocol):
     async def carry(self, messages: Sequence[QueuedQuote]) -> Sequence[Carried]:
         """One result per message: its score, durable; its batch, durable in the ledger; or why it is neither.
 
-        Raises: DependencyUnavailableError when all of them must come again.
+        Raises: DependencyUnavailableError or NotConfiguredError when all of them must come again.
         """
         ...
 

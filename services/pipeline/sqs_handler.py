@@ -11,7 +11,13 @@ from typing import Any
 
 from opentelemetry import metrics, trace
 
-from services.domain.errors import DependencyUnavailableError, InvalidQuoteError, InvalidRequestError, TapewatchError
+from services.domain.errors import (
+    UNUSABLE,
+    DependencyUnavailableError,
+    InvalidQuoteError,
+    InvalidRequestError,
+    TapewatchError,
+)
 from services.domain.quote import Quote
 from services.domain.score import Score
 from services.pipeline.ports import Carried, Carrier, Entered, QueuedQuote
@@ -107,7 +113,7 @@ class SqsBatchHandler:
         except TimeoutError:
             _log.warning("%d messages come again: not done in %.1f s", len(good), seconds)
             results |= dict.fromkeys(good, DependencyUnavailableError("dispatch", "out of time"))
-        except DependencyUnavailableError as error:
+        except UNUSABLE as error:
             _log.warning("%d messages wait: %s", len(good), error.message)
             results |= dict.fromkeys(good, error)
 

@@ -344,6 +344,11 @@ def test_by_hand_by_task_and_what_the_rpcs_tell_of_it(up: Mesh) -> None:
     assert "3/3" in listed.stdout
     none = up.command("dispatch", "tasks", "--state", "running")
     assert "no batches of task mode" in none.stdout
+    examined = up.command("doctor", DISPATCH_MODE="auto")
+    assert "auto: sqlite ledger with 0 open batches, tasks by subprocess" in examined.stdout
+    wrong = up.command("doctor", DISPATCH_MODE="task", TASK_LAUNCHER="ecs", AWS_REGION="eu-central-1")
+    assert wrong.returncode == 1
+    assert "ECS_CLUSTER_NAME, ECS_TASK_DEFINITION, ECS_SUBNET_IDS" in " ".join(wrong.stdout.split())
 
 
 def test_auto_goes_by_tasks_while_no_scorer_serves(up: Mesh) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from services.domain.errors import DependencyUnavailableError
+from services.domain.errors import DependencyUnavailableError, NotConfiguredError
+from services.pipeline.ports import Carried, QueuedQuote
 from services.pipeline.score_then_record import ScoreThenRecord
 from services.pipeline.sqs_handler import SqsBatchHandler
 from services.queue import market_message
@@ -198,3 +200,14 @@ async def test_out_of_time_the_rest_is_returned_and_poison_is_done(
     assert [letter.body for letter in letters.kept] == ["{"]
     assert failed(await handler(given, seconds=-1.0)) == ["a", "b"], "no time at all: nothing is begun"
     assert recorder.recorded == []
+
+
+async def test_what_somebody_must_mend_makes_everything_come_again() -> None:
+    class Unusable:
+        async def carry(self, messages: Sequence[QueuedQuote]) -> Sequence[Carried]:
+            raise NotConfiguredError("the ledger", "LEDGER_TABLE")
+
+    letters = Letters()
+    response = await SqsBatchHandler(Unusable(), letters, "q")(event(("1", "a", body(0)), ("2", "b", "{")))
+    assert failed(response) == ["1"]
+    assert len(letters.kept) == 1
