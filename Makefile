@@ -97,6 +97,11 @@ deploy: synth ## Deploy everything to the AWS account of the credentials; needs 
 destroy: synth ## Take the deployment away; tables, buckets and secrets stay where keep_data is set
 	$(CDK) destroy --all
 
+.PHONY: compose-up
+compose-up: $(VENV)/.dev ## The mesh in containers on this machine; needs Docker
+	@test -f .tapewatch/compose/gateway.env || $(BIN)/python -m deploy.certificates --env-folder .tapewatch/compose
+	docker compose --file deploy/compose.yaml up --build --detach --wait
+
 .PHONY: iam-document
 iam-document: $(VENV)/.dev ## Write docs/iam.md anew from the stacks' policies
 	$(BIN)/python -m deploy.iam_document

@@ -2,6 +2,7 @@
 
     python -m deploy.certificates --settings deploy/settings.toml            # what is empty
     python -m deploy.certificates --settings deploy/settings.toml --renew    # all of them, by a new authority
+    python -m deploy.certificates --env-folder .tapewatch/compose            # env files for deploy/compose.yaml instead
 
 The authority's key is forgotten as soon as the certificates are signed. Whoever has an authority of their own puts
 `certificate`, `key` and `authority` (PEM) into the secrets `<name>/tls/<service>` instead, and never runs this.
@@ -10,6 +11,7 @@ The authority's key is forgotten as soon as the certificates are signed. Whoever
 import argparse
 import datetime
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -58,6 +60,23 @@ def secret_values(settings: DeploySettings, days: int = VALID_DAYS) -> dict[str,
             "authority": authority.public_bytes(_PEM).decode(),
         }
     return values
+
+
+def write_env_files(folder: Path, settings: DeploySettings) -> list[Path]:
+    """A file of variables for each service, as `tapewatch secret-files` reads them, and one token for all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_urlsafe(32)
+    written = []
+    for service, fields in secret_values(settings).items():
+        lines = [f"AUTH_TOKEN={token}"]
+        for variable, field in (("TLS_CERT_PEM", "certificate"), ("TLS_KEY_PEM", "key"), ("TLS_CA_PEM", "authority")):
+            escaped = fields[field].replace("\n", "\\n")
+            lines.append(f'{variable}="{escaped}"')
+        path = folder / f"{service}.env"
+        path.touch(mode=0o600)
+        path.write_text("\n".join(lines) + "\n")
+        written.append(path)
+    return written
 
 
 def _named(name: str) -> x509.Name:
@@ -109,8 +128,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--settings", type=Path, default=DEFAULT_FILE)
     parser.add_argument("--renew", action="store_true", help="new certificates also where there are some")
+    parser.add_argument("--env-folder", type=Path, help="write env files for containers on one machine there instead")
     given = parser.parse_args()
     settings = read(given.settings)
+    if given.env_folder is not None:
+        print(*write_env_files(given.env_folder, settings), sep="\n")
+        return
     written = fill(boto3.client("secretsmanager", region_name=settings.region), settings, renew=given.renew)
     print(f"certificates: {', '.join(written) if written else 'all secrets have some'}")
 
