@@ -7,6 +7,7 @@ out and printed.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,26 +50,33 @@ ROLES = {
 }
 
 
-@pytest.fixture(scope="module")
-def deployed(synthesized: Synthesize, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    """The small deployment in an emulator of its own, its certificates filled in between as `make deploy` does."""
-    server = stand_ins.ministack(tmp_path_factory.mktemp("emulator")).start()
+@contextmanager
+def deployment(variant: str, synthesized: Synthesize, folder: Path) -> Iterator[Deployed]:
+    """A variant in an emulator of its own, its certificates filled in between as `make deploy` does."""
+    server = stand_ins.ministack(folder).start()
     patch = pytest.MonkeyPatch()
     for variable, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": server.url}).items():
         patch.setenv(variable, value)
+    assembly = synthesized(variant)
     try:
-        made = Deployed(synthesized("small").folder, REGION, port=server.port)
+        made = Deployed(assembly.folder, REGION, port=server.port)
         made.upload_assets()
         for stack in STACKS:
-            made.deploy(f"Tapewatch{stack}")
+            made.deploy(f"{assembly.prefix}{stack}")
             if stack == "Storage":
-                settings = read(**VARIANTS["small"])
+                settings = read(**VARIANTS[variant])
                 assert len(fill(made.client("secretsmanager"), settings, renew=False)) == 5
                 assert fill(made.client("secretsmanager"), settings, renew=False) == [], "filled twice"
         yield made
     finally:
         patch.undo()
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def deployed(synthesized: Synthesize, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    with deployment("small", synthesized, tmp_path_factory.mktemp("emulator")) as made:
+        yield made
 
 
 def test_every_resource_was_made_or_is_named_as_skipped(deployed: Deployed, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,3 +334,27 @@ def test_every_call_is_allowed_and_every_permission_used(flow: Flow, capsys: pyt
                     unused.add(f"{path} {statement.name}:{action}")
     wrong = unexplained(unused)
     assert not wrong, "\n".join(wrong)
+
+
+def test_task_mode_is_deployed_and_its_reconciler_answers(synthesized: Synthesize, tmp_path: Path) -> None:
+    with deployment("tasks", synthesized, tmp_path) as made:
+        recorder = CallRecorder(made.port)
+        try:
+            ledger = made.client("dynamodb").describe_table(TableName="trial-tasks-ledger")["Table"]
+            assert [k["AttributeName"] for k in ledger["KeySchema"]] == ["pk", "sk"]
+            rules = {rule["Name"]: rule for rule in made.client("events").list_rules()["Rules"]}
+            assert rules["trial-tasks-reconcile"]["ScheduleExpression"] == "rate(1 minute)"
+            lambda_ = made.client("lambda")
+            name = "trial-tasks-reconcile"
+            told = lambda_.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+            endpoints = {f"AWS_ENDPOINT_URL_{service}": recorder.url for service in ("DYNAMODB", "SECRETS_MANAGER")}
+            here = told | endpoints | {"OTEL_EXPORTER_OTLP_ENDPOINT": ""}
+            lambda_.update_function_configuration(FunctionName=name, Environment={"Variables": here})
+            answer = json.loads(lambda_.invoke(FunctionName=name, Payload=b"{}")["Payload"].read())
+            assert answer == {"open_batches": 0}
+            assert not recorder.unknown
+            role = Templates(made.assembly, REGION, made.physical).roles("TrialTasks")["Mesh/TasksReconcilerRole"]
+            assert {call.action for call in recorder.calls} == {"secretsmanager:GetSecretValue", "dynamodb:Query"}
+            assert all(role.may(call.action, call.resource) for call in recorder.calls), recorder.calls
+        finally:
+            recorder.close()
