@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from services.cli.dependencies import PACKAGES, install_command
+from services.cli.dependencies import PACKAGES, install_command, missing_package
 from services.cli.settings import MeshSettings
 from services.domain.errors import TapewatchError
 from services.domain.threshold import THRESHOLD_FILE
@@ -62,8 +62,9 @@ def _model(folder: Path) -> Finding:
 
     settings = ScorerSettings()
     registry = ModelRegistry(settings.model_dir or PACKAGED_MODELS)
+    loader = ModelLoader(registry, settings.threshold_file or folder / THRESHOLD_FILE)
     try:
-        model = ModelLoader(registry, settings.threshold_file or folder / THRESHOLD_FILE).load(settings.model_version)
+        model = loader.load_configured(settings.model_version, "MODEL_VERSION")
     except TapewatchError as error:
         return Finding("model", "bad", error.message)
     calibrated = "" if calibration_of(model) is None else " by tapewatch calibrate"
@@ -78,15 +79,32 @@ def _folder(settings: MeshSettings) -> Finding:
     return Finding("folder", "bad", f"{existing} is not writable: set TAPEWATCH_DIR to a folder that is")
 
 
+def _not_made_yet(subject: str, path: Path, setting: str) -> Finding | None:
+    """What is to be said of a file that is not there, or empty: opening it would make it. None when there is one."""
+    if path.exists() and (path.is_dir() or path.stat().st_size):
+        return None
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if os.access(existing, os.W_OK) and (existing == path or existing.is_dir()):
+        return Finding(subject, "ok", f"sqlite: {path} is made on first use")
+    return Finding(subject, "bad", f"{existing} is no writable folder for {path.name}: set {setting} to another file")
+
+
 def _queue() -> Finding:
     from services.queue.open import open_queue
     from services.queue.settings import QueueSettings
 
     settings = QueueSettings()
+    if settings.queue_backend == "sqlite":
+        absent = _not_made_yet("queue", settings.queue_path, "QUEUE_PATH")
+        if absent is not None:
+            return absent
     try:
         queue = open_queue(settings)
-        depth = queue.depth()
-        queue.close()
+        try:
+            queue.check()
+            depth = queue.depth()
+        finally:
+            queue.close()
     except TapewatchError as error:
         return Finding("queue", "bad", error.message)
     detail = f"{settings.queue_backend}: {depth.ready} ready, {depth.in_flight} in flight, {depth.dead_letters} dead"
@@ -100,6 +118,10 @@ def _task_mode() -> Finding:
     settings = DispatchSettings()
     if settings.dispatch_mode == "warm":
         return Finding("task mode", "off", "DISPATCH_MODE=warm: running scorers judge")
+    if settings.ledger_backend == "sqlite":
+        absent = _not_made_yet("task mode", settings.ledger_path, "LEDGER_PATH")
+        if absent is not None:
+            return absent
     try:
         ledger = open_ledger(settings)
         opened = len(ledger.open())
@@ -117,15 +139,25 @@ def _store(folder: Path) -> Finding:
     from services.gateway.settings import GatewaySettings
 
     configured = GatewaySettings()
+    where = configured.store_table
     if configured.store_backend == "sqlite":
-        return Finding("store", "ok", f"sqlite: {os.environ.get('STORE_PATH') or folder / 'store.db'}")
+        path = Path(os.environ.get("STORE_PATH") or folder / "store.db")
+        absent = _not_made_yet("store", path, "STORE_PATH")
+        if absent is not None:
+            return absent
+        configured = configured.model_copy(update={"store_path": path})
+        where = str(path)
     try:
         store = open_store(configured)
-        quotes, changes = store.last_quote(), store.last_change()
-        store.close()
+        try:
+            store.check()
+            quotes, changes = store.last_quote(), store.last_change()
+        finally:
+            store.close()
     except TapewatchError as error:
         return Finding("store", "bad", error.message)
-    return Finding("store", "ok", f"dynamodb: {configured.store_table}, {quotes:,} quotes, {changes:,} alert changes")
+    detail = f"{configured.store_backend}: {where}, {quotes:,} quotes, {changes:,} alert changes"
+    return Finding("store", "ok", detail)
 
 
 def _lake(folder: Path) -> Finding:
@@ -144,6 +176,17 @@ def _lake(folder: Path) -> Finding:
     return Finding("lake", "ok", location)
 
 
+def _checked(subject: str, check: Callable[[], Finding]) -> Finding:
+    """The check's finding, a package that it lacks among them."""
+    try:
+        return check()
+    except ModuleNotFoundError as error:
+        needs = missing_package(error.name or "")
+        if needs is None:
+            raise
+        return Finding(subject, "bad", needs)
+
+
 async def _service(name: str, address: str, settings: MeshSettings) -> Finding:
     if await address_serving(address, settings, timeout_seconds=1.0):
         return Finding(name, "ok", f"serving at {address}")
@@ -154,13 +197,13 @@ async def examine(settings: MeshSettings) -> list[Finding]:
     """Every check."""
     os.environ.setdefault("QUEUE_PATH", str(settings.tapewatch_dir / "queue.db"))
     os.environ.setdefault("LEDGER_PATH", str(settings.tapewatch_dir / "ledger.db"))
-    checks: list[Callable[[], Finding]] = [
-        lambda: _model(settings.tapewatch_dir),
-        _queue,
-        _task_mode,
-        lambda: _store(settings.tapewatch_dir),
-        lambda: _lake(settings.tapewatch_dir),
-    ]
+    checks: dict[str, Callable[[], Finding]] = {
+        "model": lambda: _model(settings.tapewatch_dir),
+        "queue": _queue,
+        "task mode": _task_mode,
+        "store": lambda: _store(settings.tapewatch_dir),
+        "lake": lambda: _lake(settings.tapewatch_dir),
+    }
     services: list[Awaitable[Finding]] = [
         _service(name, address, settings)
         for name, address in (
@@ -170,7 +213,7 @@ async def examine(settings: MeshSettings) -> list[Finding]:
             ("gateway", settings.gateway_address),
         )
     ]
-    local = [await asyncio.to_thread(check) for check in checks]
+    local = [await asyncio.to_thread(_checked, subject, check) for subject, check in checks.items()]
     return [_python(), _folder(settings), *_optional(), *local, *await asyncio.gather(*services)]
 
 

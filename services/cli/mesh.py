@@ -33,11 +33,15 @@ _HEALTHY_SECONDS = 10.0
 
 @dataclass(slots=True)
 class Process:
-    """One service's process. `restarts` counts how often it had to be started again."""
+    """One service's process. `restarts` counts how often it had to be started again.
+
+    `setting` is the environment variable that `address` comes from.
+    """
 
     name: str
     command: Sequence[str]
     address: str
+    setting: str
     environment: Mapping[str, str]
     log: Path
     popen: "subprocess.Popen[bytes] | None" = None
@@ -74,10 +78,14 @@ class Process:
 
 
 class MeshFailedError(DependencyUnavailableError):
-    """A service cannot run; the message is its own last words."""
+    """A service cannot run; the message is its own last words. Its log is named unless it was not started."""
 
-    def __init__(self, process: Process, detail: str) -> None:
-        super().__init__(process.name, f"{detail} (log: {process.log})")
+    def __init__(self, process: Process, detail: str, *, started: bool = True) -> None:
+        super().__init__(process.name, f"{detail} (log: {process.log})" if started else detail)
+
+
+def _in_use(process: Process) -> str:
+    return f"{process.address} is in use; stop what listens there, or set {process.setting} to another address"
 
 
 def _processes(
@@ -109,7 +117,8 @@ def _processes(
     def process(name: str, service: str, address: str, extra: Mapping[str, str] | None = None) -> Process:
         host, _, port = address.rpartition(":")
         environment = {**shared, "GRPC_HOST": host, "GRPC_PORT": port, **(extra or {})}
-        return Process(name, (service, "serve"), address, environment, folder / "logs" / f"{name}.log")
+        setting = "SCORER_ADDRESSES" if service == "scorer" else f"{service.upper()}_ADDRESS"
+        return Process(name, (service, "serve"), address, setting, environment, folder / "logs" / f"{name}.log")
 
     many = len(pool) > 1
     running = () if mode == "task" else enumerate(pool, 1)
@@ -145,9 +154,7 @@ class Mesh:
         """
         for process in self.processes:
             if await self._occupied(process.address):
-                raise MeshFailedError(
-                    process, f"{process.address} is in use; stop what listens there, or set another address"
-                )
+                raise MeshFailedError(process, _in_use(process), started=False)
         for process in self.processes:
             process.start()
         self._note_processes()
@@ -173,7 +180,7 @@ class Mesh:
     async def _occupied(self, address: str) -> bool:
         host, _, port = address.rpartition(":")
         try:
-            _, writer = await asyncio.open_connection(host, int(port))
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         except OSError:
             return False
         writer.close()
@@ -195,7 +202,10 @@ class Mesh:
                 if process.start_again_at == 0.0:
                     code = process.popen.returncode if process.popen is not None else None
                     if code == EXIT_MISCONFIGURED:
-                        self.failure = MeshFailedError(process, process.last_words())
+                        words = process.last_words()
+                        if "GRPC_PORT" in words:  # another program was faster; the port comes from the address here
+                            words = _in_use(process)
+                        self.failure = MeshFailedError(process, words)
                         return
                     quick = now - process.started < _HEALTHY_SECONDS
                     process.quick_failures = process.quick_failures + 1 if quick else 0

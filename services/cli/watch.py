@@ -1,7 +1,7 @@
 """Watching alerts from any gateway, across disconnects."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 from rich.text import Text
@@ -19,6 +19,7 @@ from tapewatch.gateway.v1.alert_service_pb2_grpc import AlertServiceStub
 from tapewatch.scorer.v1 import score_pb2
 
 _LONGEST_PAUSE_SECONDS = 5.0
+_PROMPT_SECONDS = 1.0
 _STYLES = {
     alert_pb2.ALERT_CHANGE_KIND_OPENED: "bold red",
     alert_pb2.ALERT_CHANGE_KIND_DETECTION_ADDED: "yellow",
@@ -33,28 +34,64 @@ async def changes(
     *,
     from_start: bool = False,
     resume_token: str = "",
+    on_link: Callable[[bool], None] | None = None,
 ) -> AsyncIterator[pb.WatchAlertsResponse]:
     """Every change and heartbeat, resuming with the last token whenever the gateway goes away and comes back.
+
+    `on_link` is told False when the gateway is waited for, and True when it answers after that.
 
     Raises: TapewatchError when the gateway refuses the request.
     """
     pause = 0.1
+    link = _Link(on_link)
     async with open_channel(address, settings) as channel:
         stub = AlertServiceStub(channel)
         while True:
             request = pb.WatchAlertsRequest(
                 filter=alert_filter, resume_token=resume_token, from_start=from_start and not resume_token
             )
+            link.expect(_PROMPT_SECONDS)
             try:
                 async for response in stub.WatchAlerts(request, wait_for_ready=True):
+                    link.set(up=True)
                     resume_token = response.resume_token
                     pause = 0.1
                     yield response
             except grpc.aio.AioRpcError as error:
                 if not is_transient(error.code()):
                     raise error_from_rpc(error, f"gateway {address}") from error
+                link.set(up=False)
+            finally:
+                link.close()
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
+
+
+class _Link:
+    """Tells each loss and each return of the gateway once; not that it is there from the beginning."""
+
+    def __init__(self, tell: Callable[[bool], None] | None) -> None:
+        self._tell = tell
+        self._up = True
+        self._timer: asyncio.TimerHandle | None = None
+
+    def expect(self, seconds: float) -> None:
+        """Count the gateway as lost unless it answers by then: the first heartbeat comes at once."""
+        self._timer = asyncio.get_running_loop().call_later(seconds, lambda: self.set(up=False))
+
+    def set(self, *, up: bool) -> None:
+        """What is known now."""
+        self.close()
+        if up != self._up:
+            self._up = up
+            if self._tell is not None:
+                self._tell(up)
+
+    def close(self) -> None:
+        """Expect nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def typology_words(typology: "score_pb2.Typology.ValueType") -> str:
@@ -92,12 +129,18 @@ async def watch(
     as_json: bool,
 ) -> None:
     """Print changes as they come, until interrupted."""
-    console = make_console()
+    console, messages = make_console(), make_console(stderr=True)
+
+    def on_link(up: bool) -> None:
+        words = f"gateway at {address} answers" if up else f"waiting for gateway at {address}"
+        messages.print(words, style="dim" if up else "yellow", soft_wrap=True, highlight=False)
+
     wanted = pb.AlertFilter(tape=tape, symbols=[s.upper() for s in symbols], min_peak_score=min_score)
     if not as_json:
         console.print(f"watching {address} (Ctrl-C ends)", style="dim")
+    watched = changes(address, settings, wanted, from_start=from_start, resume_token=resume_token, on_link=on_link)
     try:
-        async for response in changes(address, settings, wanted, from_start=from_start, resume_token=resume_token):
+        async for response in watched:
             if response.WhichOneof("event") != "change":
                 continue
             if as_json:

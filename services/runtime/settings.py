@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ADDRESS = r"^[^\s,]+:\d{1,5}$"
@@ -82,3 +82,8 @@ class ServerSettings(TelemetrySettings, ClientSettings):
     exit_with_parent: int = Field(
         0, ge=0, description="process id of what started this one: drain when it is gone; 0 stays"
     )
+
+    @field_validator("grpc_host")
+    @classmethod
+    def _bracket_ipv6(cls, host: str) -> str:
+        return f"[{host}]" if ":" in host and not host.startswith("[") else host

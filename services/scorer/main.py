@@ -46,16 +46,20 @@ def make_loader(settings: ScorerSettings) -> ModelLoader:
 def make_service(settings: ScorerSettings, loader: ModelLoader, gateway: GatewayClient | None) -> ScoringService:
     """The scoring service with the configured models.
 
-    Raises: ModelUnusableError, NotFoundError, InvalidRequestError, each with the reason.
+    Raises: ModelUnusableError, NotConfiguredError, InvalidRequestError, each with the reason.
     """
-    model = loader.load(settings.model_version)
+    model = loader.load_configured(settings.model_version, "MODEL_VERSION")
     fallback = YahooHistory(yfinance_download("FALLBACK_TO_YFINANCE")) if settings.fallback_to_yfinance else None
     service = ScoringService(model, gateway, fallback)
     deployment = service.deployment
     if settings.shadow_model_version:
-        deployment = deployment.with_shadow(loader.load(settings.shadow_model_version))
+        deployment = deployment.with_shadow(
+            loader.load_configured(settings.shadow_model_version, "SHADOW_MODEL_VERSION")
+        )
     if settings.canary_model_version:
-        deployment = deployment.with_canary(loader.load(settings.canary_model_version), settings.canary_weight)
+        deployment = deployment.with_canary(
+            loader.load_configured(settings.canary_model_version, "CANARY_MODEL_VERSION"), settings.canary_weight
+        )
     service.deploy(deployment)
     return service
 

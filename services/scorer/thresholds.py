@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from services.domain.errors import ModelUnusableError
+from services.domain.errors import ModelUnusableError, NotConfiguredError, NotFoundError
 from services.domain.model import Judgements, ModelMetadata
 from services.domain.score import Reason
 from services.domain.threshold import THRESHOLD_FILE, ThresholdCalibration
@@ -91,3 +91,17 @@ class ModelLoader:
                 version,
             )
         return model
+
+    def load_configured(self, version: str, setting: str) -> Model:
+        """`load` of the version that environment variable `setting` names.
+
+        Raises: NotConfiguredError when there is no such version; ModelUnusableError.
+        """
+        try:
+            return self.load(version)
+        except NotFoundError as error:
+            there = ", ".join(metadata.version for metadata in self.registry.versions()) or "none"
+            raise NotConfiguredError(
+                f"model version {version!r} is not in {self.registry.folder}, where there is {there}; the scorer",
+                f"{setting} to a version that is there, or to nothing for the newest",
+            ) from error

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from services.cli.dependencies import PACKAGES
+from services.cli.mesh import Mesh, MeshFailedError
+from services.cli.settings import MeshSettings
+from services.gateway.settings import GatewaySettings
+from services.scorer.registry import ModelRegistry
 from tests.servers.process import REPOSITORY
 
 TAPEWATCH = (sys.executable, "-m", "services.cli.main")
@@ -54,6 +59,15 @@ def test_a_missing_package_is_named_with_what_installs_it(
     folder = str(tmp_path / "mesh")
     done = tapewatch(*arguments, PYTHONPATH=without(tmp_path / "hidden", module), TAPEWATCH_DIR=folder)
     assert (done.returncode, done.stderr) == (2, words)
+
+
+def test_doctor_finds_a_missing_package_and_the_rest(tmp_path: Path) -> None:
+    hidden = without(tmp_path / "hidden", "numpy")
+    done = tapewatch("doctor", PYTHONPATH=hidden, TAPEWATCH_DIR=str(tmp_path / "mesh"))
+    assert done.returncode == 1
+    rows = {line.split("│")[1].strip(): line for line in done.stdout.splitlines() if line.count("│") == 4}
+    assert "needs numpy: pip install -e ." in rows["model"]
+    assert " ok " in rows["queue"]
 
 
 @pytest.mark.parametrize("module", ["typer", "pydantic", "grpc"])
@@ -108,3 +122,55 @@ def test_a_file_for_a_folder_is_named(tmp_path: Path) -> None:
             done.stderr
             == f"tapewatch: TAPEWATCH_DIR={str(folder)!r}: {path} is a file: set TAPEWATCH_DIR to a folder\n"
         )
+
+
+@pytest.mark.parametrize("variable", ["MODEL_VERSION", "SHADOW_MODEL_VERSION", "CANARY_MODEL_VERSION"])
+def test_a_model_version_that_is_not_there_is_told_with_those_that_are(variable: str) -> None:
+    done = tapewatch("scorer", "serve", GRPC_PORT="0", **{variable: "zz"})
+    assert done.returncode == 2
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("tapewatch")]
+    assert "'zz'" in sentence
+    assert ModelRegistry().versions()[0].version in sentence
+    assert f"set {variable} to a version that is there" in sentence
+
+
+def test_an_ipv6_address_needs_no_brackets() -> None:
+    for host in ("::1", "[::1]"):
+        assert GatewaySettings(grpc_host=host).grpc_host == "[::1]"
+    assert GatewaySettings(grpc_host="localhost").grpc_host == "localhost"
+
+
+@pytest.mark.parametrize("variable", ["GATEWAY_ADDRESS", "SCORER_ADDRESSES", "DISPATCH_ADDRESS", "INGEST_ADDRESS"])
+async def test_a_busy_address_of_the_mesh_is_told_with_its_variable(
+    tmp_path: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        monkeypatch.setenv(variable, address)
+        mesh = Mesh(MeshSettings(tapewatch_dir=tmp_path))
+        mesh.processes = [process for process in mesh.processes if process.address == address]
+        with pytest.raises(MeshFailedError) as caught:
+            await mesh.start()
+        assert caught.value.message.endswith(
+            f": {address} is in use; stop what listens there, or set {variable} to another address"
+        )
+
+
+async def test_a_mesh_that_lost_the_race_for_a_port_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The port is taken between the mesh's look at it and the service's start."""
+
+    async def free(_: Mesh, __: str) -> bool:
+        return False
+
+    monkeypatch.setattr(Mesh, "_occupied", free)
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        mesh = Mesh(MeshSettings(tapewatch_dir=tmp_path, gateway_address=address))
+        mesh.processes = mesh.processes[:1]
+        with pytest.raises(MeshFailedError) as caught:
+            await mesh.start()
+    assert "set GATEWAY_ADDRESS to another address" in caught.value.message
+    assert "GRPC_PORT" not in caught.value.message
+    assert str(tmp_path / "logs" / "gateway.log") in caught.value.message
