@@ -34,8 +34,10 @@ def model_folder(folder: Path) -> Path:
     """The shipped model as "champion", one with other scores and threshold as "challenger", and a damaged one."""
     newest = "2030-01-01T00:00:00Z"
     copy_version(folder, "champion", train_time=newest)
-    challenger = copy_version(folder, "challenger", threshold=0.05)
-    (challenger / AUTOENCODER_FILE).unlink()  # the classifier alone: other scores, and of quality PARTIAL_MODEL
+    calibration = json.loads((PACKAGED_MODELS / SHIPPED / METADATA_FILE).read_text())["calibration"]
+    calibration["classifier_alone"][0] -= 0.5  # other scores, whatever the autoencoder weighs in the shipped model
+    challenger = copy_version(folder, "challenger", threshold=0.05, calibration=calibration)
+    (challenger / AUTOENCODER_FILE).unlink()  # the classifier alone, and of quality PARTIAL_MODEL
     damaged = copy_version(folder, "damaged") / CLASSIFIER_FILE
     damaged.write_bytes(damaged.read_bytes() + b"?")
     return folder

@@ -1,6 +1,6 @@
 """Bars at rest: one symbol's history as columns, as every reader of this package gives it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -61,14 +61,24 @@ def causal_split_ratio(close: NDArray[np.float64], adj_close: NDArray[np.float64
     return np.where(np.abs(ratio - 1.0) > _RATIO_NOISE, np.round(ratio, 6), 1.0)
 
 
-def quotes(history: Sequence[Bars], *, tape: str, source: str) -> Iterator[Quote]:
-    """The bars of all symbols as quotes, in order of event_time, then of symbol."""
+def quotes(
+    history: Sequence[Bars],
+    *,
+    tape: str,
+    source: str,
+    benchmark: Callable[[Bars], NDArray[np.float64]] | None = None,
+) -> Iterator[Quote]:
+    """The bars of all symbols as quotes, in order of event_time, then of symbol.
+
+    `benchmark` gives the market's return beside each of a symbol's bars, float64 (n,), NaN where it is not known.
+    """
     history = sorted(history, key=lambda bars: bars.symbol)
     if not history:
         return
     microseconds = np.concatenate([bars.event_time.astype(np.int64) for bars in history])
     which = np.repeat(np.arange(len(history)), [len(bars) for bars in history])
     position = np.concatenate([np.arange(len(bars)) for bars in history])
+    market = np.concatenate([np.full(len(bars), np.nan) if benchmark is None else benchmark(bars) for bars in history])
     for row in np.lexsort((which, microseconds)):
         bars, i = history[which[row]], position[row]
         ratio = bars.split_ratio[i]
@@ -85,4 +95,5 @@ def quotes(history: Sequence[Bars], *, tape: str, source: str) -> Iterator[Quote
             source=source,
             currency=bars.currency,
             split_ratio=None if np.isnan(ratio) else float(ratio),
+            benchmark_return=None if np.isnan(market[row]) else float(market[row]),
         )

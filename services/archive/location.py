@@ -14,6 +14,7 @@ import numpy as np
 
 from services.archive import bars, bokeh, csv_bars, lake, parquet_bars
 from services.archive.bars import Bars
+from services.archive.benchmark import benchmarks
 from services.archive.errors import unreadable
 from services.archive.filesystem import SCHEMES
 from services.domain.errors import InvalidRequestError, shown
@@ -158,7 +159,9 @@ def quotes(
     """How many quotes a location holds, and these on `tape`, in order of event_time, then of symbol.
 
     A lake's quotes keep their source and all their fields; others have the source `archive`, and the bundled tape its
-    own. Raises: InvalidRequestError as `read`, and when a symbol is not there.
+    own, and carry the market's return where the archive knows it (see `benchmark`).
+
+    Raises: InvalidRequestError as `read`, and when a symbol is not there.
     """
     wanted = set(symbols)
     check(location)
@@ -170,10 +173,16 @@ def quotes(
         ]
         _check_symbols(location, wanted, {quote.symbol for quote in kept})
         return len(kept), iter(kept)
-    history = [part for part in read(location, problems) if not wanted or part.symbol in wanted]
+    everything = read(location, problems)
+    # Of all symbols: a replay of some of them sees the same market.
+    market = benchmarks(everything)
+    history = [part for part in everything if not wanted or part.symbol in wanted]
     _check_symbols(location, wanted, {part.symbol for part in history})
     source = bokeh.SOURCE if location == bokeh.LOCATION else SOURCE
-    return sum(len(part) for part in history), bars.quotes(history, tape=tape, source=source)
+    stamped = bars.quotes(
+        history, tape=tape, source=source, benchmark=lambda part: market[part.interval_seconds].beside(part)
+    )
+    return sum(len(part) for part in history), stamped
 
 
 def _check_symbols(location: str, wanted: set[str], found: set[str]) -> None:

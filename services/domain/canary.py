@@ -1,8 +1,10 @@
 """Known manipulations to play through the live path: each must alert, or the watch is blind.
 
-Every canary is a series of one-minute bars, made from its own seed: a quiet history as long as the features look back,
-then the manipulation. Only the times differ between two plays, so a canary that alerted yesterday and is missed today
-says that something in between broke: a feed, a queue, a scorer, a model or its threshold.
+Every canary is a series of daily bars, made from its own seed: a quiet history as long as the features look back, then
+the manipulation. Daily, because there the shipped threshold lies well below what such a manipulation scores; on
+one-minute bars the alert budget leaves so little that a missed canary would say nothing of the path. Only the times
+differ between two plays, so a canary that alerted yesterday and is missed today says that something in between broke: a
+feed, a queue, a scorer, a model or its threshold.
 """
 
 import math
@@ -15,11 +17,11 @@ from services.domain.feature_definitions import WINDOW
 from services.domain.quote import CANARY_TAPE, Quote, Series
 from services.domain.typology import Typology
 
-INTERVAL_SECONDS = 60
+INTERVAL_SECONDS = 86_400
 QUIET_BARS = WINDOW - 1
 _PRICE = 100.0
 _VOLUME = 20_000.0
-_RETURN_DEVIATION = 0.0005
+_RETURN_DEVIATION = 0.01
 _LOG_VOLUME_DEVIATION = 0.25
 
 
@@ -54,9 +56,9 @@ CANARIES = (
         Typology.PUMP_AND_DUMP,
         1,
         (
-            *(Bar(0.0005, 4.0),) * 2,
-            *(Bar(0.018, 18.0),) * 4,
-            *(Bar(-0.020, 14.0),) * 3,
+            *(Bar(0.002, 4.0),) * 2,
+            *(Bar(0.072, 18.0),) * 4,
+            *(Bar(-0.080, 14.0),) * 3,
         ),
     ),
     Canary(
@@ -65,18 +67,18 @@ CANARIES = (
         Typology.TRASH_AND_CASH,
         2,
         (
-            *(Bar(-0.0005, 5.0),) * 2,
-            *(Bar(-0.010, 45.0),) * 4,
-            *(Bar(0.009, 30.0),) * 3,
+            *(Bar(-0.002, 5.0),) * 2,
+            *(Bar(-0.040, 45.0),) * 4,
+            *(Bar(0.036, 30.0),) * 3,
         ),
     ),
-    Canary("price-spike", "CANARY.SPIKE", Typology.PRICE_SPIKE, 3, (Bar(0.05, 70.0), Bar(0.0, 2.0))),
+    Canary("price-spike", "CANARY.SPIKE", Typology.PRICE_SPIKE, 3, (Bar(0.20, 70.0), Bar(0.0, 2.0))),
     Canary(
         "momentum-ignition",
         "CANARY.IGNITE",
         Typology.MOMENTUM_IGNITION,
         4,
-        (Bar(0.05, 45.0), Bar(-0.047, 40.0), Bar(0.0, 2.0)),
+        (Bar(0.20, 45.0), Bar(-0.188, 40.0), Bar(0.0, 2.0)),
     ),
 )
 

@@ -4,7 +4,9 @@ Notation: bars of one series, split-adjusted inside the window; t is the bar jud
 it. C, O, H, L, V are close, open, high, low, volume; r = ln(C[t] / C[t-1]). f = sqrt(max(1, elapsed / (4 x the usual
 time between bars))) stretches what is usual over nights and halts and is 1 within a session and over a weekend of daily
 bars. sigma is the robust deviation of r / f over the history (1.4826 x median |r / f|, at least 0.63 x its mean and
-1 basis point), so one jump in the history does not hide the next.
+1 basis point), so one jump in the history does not hide the next. e = r - beta x ln(1 + benchmark return); beta is the
+slope of r (within 5 f sigma) on the benchmark through the origin over the history, a third of the way drawn to 1 (Blume
+1971) and within -1 to 4; 1 with fewer than 20 benchmark returns. A missing benchmark counts as flat.
 
 A value that cannot be known (no history, a missing volume, a feed without trade counts) is the feature's neutral
 value, 0, unless said otherwise. Every feature is unchanged by scaling all prices and by scaling all volumes.
@@ -19,7 +21,7 @@ from math import exp
 WINDOW = 61
 """Bars that the features look on: the bar judged and 60 before it."""
 
-FORMULA_VERSION = 1
+FORMULA_VERSION = 2
 """Rises with every change of a formula in `services.domain.features`; a golden test holds the values."""
 
 BAR_FIELDS = (
@@ -94,9 +96,44 @@ FEATURES = (
         "relative_return_z",
         _D,
         "price change beyond the benchmark's {value} robust deviations",
-        "(r - benchmark return) / (f sigma); the benchmark counts as flat where the feed has none; market-model "
-        "residual of event studies with beta 1 (Brown and Warner 1985)",
+        "e / (f sigma of e), e = r - beta x benchmark return; market-model residual of event studies (Brown and Warner "
+        "1985); return_z where the feed has no benchmark",
         (-2.2, 2.2),
+    ),
+    FeatureDefinition(
+        "relative_runup_3_z",
+        _D,
+        "price change beyond the benchmark's over 3 bars {value} robust deviations",
+        "sum of e over 3 bars / (sigma of e x sqrt(sum of f^2)); runup_3_z where the feed has no benchmark",
+        (-2.2, 2.2),
+    ),
+    FeatureDefinition(
+        "relative_runup_10_z",
+        _D,
+        "price change beyond the benchmark's over 10 bars {value} robust deviations",
+        "as relative_runup_3_z over 10 bars",
+        (-2.2, 2.2),
+    ),
+    FeatureDefinition(
+        "relative_return_over_past_extreme",
+        _L,
+        "price change beyond the benchmark's {value} the largest of the 60 bars before",
+        "ln(|e / f| / max |e / f| of the history), -3 to 4; return_over_past_extreme where the feed has no benchmark",
+        (-3.0, -0.2),
+    ),
+    FeatureDefinition(
+        "relative_volatility_log_ratio",
+        _L,
+        "usual move beyond the benchmark's {value} the usual move",
+        "ln(sigma of e / sigma): what the benchmark leaves unexplained",
+        (-0.5, 0.1),
+    ),
+    FeatureDefinition(
+        "benchmark_move_z",
+        _D,
+        "move with the benchmark {value} robust deviations",
+        "beta x benchmark return / (f sigma)",
+        (-1.2, 1.2),
     ),
     FeatureDefinition(
         "gap_z", _D, "opening gap {value} robust deviations", "ln(O[t] / C[t-1]) / (f sigma)", (-1.3, 1.3)
@@ -314,6 +351,21 @@ FEATURES = (
         "share of the 60 bars before without price change {value}",
         "history bars with r = 0 / history bars; zero returns as illiquidity (Lesmond et al. 1999)",
         (0, 0.1),
+    ),
+    FeatureDefinition(
+        "session_volume_z",
+        _D,
+        "volume for this time of the session {value} robust deviations",
+        "volume_z of ln V - session profile of ln V (`session_profile`); bars up to 15 minutes long in a US session",
+        (-2.2, 2.2),
+    ),
+    FeatureDefinition(
+        "session_return_z",
+        _D,
+        "price change for this time of the session {value} robust deviations",
+        "return_z of r / session profile of |r| (`session_profile`), U-shaped after Wood, McInish and Ord 1985; as "
+        "session_volume_z",
+        (-2.2, 2.2),
     ),
     FeatureDefinition(
         "elapsed_log_ratio",

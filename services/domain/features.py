@@ -12,6 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from services.domain import session_profile
 from services.domain.feature_definitions import (
     BAR_FIELDS,
     FEATURE_HASH,
@@ -46,6 +47,7 @@ _MAX_LOG_RATIO = 12.0
 _RETURN_FLOOR = 1e-4
 _LOG_VOLUME_FLOOR = 0.2
 _JUMP_DEVIATIONS = 5.0
+_MIN_BENCHMARK_OBSERVATIONS = 20
 _USUAL_GAP = 4.0
 """Bars this many times further apart than usual still count as neighbours: a weekend in daily bars."""
 
@@ -174,10 +176,9 @@ def _values(windows: Array) -> dict[str, Array]:
 
     found = _price_values(logs, returns, stretch, sigma, known)
     found |= _movement_values(returns, scaled, stretch, history, sigma, known)
-    benchmark = windows[:, -1, _COLUMN["benchmark_return"]]
-    beyond = returns[:, -1] - np.log1p(np.where(np.isnan(benchmark), 0.0, benchmark))
-    found["relative_return_z"] = _deviations(beyond / (stretch[:, -1] * sigma), known)
+    found |= _relative_values(windows, close, returns, stretch, sigma, known)
     found |= _volume_values(volume, returns, scaled, sigma, known, found["return_z"])
+    found |= _session_values(seconds, interval, volume, scaled)
     found["elapsed_log_ratio"] = _bounded(np.log(apart[:, -1]), 0.0, 9.0)
     found["bar_length"] = _bounded(np.log(interval / 60.0), -5.0, 10.0)
     found |= _flow_values(windows, volume)
@@ -250,6 +251,58 @@ def _movement_values(
             np.count_nonzero(history == 0.0, axis=1) / np.maximum(_count(history), 1), 0.0, 1.0, known
         ),
     }
+
+
+def _relative_values(
+    windows: Array, close: Array, returns: Array, stretch: Array, sigma: Array, known: NDArray[np.bool_]
+) -> dict[str, Array]:
+    """What is left of the moves once the benchmark's are taken out; a bar without a benchmark counts as flat market."""
+    benchmark = np.log1p(np.ascontiguousarray(windows[:, 1:, _COLUMN["benchmark_return"]]))
+    flat = np.where(np.isnan(benchmark), 0.0, benchmark)
+    past = flat[:, :-1].copy()
+    bound = _JUMP_DEVIATIONS * sigma[:, None] * stretch[:, :-1]
+    cross = _sum(past * np.fmax(np.fmin(returns[:, :-1], bound), -bound))
+    square = _sum(past * past)
+    estimated = known & (_count(benchmark[:, :-1]) >= _MIN_BENCHMARK_OBSERVATIONS) & (square > 0)
+    beta = np.where(estimated, np.clip((1.0 + 2.0 * cross / square) / 3.0, -1.0, 4.0), 1.0)
+    beyond = returns - beta[:, None] * flat
+    scaled = beyond / stretch
+    history = np.abs(scaled[:, :-1])
+    own = np.fmax(_deviation(history, _count(history)), _RETURN_FLOOR)
+    found = {
+        "relative_return_z": _deviations(beyond[:, -1] / (stretch[:, -1] * own), known),
+        "relative_return_over_past_extreme": _bounded(
+            np.log(np.abs(scaled[:, -1]) / np.fmax(_quiet_max(history), _RETURN_FLOOR)), -3.0, 4.0, known
+        ),
+        "relative_volatility_log_ratio": _bounded(np.log(own / sigma), -3.0, 3.0, known),
+        "benchmark_move_z": _deviations(beta * flat[:, -1] / (stretch[:, -1] * sigma), known),
+    }
+    for bars in (3, 10):
+        scale = own * np.sqrt((stretch[:, -bars:] ** 2).sum(axis=1))
+        moved = close[:, -1] - close[:, -1 - bars] - beta * flat[:, -bars:].sum(axis=1)
+        found[f"relative_runup_{bars}_z"] = _deviations(moved / scale, known)
+    return found
+
+
+def _session_values(seconds: Array, interval: Array, volume: Array, scaled: Array) -> dict[str, Array]:
+    """Volume and price change against what is usual at this time of the session."""
+    found = dict.fromkeys(("session_volume_z", "session_return_z"), np.zeros(len(volume)))
+    short = interval <= session_profile.LONGEST_INTERVAL_SECONDS
+    if not short.any():
+        return found
+    step = session_profile.steps(seconds)
+    inside = step >= 0
+    judged = short & inside[:, -1]
+    logs = np.where(inside, np.log(volume) - session_profile.LOG_VOLUME[step], np.nan)
+    usual = _usual(logs[:, :-1].copy())
+    deviation = np.fmax(usual.deviation, _LOG_VOLUME_FLOOR)
+    found["session_volume_z"] = _deviations((logs[:, -1] - usual.median) / deviation, judged & usual.known)
+    moves = np.where(inside[:, 1:], scaled / np.exp(session_profile.LOG_MOVE[step[:, 1:]]), np.nan)
+    history = np.abs(moves[:, :-1])
+    count = _count(history)
+    sigma = np.fmax(_deviation(history, count), _RETURN_FLOOR)
+    found["session_return_z"] = _deviations(moves[:, -1] / sigma, judged & (count >= _MIN_OBSERVATIONS))
+    return found
 
 
 def _volume_values(

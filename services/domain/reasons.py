@@ -19,7 +19,14 @@ _BY_NAME = {feature.name: (i, feature) for i, feature in enumerate(FEATURES)}
 _USUAL_MOVE = _BY_NAME["usual_move"][0]
 _IN_USUAL_MOVES = frozenset(_BY_NAME[name][0] for name in ("return_z", "relative_return_z", "gap_z"))
 _BOUND = 60.0
-_SAME_WITHOUT_BENCHMARK = (_BY_NAME["return_z"][0], _BY_NAME["relative_return_z"][0])
+_RELATIVE_RETURN, _RELATIVE_VOLATILITY = (
+    _BY_NAME[name][0] for name in ("relative_return_z", "relative_volatility_log_ratio")
+)
+_TWINS = {
+    _BY_NAME[f"relative_{name}"][0]: _BY_NAME[name][0]
+    for name in ("return_z", "runup_3_z", "runup_10_z", "return_over_past_extreme")
+}
+"""Features that hold the same where the feed has no benchmark: only the second of each pair is named then."""
 
 
 def occlude(features: NDArray[np.float32], margin: Margin, usual: Sequence[FeatureUsual]) -> list[list[int]]:
@@ -42,12 +49,10 @@ def occlude(features: NDArray[np.float32], margin: Margin, usual: Sequence[Featu
     high = np.array([u.high for u in usual], dtype=np.float32)
     chosen: list[list[int]] = []
     for row in features:
-        first, twin = _SAME_WITHOUT_BENCHMARK
-        tied = row[first] == row[twin]
+        twins = {first: twin for twin, first in _TWINS.items() if row[first] == row[twin]}
         outside = np.flatnonzero((row < low) | (row > high))
-        candidates = [int(i) for i in (outside if len(outside) else np.arange(len(row))) if not (tied and i == twin)]
-        if not candidates:
-            candidates = [first]
+        named = [_TWINS[i] if i in twins.values() else i for i in map(int, outside)]
+        candidates = list(dict.fromkeys(named)) or [i for i in range(len(row)) if i not in twins.values()]
         current = row.copy()
         picked: list[int] = []
         best = float(margin(current[None])[0])
@@ -55,8 +60,8 @@ def occlude(features: NDArray[np.float32], margin: Margin, usual: Sequence[Featu
             trials = np.repeat(current[None], len(candidates), axis=0)
             for k, i in enumerate(candidates):
                 trials[k, i] = medians[i]
-                if tied and i == first:
-                    trials[k, twin] = medians[twin]
+                if i in twins:
+                    trials[k, twins[i]] = medians[twins[i]]
             margins = margin(trials)
             k = int(np.argmin(margins))
             if picked and margins[k] >= best:
@@ -102,7 +107,10 @@ def _percent(column: int, row: NDArray[np.float32]) -> float | None:
     """
     if column not in _IN_USUAL_MOVES or abs(row[column]) >= _BOUND:
         return None
-    return 100.0 * math.expm1(float(row[column]) * math.exp(float(row[_USUAL_MOVE])) / 100.0)
+    usual_move = float(row[_USUAL_MOVE])
+    if column == _RELATIVE_RETURN:
+        usual_move += float(row[_RELATIVE_VOLATILITY])
+    return 100.0 * math.expm1(float(row[column]) * math.exp(usual_move) / 100.0)
 
 
 def words(usual: FeatureUsual, value: float, percent: float | None = None) -> str:

@@ -38,6 +38,7 @@ def make_source(settings: IngestSettings, progress: Progress) -> QuoteSource | N
             requests_per_second=settings.yahoo_requests_per_second,
             seen=progress.advanced(),
             clock=_now,
+            benchmark_symbol=settings.benchmark_symbol,
         )
     if settings.source == "csv":
         if settings.csv_path is None:

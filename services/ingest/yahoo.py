@@ -2,20 +2,26 @@
 
 One symbol a request, through a token bucket. A symbol that fails is tried again with exponential backoff and full
 jitter, then reported and left for the next round; it never stops the others. Too many requests (429) end the round and
-lengthen the pause before the next one. No news, as when the market is closed, is no error. A volume of 0 is passed on
-as it is: Yahoo prints random zeros, and the features treat 0 as missing.
+lengthen the pause before the next one. A benchmark symbol, if there is one, is asked for first in each round, and its
+return over the same minute is stamped on the other symbols' quotes; a quote is never held back for it. No news, as when
+the market is closed, is no error. A volume of 0 is passed on as it is: Yahoo prints random zeros, and the features
+treat 0 as missing.
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Final
 
 from services.archive.yahoo import Download, TooManyRequestsError, YahooBar
 from services.domain.quote import LIVE_TAPE, Quote, Series
 from services.ingest.ports import SourceBatch
 
+_log = logging.getLogger(__name__)
 SOURCE: Final = "yahoo_finance"
 BAR_SECONDS: Final = 60
 _ATTEMPTS = 3
@@ -45,8 +51,8 @@ class TokenBucket:
 class YahooSource:
     """A `QuoteSource` of the symbols' closed one-minute bars.
 
-    `seen` is the newest event_time of each series that was published before; `sleep` and `jitter` (0 to 1) are given by
-    tests.
+    `benchmark_symbol` stands for the market, empty for none; `seen` is the newest event_time of each series that was
+    published before; `sleep` and `jitter` (0 to 1) are given by tests.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class YahooSource:
         requests_per_second: float,
         seen: Mapping[Series, datetime],
         clock: Callable[[], datetime],
+        benchmark_symbol: str = "",
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -65,6 +72,8 @@ class YahooSource:
         self._interval = interval_seconds
         self._bucket = TokenBucket(requests_per_second)
         self._clock = clock
+        self._benchmark_symbol = benchmark_symbol
+        self._market: dict[datetime, float] = {}
         self._sleep = sleep
         self._jitter = jitter
         self._series = {symbol: Series(LIVE_TAPE, SOURCE, symbol, BAR_SECONDS) for symbol in symbols}
@@ -91,6 +100,15 @@ class YahooSource:
 
     async def _round(self) -> AsyncIterator[SourceBatch]:
         asked = list(self._series.values())
+        if self._benchmark_symbol:
+            try:
+                self._market = returns(await self._fetch(self._benchmark_symbol))
+            except TooManyRequestsError as error:
+                self._refusals += 1
+                yield SourceBatch((), dict.fromkeys(asked, f"Yahoo Finance asks to slow down: {error}"))
+                return
+            except Exception as error:  # yfinance raises whatever its transport raises
+                _log.warning("no benchmark this round: %s: %s: %s", self._benchmark_symbol, type(error).__name__, error)
         for i, series in enumerate(asked):
             try:
                 bars = await self._fetch(series.symbol)
@@ -125,9 +143,19 @@ class YahooSource:
         """The bars that are closed, complete and not given yet, oldest first."""
         closed = self._clock() - timedelta(seconds=series.interval_seconds)
         seen = self._seen.get(series)
+        market = {} if series.symbol == self._benchmark_symbol else self._market
         quotes = [
-            bar.quote(series)
+            replace(bar.quote(series), benchmark_return=market.get(bar.event_time))
             for bar in bars
             if bar.event_time <= closed and (seen is None or bar.event_time > seen) and bar.complete
         ]
         return sorted(quotes, key=lambda quote: quote.event_time)
+
+
+def returns(bars: Sequence[YahooBar]) -> dict[datetime, float]:
+    """The return over each bar but the first as a fraction, splits taken out, by its event_time."""
+    whole = sorted((bar for bar in bars if bar.complete), key=lambda bar: bar.event_time)
+    return {
+        bar.event_time: bar.close * (bar.split_ratio if bar.split_ratio > 0 else 1.0) / before.close - 1.0
+        for before, bar in pairwise(whole)
+    }

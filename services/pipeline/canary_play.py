@@ -9,13 +9,13 @@ from datetime import datetime
 from typing import Protocol
 
 from services.domain.alert import Alert
-from services.domain.canary import INTERVAL_SECONDS, Canary, CanaryOutcome, PlayedCanary, at
+from services.domain.canary import Canary, CanaryOutcome, PlayedCanary, at
 from services.domain.errors import DependencyUnavailableError, TapewatchError
 from services.domain.quote import Quote, Series
 from services.pipeline.ports import Cursors
 
-DEADLINE_SECONDS = 2.0 * INTERVAL_SECONDS
-"""A canary alerts within two of its intervals, or it is missed."""
+DEADLINE_SECONDS = 120.0
+"""A canary alerts within two minutes, or it is missed."""
 _LOOK_SECONDS = 0.2
 _RETRY_SECONDS = 0.5
 _log = logging.getLogger(__name__)

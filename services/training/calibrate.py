@@ -57,7 +57,7 @@ def fit_rising(inputs: Array, label: Array, weight: Array) -> Array:
     return weights
 
 
-def fit(errors_normal: Array, errors: Array, probability: Array, label: Array) -> Calibration:
+def fit(errors_normal: Array, errors: Array, probability: Array, label: Array, weight: Array) -> Calibration:
     """The calibration from validation rows, without offsets by bar length yet.
 
     Args:
@@ -65,16 +65,16 @@ def fit(errors_normal: Array, errors: Array, probability: Array, label: Array) -
         errors: Reconstruction errors of the labelled rows.
         probability: The classifier's raw output for the same rows.
         label: 0 or 1. The share of ones is taken as it is.
+        weight: How much each row counts.
     """
     knots, shares = error_knots(errors_normal)
     flat = Logistic(0.0, 0.0, 0.0, (0.0,))
     percentile = Calibration(knots, shares, (0.0,), flat, flat, flat).percentile(errors)
     both = np.column_stack([surprise(percentile), log_odds(probability)])
-    even = np.ones(len(label))
     target = label.astype(np.float64)
-    b, ae, cl = fit_rising(both, target, even)
-    b_ae, w_ae = fit_rising(both[:, :1], target, even)
-    b_cl, w_cl = fit_rising(both[:, 1:], target, even)
+    b, ae, cl = fit_rising(both, target, weight)
+    b_ae, w_ae = fit_rising(both[:, :1], target, weight)
+    b_cl, w_cl = fit_rising(both[:, 1:], target, weight)
     return Calibration(
         knots,
         shares,

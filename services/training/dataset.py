@@ -4,6 +4,7 @@ The split is fixed before training: a ticker belongs to one side by the CRC-32 o
 time. Test rows are of tickers and of times that no training or validation row has.
 """
 
+import ast
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.archive.bars import Bars
+from services.archive.benchmark import Benchmark
 from services.domain.errors import FieldViolation, InvalidRequestError
 from services.domain.feature_definitions import FEATURE_NAMES, FEATURES, WINDOW
 from services.domain.features import bar_rows, bars_windows, compute
@@ -128,12 +130,24 @@ def cut(bars: Bars, start: int, stop: int) -> Bars:
     return replace(bars, **{name: getattr(bars, name)[part] for name in columns})
 
 
-def untouched(history: Iterable[Bars], advance: Callable[[], None] = lambda: None) -> Rows:
-    """The rows of all bars as they are, LEAD bars at the start of each series left out."""
+def _raw(bars: Bars, benchmark: Benchmark | None) -> NDArray[np.float64]:
+    return bar_rows(bars, benchmark_return=None if benchmark is None else benchmark.beside(bars))
+
+
+def untouched(
+    history: Iterable[Bars], advance: Callable[[], None] = lambda: None, *, benchmark: Benchmark | None = None
+) -> Rows:
+    """The rows of all bars as they are, LEAD bars at the start of each series left out.
+
+    Args:
+        history: The real series.
+        advance: Called after each series.
+        benchmark: The market's returns; None is a feed without.
+    """
     parts = []
     for number, bars in enumerate(history):
         if len(bars) > LEAD:
-            features = np.concatenate([compute(w) for w in bars_windows(bar_rows(bars))])[LEAD:]
+            features = np.concatenate([compute(w) for w in bars_windows(_raw(bars, benchmark))])[LEAD:]
             n = len(features)
             parts.append(
                 Rows(
@@ -170,6 +184,7 @@ def injected(
     *,
     advance: Callable[[], None] = lambda: None,
     only_near: int | None = None,
+    benchmark: Benchmark | None = None,
     **choices: object,
 ) -> Rows:
     """The rows of all bars after injection.
@@ -179,6 +194,7 @@ def injected(
         seed: Of the injection.
         advance: Called after each series.
         only_near: Keep only labelled bars and this many normal bars after each event; None keeps all bars.
+        benchmark: The market's returns, which no injection changes; None is a feed without.
         choices: Passed on to `inject`.
     """
     parts = []
@@ -195,7 +211,7 @@ def injected(
         places = np.flatnonzero(keep)
         if len(places):
             features = []
-            for k, windows in enumerate(bars_windows(bar_rows(made.bars))):
+            for k, windows in enumerate(bars_windows(_raw(made.bars, benchmark))):
                 here = places[(places >= k * 8_192) & (places < (k + 1) * 8_192)] - k * 8_192
                 features.append(compute(windows[here]))
             owner = made.event[places]
@@ -219,20 +235,56 @@ def injected(
 
 
 def fingerprint(history: Sequence[Bars], settings: str) -> str:
-    """SHA-256 of the bars, of the code that makes features, labels and models of them, and of the settings."""
+    """SHA-256 of the bars, of the code that makes features, labels and models of them, and of the settings.
+
+    Of the code what it does counts: comments, docstrings, annotations of arguments and layout do not, nor does
+    `train`, which only puts together what these make.
+    """
     digest = hashlib.sha256(settings.encode())
     for bars in history:
         digest.update(f"{bars.symbol}/{bars.interval_seconds}/{len(bars)}".encode())
         for name in ("event_time", "open", "high", "low", "close", "volume", "split_ratio"):
             digest.update(np.ascontiguousarray(getattr(bars, name)).tobytes())
     services = Path(__file__).parents[1]
-    made_by = ("calibrate", "dataset", "figures", "injection", "networks", "train")
+    made_by = (
+        "calibrate",
+        "dataset",
+        "figures",
+        "fit",
+        "held_out",
+        "injection",
+        "labels",
+        "networks",
+        "sources",
+    )
     code = [
         *services.glob("domain/feature*.py"),
+        services / "domain/session_profile.py",
         services / "domain/model.py",
         services / "domain/typology.py",
+        services / "archive/benchmark.py",
         *(services / f"training/{name}.py" for name in made_by),
     ]
     for path in sorted(code):
-        digest.update(path.name.encode() + path.read_bytes())
+        digest.update(path.name.encode() + instructions(path.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()
+
+
+def instructions(source: str) -> str:
+    r"""Python code without comments, docstrings, annotations of arguments and layout.
+
+    >>> instructions("def f(x: int):\n    'Says x.'\n    return (x)  # it")
+    'def f(x):\n    return x'
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # type: ignore[attr-defined]
+                part for part in body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
+            ]
+    return ast.unparse(tree)

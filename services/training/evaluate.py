@@ -12,8 +12,9 @@ from services.domain.errors import NotConfiguredError, NotFoundError, TapewatchE
 from services.domain.model import METADATA_FILE
 from services.training import card, evaluation, plots
 from services.training import pumps as labelled_pumps
+from services.training.fit import Training
+from services.training.held_out import Held
 from services.training.pumps import section
-from services.training.train import Held, Training
 
 SECTIONS = ("equities", "days", "left_out", "old_task", "pumps")
 _MODELS = Path(__file__).parents[1] / "scorer" / "models"
@@ -50,7 +51,7 @@ def measure(
     history = training.sources[0].history
     if "days" in sections:
         begin("known days")
-        found["days"] = evaluation.known_days(history, version)
+        found["days"] = evaluation.known_days(training.sources[0], version)
     if "left_out" in sections:
         begin("a typology left out")
         found["left_out"] = evaluation.left_out(training, version)

@@ -16,16 +16,18 @@ from services.domain.typology import OBSERVABLE, Typology
 from services.training import calibrate, dataset, figures, version_folder
 from services.training.dataset import Part, Rows
 from services.training.figures import STRONG
-from services.training.injection import MANIPULATED
-from services.training.train import (
+from services.training.fit import Training, strength_weight
+from services.training.held_out import (
     ALERTS_PER_SYMBOL_DAY,
     BUDGET_SHARE,
     Held,
     Outputs,
-    Source,
-    Training,
+    calibrated,
     held_out,
+    injection_seed,
 )
+from services.training.injection import MANIPULATED
+from services.training.sources import Source
 
 Array = NDArray[np.float64]
 Figures = dict[str, Any]
@@ -38,6 +40,8 @@ KNOWN_DAYS = (
 )
 LEFT_OUT = Typology.MOMENTUM_IGNITION
 _RULE_TICKERS = 50
+_PROBE_ROWS = 4_000
+_PROBE_INJECTIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +82,24 @@ def fixed_weights(outputs: Outputs, version: Version) -> Array:
 
 
 def boosted_trees(training: Training, source: Source, normal: Rows, *, passes: int = 4, rows: int = 250_000) -> Any:
-    """Gradient-boosted trees on the same features and labels."""
+    """Gradient-boosted trees on the same features, labels and weights."""
     from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-untyped, unused-ignore]
 
     rng = np.random.default_rng(training.seed)
     near = dataset.concatenate(
-        [dataset.injected(source.sides[Part.TRAIN], training.seed * 1_000 + k, only_near=12) for k in range(passes)]
+        [
+            dataset.injected(
+                source.sides[Part.TRAIN], training.seed * 1_000 + k, only_near=12, benchmark=source.benchmark
+            )
+            for k in range(passes)
+        ]
     )
     positive = int((near.label == MANIPULATED).sum())
     sample = dataset.concatenate([near, normal.where(rng.permutation(len(normal))[: 3 * positive])])
     sample = sample.where(~dataset.unjudged(sample))
     sample = sample.where(rng.permutation(len(sample))[:rows])
     model = HistGradientBoostingClassifier(max_iter=150, max_leaf_nodes=31, l2_regularization=1.0, random_state=1)
-    return model.fit(sample.features, sample.label == MANIPULATED)
+    return model.fit(sample.features, sample.label == MANIPULATED, sample_weight=strength_weight(sample))
 
 
 def compare(validation: Held, test: Held, name: str, scores: Sequence[Array], line: float | None = None) -> Figures:
@@ -160,6 +169,13 @@ def equities(training: Training, source: Source, version: Version) -> tuple[Figu
         ),
         compare(validation, test, "z-score rule", [z_score_rule(r) for r in rows]),
     ]
+    if np.isfinite(source.benchmark.simple_return).any():
+        blind = [
+            training.rows(source, Part.TEST, seed=seed, alone=True)
+            for seed in (None, injection_seed(training, Part.TEST))
+        ]
+        scores = [outputs[0].margin(calibration), *(version.margin(rows.features) for rows in blind)]
+        table.append(compare(validation, test, "ensemble, feed without a benchmark", scores, version.line))
     margin = test.marked.margin(calibration)
     alone = test.marked.margin(calibration, autoencoder=False)
     strong = figures.judged(test.touched, STRONG)
@@ -186,7 +202,7 @@ def equities(training: Training, source: Source, version: Version) -> tuple[Figu
         "recall": [{"typology": name, "cells": cells} for name, cells in figures.recall_table(test.touched, detected)],
         "typology_accuracy": float((test.marked.typology[hit] == test.touched.typology[hit]).mean()),
         "explanations": explanations(version, test),
-        "probe_auc": probe(source, training.seed),
+        "probe": probe(source, training.seed),
     }
     return found, test
 
@@ -209,26 +225,35 @@ def explanations(version: Version, test: Held, most: int = 400) -> Figures:
     return {"alerts": len(alerts), "share_better": float(better.mean())}
 
 
-def probe(source: Source, seed: int) -> float:
-    """AUC of trees that try to tell bars injected with strength 0 from untouched ones, on unseen tickers."""
+def probe(source: Source, seed: int) -> Figures:
+    """How well trees tell bars injected with strength 0 from untouched ones, on unseen tickers.
+
+    A few hundred injected bars alone would leave the AUC to chance: injections with further seeds are added until there
+    are enough.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-untyped, unused-ignore]
 
     side = [*source.sides[Part.VALIDATION], *source.sides[Part.TEST]]
-    nothing = dataset.injected(side, seed * 1_000 + 950, strengths=(0.0,), only_near=0)
-    plain = dataset.untouched(side)
+    parts: list[Rows] = []
+    while sum(map(len, parts)) < _PROBE_ROWS and len(parts) < _PROBE_INJECTIONS:
+        number = seed * 1_000 + 950 + len(parts)
+        parts.append(dataset.injected(side, number, strengths=(0.0,), only_near=0, benchmark=source.benchmark))
+    nothing = dataset.concatenate(parts)
+    plain = dataset.untouched(side, benchmark=source.benchmark)
     rng = np.random.default_rng(seed)
     plain = plain.where(rng.permutation(len(plain))[: 2 * len(nothing)])
     rows = dataset.concatenate([nothing, plain])
     label = np.concatenate([np.ones(len(nothing), bool), np.zeros(len(plain), bool)])
     fitted = rows.series % 2 == 0
     model = HistGradientBoostingClassifier(max_iter=100, random_state=1).fit(rows.features[fitted], label[fitted])
-    return figures.area_under_roc(label[~fitted], model.predict_proba(rows.features[~fitted])[:, 1])
+    auc = figures.area_under_roc(label[~fitted], model.predict_proba(rows.features[~fitted])[:, 1])
+    return {"auc": auc, "injected": int(label[~fitted].sum()), "untouched": int((~label[~fitted]).sum())}
 
 
-def known_days(history: Sequence[Bars], version: Version) -> Figures:
+def known_days(source: Source, version: Version) -> Figures:
     """Share of the untrained tickers with a detection on known real days, and AMC in January 2021."""
-    side = [bars for bars in history if dataset.part_of(bars.symbol) is Part.TEST]
-    rows = dataset.untouched(side)
+    side = [bars for bars in source.history if dataset.part_of(bars.symbol) is Part.TEST]
+    rows = dataset.untouched(side, benchmark=source.benchmark)
     detected = version.margin(rows.features) >= version.line
     days = rows.time.astype("datetime64[D]")
     found: Figures = {
@@ -243,9 +268,9 @@ def known_days(history: Sequence[Bars], version: Version) -> Figures:
             for day, what in KNOWN_DAYS
         ],
     }
-    amc = [bars for bars in history if bars.symbol == "AMC"]
+    amc = [bars for bars in source.history if bars.symbol == "AMC"]
     if amc:
-        own = dataset.untouched(amc)
+        own = dataset.untouched(amc, benchmark=source.benchmark)
         score = logistic(version.margin(own.features))
         month = own.time >= np.datetime64("2021-01-01")
         found["amc"] = {
@@ -261,8 +286,6 @@ def known_days(history: Sequence[Bars], version: Version) -> Figures:
 
 def left_out(training: Training, version: Version) -> Figures:
     """Event recall by strength of a typology that a retrained model has never seen, at the same alert budget."""
-    from services.training.train import calibrated
-
     source = training.sources[0]
     one = Training(
         [source.location],

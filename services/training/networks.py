@@ -2,15 +2,19 @@
 
 import contextlib
 import io
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.domain.errors import NotConfiguredError
+from services.domain.feature_definitions import FEATURE_NAMES
+from services.training.checkpoint import Checkpoint
 
 Matrix = NDArray[np.float32]
 Progress = Callable[[int, dict[str, float]], None]
@@ -66,7 +70,14 @@ def _watch(progress: Progress) -> Any:
 
 
 def train_autoencoder(
-    normal: Matrix, standard: Standard, *, seed: int, epochs: int, bottleneck: int, progress: Progress
+    normal: Matrix,
+    standard: Standard,
+    *,
+    seed: int,
+    epochs: int,
+    bottleneck: int,
+    progress: Progress,
+    checkpoint: Checkpoint,
 ) -> Any:
     """A Keras model from raw features to their mean squared reconstruction error, (n, F) to (n, 1)."""
     keras = tensorflow().keras
@@ -83,6 +94,8 @@ def train_autoencoder(
     gap = (restored - scaled) * informative
     error = ops.sum(gap * gap, axis=1, keepdims=True) / float(max(informative.sum(), 1.0))
     model = keras.Model(raw, error, name="autoencoder")
+    if checkpoint.restore(model.name, model):
+        return model
     model.compile(
         optimizer=keras.optimizers.Adam(_decay(2e-3, epochs, len(normal))),
         # Robust: normal rows hold a few real outliers, which are not to be learnt.
@@ -96,10 +109,11 @@ def train_autoencoder(
         verbose=0,
         callbacks=[_watch(progress)],
     )
+    checkpoint.save(model.name, model)
     return model
 
 
-_BATCH = 1_024
+_BATCH = 2_048
 
 
 def _decay(rate: float, epochs: int, rows: int) -> Any:
@@ -119,13 +133,14 @@ def train_classifier(
     epochs: int,
     progress: Progress,
     name: str,
+    checkpoint: Checkpoint,
 ) -> Any:
     """A Keras model from raw features to (n, 1 + kinds): the probability, then each typology's share given one.
 
     Args:
         features: float32 (n, F).
         manipulated: float32 (n,), 0 or 1.
-        kind: int64 (n,), index of the typology, used where manipulated.
+        kind: int64 (n,), index of the typology, used where manipulated; -1 where it is not known.
         weight: float32 (n,), how much each row counts.
         standard: How features enter.
         kinds: Number of typologies.
@@ -133,6 +148,7 @@ def train_classifier(
         epochs: Passes over the rows.
         progress: Called after each epoch.
         name: Of the model; those of one mean differ in it.
+        checkpoint: Where the fitted weights are kept, and taken from when they are there.
     """
     keras = tensorflow().keras
     keras.backend.clear_session()  # else layer names count on, and equal models make different files
@@ -145,24 +161,39 @@ def train_classifier(
     probability = keras.layers.Dense(1, activation="sigmoid", name="probability")(hidden)
     share = keras.layers.Dense(kinds, activation="softmax", name="typology")(hidden)
     model = keras.Model(raw, [probability, share])
+    if not checkpoint.restore(name, model):
+        _fit_classifier(model, features, manipulated, kind, weight, epochs, progress)
+        checkpoint.save(name, model)
+    return keras.Model(raw, keras.ops.concatenate(model.outputs, axis=1), name=name)
+
+
+def _fit_classifier(
+    model: Any,
+    features: Matrix,
+    manipulated: Matrix,
+    kind: NDArray[np.int64],
+    weight: Matrix,
+    epochs: int,
+    progress: Progress,
+) -> None:
+    keras = tensorflow().keras
     model.compile(
-        optimizer=keras.optimizers.AdamW(_decay(2e-3, epochs, len(features)), weight_decay=0.01),
+        optimizer=keras.optimizers.AdamW(_decay(3e-3, epochs, len(features)), weight_decay=0.01),
         loss=["binary_crossentropy", "sparse_categorical_crossentropy"],
         loss_weights=[1.0, 0.3],
     )
     model.fit(
         features,
         [manipulated, np.maximum(kind, 0)],
-        sample_weight=[weight, weight * manipulated],
+        sample_weight=[weight, weight * manipulated * (kind >= 0)],
         batch_size=_BATCH,
         epochs=epochs,
         verbose=0,
         callbacks=[_watch(progress)],
     )
-    return keras.Model(raw, keras.ops.concatenate(model.outputs, axis=1), name=name)
 
 
-def mean_of(members: Sequence[Any]) -> Any:
+def mean_of(members: Sequence[Any], name: str) -> Any:
     """One Keras model whose outputs are the mean of the members'; they share their inputs and differ in their names.
 
     Networks that differ in their first weights and in the order of the rows differ in their errors, too: their mean
@@ -172,7 +203,24 @@ def mean_of(members: Sequence[Any]) -> Any:
     raw = keras.Input(members[0].input_shape[1:], dtype="float32", name="features")
     outputs = [member(raw) for member in members]
     mean = keras.layers.Average(name="mean")(outputs) if len(outputs) > 1 else outputs[0]
-    return keras.Model(raw, mean, name="classifier")
+    return keras.Model(raw, mean, name=name)
+
+
+def by_bar_length(models: Mapping[int, Any]) -> Any:
+    """One Keras model that lets the model judge whose bars' length, in seconds, is nearest to the row's.
+
+    Nearest by the ratio of the lengths, which the feature `bar_length` holds the logarithm of.
+    """
+    keras = tensorflow().keras
+    lengths = sorted(models)
+    first = models[lengths[0]]
+    raw = keras.Input(first.input_shape[1:], dtype="float32", name="features")
+    output = first(raw)
+    column = FEATURE_NAMES.index("bar_length")
+    for shorter, longer in pairwise(lengths):
+        bound = 0.5 * (math.log(shorter / 60.0) + math.log(longer / 60.0))
+        output = keras.ops.where(raw[:, column : column + 1] > bound, models[longer](raw), output)
+    return keras.Model(raw, output, name="classifier")
 
 
 def export(model: Any, *, quantised: bool = False) -> bytes:

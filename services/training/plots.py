@@ -9,8 +9,8 @@ from services.domain.model import logistic
 from services.domain.typology import OBSERVABLE
 from services.training import calibrate, figures
 from services.training.evaluation import Version
+from services.training.held_out import Held
 from services.training.injection import MANIPULATED, NORMAL, STRENGTHS
-from services.training.train import Held
 
 
 def matplotlib() -> Any:

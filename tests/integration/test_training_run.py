@@ -1,15 +1,18 @@
 """A whole small training on the bundled tape: one seed, one artefact; bad input ends in one sentence."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from services.domain.feature_definitions import FEATURE_NAMES
 from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE
 from services.scorer.registry import ModelRegistry
 from services.training import networks, train
+from services.training.checkpoint import Checkpoint
 
 pytest.importorskip("tensorflow")
 
@@ -47,13 +50,31 @@ def test_the_exported_classifier_is_the_mean_of_its_members() -> None:
             epochs=2,
             progress=lambda _, __: None,
             name=f"member_{seed}",
+            checkpoint=Checkpoint(None),
         )
         for seed in (1, 2)
     ]
     alone = [networks.run_tflite(networks.export(member), rows) for member in members]
     assert np.abs(alone[0] - alone[1]).max() > 0.01
-    together = networks.run_tflite(networks.export(networks.mean_of(members)), rows)
+    together = networks.run_tflite(networks.export(networks.mean_of(members, "mean")), rows)
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-5)
+
+
+def test_each_bar_length_is_judged_by_the_network_of_the_nearest() -> None:
+    keras = networks.tensorflow().keras
+    column = FEATURE_NAMES.index("bar_length")
+
+    def constant(value: float) -> Any:
+        raw = keras.Input((len(FEATURE_NAMES),))
+        return keras.Model(raw, raw[:, :2] * 0.0 + value, name=f"says_{value:.0f}")
+
+    whole = networks.by_bar_length({86_400: constant(3.0), 5: constant(1.0), 60: constant(2.0)})
+    features = np.zeros((6, len(FEATURE_NAMES)), np.float32)
+    seconds = np.array([1, 5, 30, 60, 3_600, 86_400])
+    features[:, column] = np.log(seconds / 60.0)
+    assert networks.run_tflite(networks.export(whole), features)[:, 0].tolist() == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+    alone = networks.export(networks.by_bar_length({86_400: constant(4.0)}))
+    assert set(networks.run_tflite(alone, features)[:, 0]) == {4.0}
 
 
 def test_data_for_the_calibration_only_is_not_learnt_from_and_is_named_in_the_command(tmp_path: Path) -> None:

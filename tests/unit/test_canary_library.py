@@ -25,9 +25,7 @@ def test_bars_are_valid_and_of_one_series_in_order(canary: Canary) -> None:
     assert [violations(quote, NOON) for quote in bars] == [()] * len(bars)
     assert {quote.series for quote in bars} == {played.series}
     assert played.series.tape == "canary"
-    assert [b.event_time - a.event_time for a, b in itertools.pairwise(bars)] == [timedelta(minutes=1)] * (
-        len(bars) - 1
-    )
+    assert [b.event_time - a.event_time for a, b in itertools.pairwise(bars)] == [timedelta(days=1)] * (len(bars) - 1)
     assert bars[-1].event_time == NOON
     assert len(played.history) == QUIET_BARS
 

@@ -196,6 +196,39 @@ def test_a_pump_stands_out_at_every_interval(interval: int) -> None:
     assert last["close_location"] > 0.9
 
 
+def with_market(beta: float, jump: float, market_jump: float, *, known: bool = True) -> dict[str, float]:
+    """Features of a bar on which the market moves, after 60 bars of a series with this beta and little else."""
+    rng = np.random.default_rng(7)
+    market = rng.normal(0.0, 0.01, WINDOW)
+    market[-1] = market_jump
+    moves = beta * market + rng.normal(0.0, 0.004, WINDOW)
+    moves[-1] = beta * market_jump + jump
+    close = 50.0 * np.exp(np.cumsum(moves))
+    rows = np.full((WINDOW, len(BAR_FIELDS)), np.nan)
+    rows[:, 0] = rows[:, 1] = rows[:, 2] = rows[:, 3] = close
+    rows[:, 4], rows[:, 5], rows[:, 9], rows[:, 10] = 1e5, 1.0, np.arange(WINDOW) * 86_400.0, 86_400.0
+    if known:
+        rows[:, BAR_FIELDS.index("benchmark_return")] = np.expm1(market)
+    return dict(zip(FEATURE_NAMES, compute(rows[None])[0].tolist(), strict=True))
+
+
+def test_a_move_with_the_market_is_none_of_its_own_and_one_against_it_stands_out() -> None:
+    along = with_market(1.5, 0.0, -0.05)
+    assert along["return_z"] < -3.5
+    assert abs(along["relative_return_z"]) < 2.5
+    assert along["benchmark_move_z"] < -3.0
+    alone = with_market(1.5, 0.04, 0.0)
+    assert alone["relative_return_z"] > 1.5 * alone["return_z"] > 3.0
+    assert alone["relative_volatility_log_ratio"] < -0.5
+
+
+def test_without_a_benchmark_relative_features_are_the_plain_ones() -> None:
+    found = with_market(1.5, 0.04, 0.02, known=False)
+    for name in ("return_z", "runup_3_z", "runup_10_z", "return_over_past_extreme"):
+        assert found[f"relative_{name}"] == found[name]
+    assert found["benchmark_move_z"] == found["relative_volatility_log_ratio"] == 0.0
+
+
 def test_a_change_of_formulas_needs_a_new_version() -> None:
     """Golden values: when they change, raise FORMULA_VERSION (a model made for other formulas must be refused)."""
     rng = np.random.default_rng(11)
@@ -204,7 +237,12 @@ def test_a_change_of_formulas_needs_a_new_version() -> None:
     rows[:, 0], rows[:, 3] = np.concatenate([[50.0], close[:-1]]), close
     rows[:, 1], rows[:, 2] = np.maximum(rows[:, 0], close) * 1.004, np.minimum(rows[:, 0], close) * 0.997
     rows[:, 4] = np.round(1e5 * np.exp(rng.normal(0, 0.4, WINDOW)))
-    rows[:, 5], rows[:, 9], rows[:, 10] = 1.0, np.arange(WINDOW) * 60.0, 60.0
+    rows[:, BAR_FIELDS.index("benchmark_return")] = rng.normal(0, 0.005, WINDOW)
+    rows[:, 5], rows[:, 9], rows[:, 10] = (
+        1.0,
+        1_615_901_400.0 + np.arange(WINDOW) * 60.0,
+        60.0,
+    )  # a session's first hour
     last = compute(rows[None])[0]
     digest = np.round(last.astype(np.float64), 3)
     assert FEATURE_HASH == GOLDEN_HASH
@@ -212,9 +250,9 @@ def test_a_change_of_formulas_needs_a_new_version() -> None:
     assert abs(float(digest.sum()) - GOLDEN_SUM) < 0.05
 
 
-GOLDEN_HASH = "cb5d2879dd988f4eee5063cc8ffc5ad1ced663f994ee8f79fd3841b38ff18ba8"
-GOLDEN_FIRST = [-0.252, -0.252, 0.0, -0.252, -0.922, -0.334, 0.402, 0.302, -0.368]
-GOLDEN_SUM = 55.701
+GOLDEN_HASH = "03fc4ed1b8afe5a91200613179480b58977131e58c15b52a262afe1e02322c85"
+GOLDEN_FIRST = [-0.252, 0.158, -0.792, 0.377, -2.489, 0.054, -0.419, 0.0, -0.252]
+GOLDEN_SUM = 52.169
 
 
 def test_every_feature_has_words_for_its_value() -> None:

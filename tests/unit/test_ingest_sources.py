@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,14 +48,15 @@ class Yahoo:
         self.slept.append(seconds)
         await asyncio.sleep(0)
 
-    def source(self, seen: dict[Series, datetime] | None = None, rate: float = 1e9) -> YahooSource:
+    def source(self, seen: dict[Series, datetime] | None = None, rate: float = 1e9, benchmark: str = "") -> YahooSource:
         return YahooSource(
-            list(self.answers),
+            [symbol for symbol in self.answers if not benchmark or symbol != "SPY"],
             self,
             interval_seconds=60,
             requests_per_second=rate,
             seen=seen or {},
             clock=lambda: NOW,
+            benchmark_symbol=benchmark,
             sleep=self.sleep,
             jitter=lambda: 1.0,
         )
@@ -105,6 +107,21 @@ async def test_a_failure_that_passes_is_no_failure() -> None:
     yahoo = Yahoo({"AAPL": [ConnectionError("reset"), [bar(1)]]})
     (batch,) = await take(yahoo.source(), 1)
     assert len(batch.quotes) == 1
+    assert batch.failures == {}
+
+
+async def test_the_benchmarks_return_over_the_same_minute_is_stamped() -> None:
+    market = [bar(3, close=100.0), bar(2, close=101.0), bar(1, close=50.5, split_ratio=2.0)]
+    yahoo = Yahoo({"AAPL": [[bar(3), bar(2), bar(1)]], "SPY": [market]})
+    (batch,) = await take(yahoo.source(benchmark="SPY"), 1)
+    assert yahoo.asked == ["SPY", "AAPL"]
+    assert [q.benchmark_return for q in batch.quotes] == [None, pytest.approx(0.01), pytest.approx(0.0)]
+
+
+async def test_a_benchmark_that_cannot_be_read_holds_nothing_up() -> None:
+    yahoo = Yahoo({"AAPL": [[bar(1)]], "SPY": [ConnectionError("reset")]})
+    (batch,) = await take(yahoo.source(benchmark="SPY"), 1)
+    assert [q.benchmark_return for q in batch.quotes] == [None]
     assert batch.failures == {}
 
 
@@ -244,3 +261,26 @@ async def test_an_archive_is_given_from_a_row_on_in_batches(tmp_path: Path) -> N
     assert [len(batch.quotes) for batch in batches] == [4, 3]
     quotes: list[Quote] = [quote for batch in batches for quote in batch.quotes]
     assert (quotes[0].event_time.minute, quotes[-1].event_time.minute) == (33, 39)
+
+
+async def test_an_archives_quotes_carry_the_markets_return_also_behind_a_checkpoint_and_for_some_symbols(
+    tmp_path: Path,
+) -> None:
+    lines = ["symbol,timestamp,open,high,low,close,volume"]
+    for i in range(11):
+        for minute, close in ((30, 100.0), (31, 100.0 + i), (32, 100.0 + i)):
+            lines.append(f"S{i:02d},2024-01-02T14:{minute}:00Z,{close},{close},{close},{close},5")
+    (tmp_path / "bars.csv").write_text("\n".join(lines) + "\n")
+
+    async def stamped(**choice: Any) -> dict[str, float | None]:
+        source = ArchiveSource(str(tmp_path / "bars.csv"), tape="run-1", stop=asyncio.Event(), **choice)
+        return {q.quote_id: q.benchmark_return for batch in [b async for b in source.batches()] for q in batch.quotes}
+
+    whole = await stamped()
+    assert [whole[f"run-1/archive/S03/60s/2024-01-02T14:{m}:00Z/0"] for m in (30, 31, 32)] == [
+        None,
+        pytest.approx(0.05),  # the median of 0 % to 10 %
+        pytest.approx(0.0),
+    ]
+    for part in (await stamped(first_row=13), await stamped(symbols=("S03",))):
+        assert part.items() <= whole.items()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from services.archive import bokeh
+from services.domain.feature_definitions import FEATURE_NAMES
 from services.domain.model import Calibration, Logistic, logistic
 from services.training import calibrate, dataset, figures
 from services.training.dataset import HELD_OUT_SYMBOLS, Part, Rows
@@ -14,7 +15,7 @@ from services.training.dataset import HELD_OUT_SYMBOLS, Part, Rows
 def rows(series: list[int], position: list[int]) -> Rows:
     n = len(series)
     return Rows(
-        np.zeros((n, 41), np.float32),
+        np.zeros((n, len(FEATURE_NAMES)), np.float32),
         np.zeros(n, np.int8),
         np.zeros(n, np.int8),
         np.zeros(n, np.float32),
@@ -108,3 +109,9 @@ def test_average_precision_and_area_under_roc_by_hand() -> None:
     assert figures.area_under_roc(label, np.zeros(4)) == pytest.approx(0.5)
     assert figures.average_precision(label, np.zeros(4)) < 0.5
     assert figures.precision_at_recall(label, score, 0.99) == pytest.approx(2 / 3)
+
+
+def test_the_fingerprint_follows_what_the_code_does_not_what_is_written_about_it() -> None:
+    one = dataset.instructions('def f(x):\n    """Adds 1."""\n    return x + 1\n')
+    assert one == dataset.instructions('def f(x):  # more\n    """Adds one."""\n\n    return (x + 1)\n')
+    assert one != dataset.instructions('def f(x):\n    """Adds 1."""\n    return x + 2\n')

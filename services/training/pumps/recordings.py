@@ -38,6 +38,18 @@ _SHIFTED_WITHIN = 900
 _WATCHED = 86_400
 _PAST = (5, 20, 60)
 _FOLLOWED = ("return_z", "volume_log_ratio", "trades_log_ratio", "range_log_ratio", "runup_3_z", "elapsed_log_ratio")
+_OF_STOCKS = frozenset(
+    (
+        "relative_runup_3_z",
+        "relative_runup_10_z",
+        "relative_return_over_past_extreme",
+        "relative_volatility_log_ratio",
+        "benchmark_move_z",
+        "session_volume_z",
+        "session_return_z",
+    )
+)
+"""Features that say nothing, or nothing of their own, of coins: they trade around the clock, without a benchmark."""
 _SOURCE = {
     "open": "open",
     "high": "high",
@@ -266,7 +278,8 @@ def against_past(
     """
     chosen = [FEATURE_NAMES.index(name) for name in _FOLLOWED]
     followed = np.hstack([features[:, chosen], published[:, :8]])
-    everything = [features, published[:, :8]]
+    judged = [i for i, name in enumerate(FEATURE_NAMES) if name not in _OF_STOCKS]
+    everything = [features[:, judged], published[:, :8]]
     starts = np.flatnonzero(np.concatenate([[True], event[1:] != event[:-1]]))
     number = np.arange(len(followed)) - np.repeat(starts, np.diff([*starts, len(followed)]))
     running = np.zeros_like(followed)

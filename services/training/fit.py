@@ -1,0 +1,235 @@
+"""Fits the networks of one training run: its sources, settings, decisions and progress bars."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from services.archive.bars import Bars
+from services.domain.typology import OBSERVABLE, Typology
+from services.training import dataset, networks
+from services.training.checkpoint import Checkpoint
+from services.training.dataset import Part, Rows
+from services.training.figures import STRONG
+from services.training.injection import MANIPULATED
+from services.training.labels import Labels, decided
+from services.training.sources import Source, read_sources
+
+WEAK_WEIGHT = 0.2
+"""How much a manipulated row below strength STRONG counts: most such bars look like normal ones, and teach them so."""
+
+DECIDED_WEIGHT = 20.0
+"""How much a bar that an analyst decided counts: as much as that many drawn rows."""
+
+_NORMAL_PER_MANIPULATED = 4
+_NEAR_BARS = 6
+_STANDARD_ROWS = 300_000
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The two networks as TFLite files: float32, which are shipped, and with int8 weights, whose loss is measured."""
+
+    autoencoder: bytes
+    classifier: bytes
+    autoencoder_quantised: bytes
+    classifier_quantised: bytes
+
+
+def strength_weight(rows: Rows) -> NDArray[np.float64]:
+    """How much each row counts by the strength of its event, float64 (n,)."""
+    weak = (rows.label == MANIPULATED) & (rows.strength < STRONG)
+    return np.where(weak, WEAK_WEIGHT, 1.0)
+
+
+class Training:
+    """One training run.
+
+    Args:
+        locations: What the networks learn from, one for each bar length.
+        calibration: Further locations, of other bar lengths, for the calibration only.
+        seed: Decides injection, weights and order.
+        epochs: Passes over the rows.
+        passes: Injections into the training series.
+        members: Networks whose mean is the classifier.
+        progress: Shows the progress.
+        labels: File of bars that analysts decided.
+        tell: Called with what of the data is left out, and why.
+    """
+
+    def __init__(
+        self,
+        locations: Sequence[str],
+        calibration: Sequence[str] = (),
+        *,
+        seed: int,
+        epochs: int,
+        passes: int,
+        members: int,
+        progress: Progress,
+        labels: Path | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.seed, self.epochs, self.passes, self.members = seed, epochs, passes, members
+        self.progress = progress
+        self.labels = Labels.read(labels) if labels is not None else Labels()
+        self.sources = read_sources(locations, calibration, tell)
+        trained = [source.interval_seconds for source in self.sources if source.trained]
+        settings = json.dumps(
+            {
+                "seed": seed,
+                "epochs": epochs,
+                "passes": passes,
+                "members": members,
+                "trained": trained,
+                "labels": self.labels.digest,
+            }
+        )
+        everything = [bars for source in self.sources for bars in source.history]
+        self.fingerprint = dataset.fingerprint(everything, settings)
+
+    @property
+    def trained(self) -> list[Source]:
+        """The sources that the networks learn from."""
+        return [source for source in self.sources if source.trained]
+
+    def rows(self, source: Source, part: Part, *, seed: int | None = None, alone: bool = False) -> Rows:
+        """A side's rows: untouched without a seed, else injected by it; without the bars that analysts decided.
+
+        `alone` leaves the benchmark out, as of a feed that has none.
+        """
+        side = source.sides[part]
+        what = ("untouched" if seed is None else f"injected ({seed})") + (", no benchmark" if alone else "")
+        advance = self._advance(
+            f"features of {source.interval_seconds} s bars, {part.value}, {what}",
+            side,
+        )
+        benchmark = None if alone else source.benchmark
+        if seed is None:
+            rows = dataset.untouched(side, advance, benchmark=benchmark)
+        else:
+            rows = dataset.injected(side, seed, advance=advance, benchmark=benchmark)
+        return rows.where(~self.labels.among(side, rows))
+
+    def _advance(self, words: str, side: Sequence[Bars]) -> Callable[[], None]:
+        task = self.progress.add_task(words, total=len(side))
+        return lambda: self.progress.advance(task)
+
+    def watch(self, words: str) -> networks.Progress:
+        """A progress bar over the epochs."""
+        task = self.progress.add_task(words, total=self.epochs)
+
+        def advance(_: int, losses: dict[str, float]) -> None:
+            loss = losses.get("loss", float("nan"))
+            self.progress.update(task, advance=1, description=f"{words}, loss {loss:.4f}")
+
+        return advance
+
+    def networks(
+        self,
+        normals: list[Rows],
+        typologies: tuple[Typology, ...] = OBSERVABLE,
+        checkpoint: Checkpoint | None = None,
+    ) -> Exported:
+        """The trained autoencoder and classifier as TFLite files.
+
+        Args:
+            normals: The untouched training rows of each source that is trained on.
+            typologies: Those injected; evaluation leaves one out.
+            checkpoint: Where fitted networks are kept, and taken from when they are there already.
+        """
+        checkpoint = checkpoint or Checkpoint(None)
+        rng = np.random.default_rng(self.seed)
+        share = _STANDARD_ROWS // len(normals)
+        sample = dataset.concatenate([rows.where(rng.permutation(len(rows))[:share]) for rows in normals])
+        networks.tensorflow().config.experimental.enable_op_determinism()
+        autoencoder = networks.train_autoencoder(
+            sample.features,
+            networks.standardise(sample.features),
+            seed=self.seed,
+            epochs=self.epochs,
+            bottleneck=10,
+            progress=self.watch("autoencoder"),
+            checkpoint=checkpoint,
+        )
+        by_length = {
+            source.interval_seconds: self._classifier(source, normal, typologies, rng, checkpoint)
+            for source, normal in zip(self.trained, normals, strict=True)
+        }
+        classifier = networks.by_bar_length(by_length)
+        return Exported(
+            networks.export(autoencoder),
+            networks.export(classifier),
+            networks.export(autoencoder, quantised=True),
+            networks.export(classifier, quantised=True),
+        )
+
+    def _classifier(
+        self,
+        source: Source,
+        normal: Rows,
+        typologies: tuple[Typology, ...],
+        rng: np.random.Generator,
+        checkpoint: Checkpoint,
+    ) -> Any:
+        """The mean of the members that learn from one source: bars of other lengths would only take up their room."""
+        rows, weight = self._classified(source, normal, typologies, rng)
+        kinds = np.array([int(t) for t in OBSERVABLE])
+        label = (rows.label == MANIPULATED).astype(np.float32)
+        known = np.isin(rows.typology, kinds)
+        kind = np.where(known, np.searchsorted(kinds, rows.typology.astype(np.int64)), -1).astype(np.int64)
+        seconds = source.interval_seconds
+        members = [
+            networks.train_classifier(
+                rows.features,
+                label,
+                kind,
+                weight,
+                networks.standardise(normal.features),
+                kinds=len(kinds),
+                seed=self.seed + k,
+                epochs=self.epochs,
+                progress=self.watch(f"classifier {k + 1} of {self.members}, {seconds} s bars"),
+                name=f"member_{seconds}s_{k}",
+                checkpoint=checkpoint,
+            )
+            for k in range(self.members)
+        ]
+        return networks.mean_of(members, f"mean_{seconds}s")
+
+    def _classified(
+        self, source: Source, normal: Rows, typologies: tuple[Typology, ...], rng: np.random.Generator
+    ) -> tuple[Rows, NDArray[np.float32]]:
+        """What the classifier learns from, in random order, and how much each row counts.
+
+        A third of the injections and of the normal rows are seen as by a feed without a benchmark.
+        """
+        task = self.progress.add_task(f"injections into {source.interval_seconds} s bars", total=self.passes)
+        parts = []
+        for k in range(self.passes):
+            parts.append(
+                dataset.injected(
+                    source.sides[Part.TRAIN],
+                    self.seed * 1_000 + k,
+                    only_near=_NEAR_BARS,
+                    benchmark=None if k % 3 == 2 else source.benchmark,
+                    typologies=typologies,
+                )
+            )
+            self.progress.advance(task)
+        positive = sum(int((near.label == MANIPULATED).sum()) for near in parts)
+        drawn = max(1, _NORMAL_PER_MANIPULATED * positive // 3)
+        alone = self.rows(source, Part.TRAIN, alone=True)
+        parts += [normal.where(rng.permutation(len(normal))[: 2 * drawn])]
+        parts += [alone.where(rng.permutation(len(alone))[:drawn])]
+        rows = dataset.concatenate(parts)
+        rows = rows.where(~dataset.unjudged(rows))
+        said = decided(self.labels, source.history, source.benchmark)
+        weight = np.concatenate([strength_weight(rows), np.full(len(said), DECIDED_WEIGHT)])
+        order = rng.permutation(len(weight))
+        return dataset.concatenate([rows, said]).where(order), weight[order].astype(np.float32)
