@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -18,6 +19,7 @@ from tapewatch.gateway.v1 import alert_pb2
 _ALERT_LINES = 12
 _RATE_SECONDS = 3.0
 _PLAIN_LINE_SECONDS = 2.0
+_UNCHANGED_LINE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -41,17 +43,20 @@ class Reading:
 
 
 class LiveView:
-    """Shows readings and alerts: a live screen on a terminal, plain lines elsewhere."""
+    """Shows readings and alerts: a live screen on a terminal, plain lines elsewhere. `clock` is in seconds."""
 
-    def __init__(self, console: Console, title: str) -> None:
+    def __init__(self, console: Console, title: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
+        self._clock = clock
         self._title = title
         self._alerts: deque[Text] = deque(maxlen=_ALERT_LINES)
         self._opened = 0
         self._readings: deque[tuple[float, int]] = deque()
-        self._last_plain = 0.0
+        self._plain_time = float("-inf")
+        self._plain_line = ""
         self._canary_state = dispatch_service_pb2.CANARY_STATE_UNSPECIFIED
         self._reading = Reading()
+        self._rate = 0.0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -74,6 +79,8 @@ class LiveView:
         if self._live is not None:
             self._live.update(self._render())
             self._live.stop()
+        elif self._readings and self._line() != self._plain_line:
+            self._print_line()
 
     def alert(self, change: alert_pb2.AlertChange) -> None:
         """Show a change of an alert."""
@@ -87,19 +94,21 @@ class LiveView:
 
     def show(self, reading: Reading) -> None:
         """Show how far the mesh is."""
-        now = time.monotonic()
+        now = self._clock()
         self._reading = reading
         self._readings.append((now, reading.recorded))
         while now - self._readings[0][0] > _RATE_SECONDS:
             self._readings.popleft()
         (then, before) = self._readings[0]
-        rate = (reading.recorded - before) / (now - then) if now > then else 0.0
-        self._progress.update(self._task, completed=reading.recorded, total=reading.total or None, rate=rate)
+        self._rate = (reading.recorded - before) / (now - then) if now > then else 0.0
+        self._progress.update(self._task, completed=reading.recorded, total=reading.total or None, rate=self._rate)
         if self._live is not None:
             self._live.update(self._render())
-        elif now - self._last_plain >= _PLAIN_LINE_SECONDS:
-            self._last_plain = now
-            self._console.print(f"scored {reading.recorded:,} of {reading.total:,}, {rate:,.0f} quotes/s")
+        else:
+            since = now - self._plain_time
+            changed = self._line() != self._plain_line
+            if since >= (_PLAIN_LINE_SECONDS if changed else _UNCHANGED_LINE_SECONDS):
+                self._print_line()
         self._tell_canaries(reading.canaries)
 
     def _tell_canaries(self, canaries: dispatch_service_pb2.GetCanariesResponse | None) -> None:
@@ -109,17 +118,36 @@ class LiveView:
             if (text := canary_line(canaries)) is not None:
                 self._console.print(text, soft_wrap=True)
 
+    def _facts(self) -> list[str]:
+        reading = self._reading
+        facts = [f"published {reading.published:,}", f"waiting {reading.backlog:,}"]
+        if reading.latency_seconds is not None:
+            facts.append(f"freshness {reading.latency_seconds * 1_000:,.0f} ms from ingest to store")
+        if reading.position:
+            facts.append(f"tape at {reading.position}")
+        facts.append(f"alerts {self._opened}")
+        if reading.dead_letters:
+            facts.append(f"dead letters {reading.dead_letters}")
+        return facts
+
+    def _line(self) -> str:
+        """Everything that the live screen shows, but for alerts and canaries, which have lines of their own."""
+        reading = self._reading
+        total = f" of {reading.total:,}" if reading.total else ""
+        facts = [f"scored {reading.recorded:,}{total}, {self._rate:,.0f} quotes/s", *self._facts()]
+        facts += [f"{name} {state}" for name, state in reading.services.items()]
+        if reading.stale:
+            facts.append(f"silent: {', '.join(reading.stale)}")
+        return " · ".join(facts)
+
+    def _print_line(self) -> None:
+        self._plain_time = self._clock()
+        self._plain_line = self._line()
+        self._console.print(self._plain_line, soft_wrap=True, highlight=False)
+
     def _status(self) -> Text:
         reading = self._reading
-        parts = [f"published {reading.published:,}", f"waiting {reading.backlog:,}"]
-        if reading.latency_seconds is not None:
-            parts.append(f"freshness {reading.latency_seconds * 1_000:,.0f} ms from ingest to store")
-        if reading.position:
-            parts.append(f"tape at {reading.position}")
-        parts.append(f"alerts {self._opened}")
-        if reading.dead_letters:
-            parts.append(f"dead letters {reading.dead_letters}")
-        text = Text(" · ".join(parts))
+        text = Text(" · ".join(self._facts()))
         for name, state in reading.services.items():
             text.append(f"\n{name} {state}", style="yellow")
         if (canaries := canary_line(reading.canaries)) is not None:

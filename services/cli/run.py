@@ -2,14 +2,11 @@
 
 import asyncio
 import importlib
-import json
 import signal
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import grpc
 from rich.console import Console
@@ -19,55 +16,22 @@ from services.archive import bokeh
 from services.archive.location import quotes as source_quotes
 from services.cli.live_view import LiveView, Reading
 from services.cli.mesh import Mesh
+from services.cli.mesh_observer import MeshObserver
+from services.cli.run_state import RunState
 from services.cli.settings import MeshSettings
 from services.cli.tally import Tally, take, valid_keys
 from services.cli.watch import changes
 from services.domain.errors import DependencyUnavailableError, TapewatchError
 from services.domain.quote import LIVE_TAPE, format_time
-from services.runtime.channels import open_channel
 from services.runtime.errors import error_from_rpc, is_transient
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from services.runtime.stopping import stopped_within
 from services.wire.time import timestamp_from_proto
 from tapewatch.dispatch.v1 import dispatch_service_pb2
-from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceStub
-from tapewatch.gateway.v1 import alert_service_pb2, detection_service_pb2
-from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
-from tapewatch.ingest.v1 import coverage_pb2, ingest_service_pb2, replay_pb2
-from tapewatch.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
+from tapewatch.gateway.v1 import alert_service_pb2
+from tapewatch.ingest.v1 import coverage_pb2, replay_pb2
 
 _POLL_SECONDS = 0.25
-_RPC_SECONDS = 5.0
-
-
-@dataclass(slots=True)
-class RunState:
-    """The run that a folder holds: which tape, and whether it is finished. Kept so that a stopped run goes on."""
-
-    tape: str
-    location: str
-    symbols: list[str]
-    seconds: float = 0.0
-    finished: bool = False
-
-    @classmethod
-    def load_or_new(
-        cls, path: Path, location: str, symbols: Sequence[str], prefix: str = "run"
-    ) -> "tuple[RunState, bool]":
-        """The unfinished run of this source in the file, or a new one; and whether it goes on."""
-        if path.exists():
-            state = cls(**json.loads(path.read_text()))
-            if not state.finished and (state.location, state.symbols) == (location, list(symbols)):
-                return state, True
-        tape = f"{prefix}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"[:-3]
-        return cls(tape, location, list(symbols)), False
-
-    def save(self, path: Path) -> None:
-        """Write the file in one step."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(asdict(self)))
-        scratch.replace(path)
 
 
 @asynccontextmanager
@@ -84,80 +48,6 @@ async def interruptible() -> AsyncIterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
-class _Observer:
-    """Reads what a running mesh says of itself."""
-
-    def __init__(self, settings: MeshSettings, mesh: Mesh) -> None:
-        self._mesh = mesh
-        self._channels = [
-            open_channel(address, settings)
-            for address in (settings.ingest_address, settings.dispatch_address, settings.gateway_address)
-        ]
-        ingest, dispatch, gateway = self._channels
-        self.gateway = gateway
-        self._ingest = IngestServiceStub(ingest)
-        self._dispatch = DispatchServiceStub(dispatch)
-        self._detections = DetectionServiceStub(gateway)
-
-    async def start_replay(self, location: str, tape: str, symbols: Sequence[str], speed: float) -> None:
-        """Start, or go on with, a replay at that speed. Raises: TapewatchError when ingest refuses it."""
-        request = ingest_service_pb2.StartReplayRequest(location=location, tape=tape, symbols=symbols, speed=speed)
-        try:
-            replay = (await self._ingest.StartReplay(request, timeout=60)).replay
-            if replay.state == replay_pb2.REPLAY_STATE_RUNNING and replay.speed != speed:
-                await self._ingest.CancelReplay(ingest_service_pb2.CancelReplayRequest(tape=tape), timeout=60)
-                await self._ingest.StartReplay(request, timeout=60)
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, "ingest") from error
-
-    async def replay(self, tape: str) -> replay_pb2.Replay:
-        """How far the replay is."""
-        response = await self._ingest.GetReplay(ingest_service_pb2.GetReplayRequest(tape=tape), timeout=_RPC_SECONDS)
-        return response.replay
-
-    async def coverage(self) -> list[coverage_pb2.Coverage]:
-        """What ingest hears."""
-        response = await self._ingest.GetCoverage(ingest_service_pb2.GetCoverageRequest(), timeout=_RPC_SECONDS)
-        return list(response.coverages)
-
-    async def capacity(self) -> dispatch_service_pb2.GetCapacityResponse:
-        """What waits in the queue and in the ledger."""
-        return await self._dispatch.GetCapacity(dispatch_service_pb2.GetCapacityRequest(), timeout=_RPC_SECONDS)
-
-    async def canaries(self) -> dispatch_service_pb2.GetCanariesResponse:
-        """How the canaries did."""
-        return await self._dispatch.GetCanaries(dispatch_service_pb2.GetCanariesRequest(), timeout=_RPC_SECONDS)
-
-    async def latency_seconds(self, tape: str) -> float | None:
-        """From ingest to store, of the newest recorded quote of the symbol that ingest heard last."""
-        heard = [c for c in await self.coverage() if c.series.tape == tape and c.HasField("last_ingest_time")]
-        if not heard:
-            return None
-        latest = max(heard, key=lambda c: timestamp_from_proto(c.last_ingest_time))
-        request = detection_service_pb2.ListQuotesRequest(
-            tape=tape, symbol=latest.series.symbol, descending=True, page_size=1
-        )
-        response = await self._detections.ListQuotes(request, timeout=_RPC_SECONDS)
-        for recorded in response.quotes:
-            stored, ingested = recorded.record_time, recorded.quote.ingest_time
-            return (timestamp_from_proto(stored) - timestamp_from_proto(ingested)).total_seconds()
-        return None
-
-    def services(self) -> dict[str, str]:
-        """Processes that are down, or had to be started again."""
-        states = {}
-        for process in self._mesh.processes:
-            if not process.running:
-                states[process.name] = "is down; it will be started again"
-            elif process.restarts:
-                states[process.name] = f"was started again {process.restarts} times"
-        return states
-
-    async def close(self) -> None:
-        """Close the channels."""
-        await asyncio.gather(*(channel.close() for channel in self._channels))
-
-
 async def _show_alerts(settings: MeshSettings, tape: str, view: LiveView, from_start: bool) -> None:
     wanted = alert_service_pb2.AlertFilter(tape=tape)
     async for response in changes(settings.gateway_address, settings, wanted, from_start=from_start):
@@ -171,7 +61,7 @@ def _waiting(capacity: dispatch_service_pb2.GetCapacityResponse) -> int:
     return backlog.ready_messages + backlog.in_flight_messages + capacity.tasks.open_messages
 
 
-async def _replay_reading(observer: _Observer, tape: str) -> tuple[Reading, replay_pb2.Replay]:
+async def _replay_reading(observer: MeshObserver, tape: str) -> tuple[Reading, replay_pb2.Replay]:
     replay = await observer.replay(tape)
     capacity = await observer.capacity()
     reading = Reading(
@@ -193,7 +83,7 @@ def _source_keys(location: str, tape: str, symbols: Sequence[str]) -> set[str]:
 
 
 async def _follow_replay(
-    observer: _Observer, mesh: Mesh, tape: str, view: LiveView, stopping: asyncio.Event
+    observer: MeshObserver, mesh: Mesh, tape: str, view: LiveView, stopping: asyncio.Event
 ) -> replay_pb2.Replay | None:
     """Show a replay until every quote left the queue; None when stopped before.
 
@@ -217,7 +107,7 @@ async def _follow_replay(
 
 
 async def _tally(
-    observer: _Observer,
+    observer: MeshObserver,
     mesh: Mesh,
     tape: str,
     keys: Collection[str],
@@ -247,7 +137,7 @@ def _print_summary(console: Console, tally: Tally, state: RunState, settings: Me
         ("quotes published", f"{tally.published:,}"),
         ("quotes scored and stored", f"{tally.stored:,}"),
         ("lost, duplicated", f"{tally.lost}, {tally.duplicated}"),
-        ("delivered again, same score", f"{tally.redelivered:,}"),
+        ("recorded again, same score", f"{tally.redelivered:,}"),
         ("rejected, in the dead-letter queue", f"{tally.rejected:,}"),
         ("detections, alerts", f"{tally.detections}, {tally.alerts} ({tally.detections / max(1, tally.stored):.2%})"),
         ("throughput", f"{tally.stored / max(state.seconds, 1e-9):,.0f} quotes/s, start and stop of the mesh included"),
@@ -281,7 +171,7 @@ async def run(
     async with interruptible() as stopping:
         try:
             await mesh.start()
-            observer = _Observer(settings, mesh)
+            observer = MeshObserver(settings, mesh)
             await observer.start_replay(location, state.tape, symbols, 0.0)
             with LiveView(console, f"tapewatch · {location} on tape {state.tape}") as view:
                 alerts = asyncio.create_task(_show_alerts(settings, state.tape, view, from_start=True))
@@ -340,7 +230,7 @@ async def up(
     async with interruptible() as stopping:
         try:
             await mesh.start()
-            observer = _Observer(settings, mesh)
+            observer = MeshObserver(settings, mesh)
             if state is not None:
                 await observer.start_replay(location, tape, symbols, speed)
             with LiveView(console, f"tapewatch · {source} on tape {tape} · Ctrl-C stops") as view:
@@ -365,7 +255,7 @@ async def up(
 
 
 async def _follow_live(
-    observer: _Observer, mesh: Mesh, replaying: RunState | None, view: LiveView, stopping: asyncio.Event
+    observer: MeshObserver, mesh: Mesh, replaying: RunState | None, view: LiveView, stopping: asyncio.Event
 ) -> None:
     """Show the mesh, and the replay if it plays one, until stopped. Raises: MeshFailedError."""
     while not stopping.is_set():
@@ -377,12 +267,14 @@ async def _follow_live(
                 replaying.finished = replay.state == replay_pb2.REPLAY_STATE_SUCCEEDED
             else:
                 reading = await _live_reading(observer)
+            tape = LIVE_TAPE if replaying is None else replaying.tape
+            reading.latency_seconds = await observer.latency_seconds(tape)
             reading.canaries = await observer.canaries()
             view.show(reading)
         await stopped_within(_POLL_SECONDS * 2, stopping)
 
 
-async def _live_reading(observer: _Observer) -> Reading:
+async def _live_reading(observer: MeshObserver) -> Reading:
     coverage = await observer.coverage()
     capacity = await observer.capacity()
     silent = (coverage_pb2.FRESHNESS_STALE, coverage_pb2.FRESHNESS_NEVER_SEEN)

@@ -41,6 +41,11 @@ def assert_complete(output: str, bars: int = BARS) -> dict[str, float]:
     return found
 
 
+def rows(output: str) -> list[str]:
+    """What the summary's rows are called."""
+    return [line.split("│")[1].strip() for line in output.splitlines() if line.count("│") == 3]
+
+
 def detections(folder: Path) -> set[tuple[str, str]]:
     """(symbol, day) of every detection in the store."""
     store = SqliteStore(folder / "store.db")
@@ -66,9 +71,14 @@ def test_the_bundled_tape_end_to_end(mesh: Mesh) -> None:
     assert 0 < found["alerts"] <= len(alarmed)
     assert "AAPL" in output
     assert "2000-09-29" in output
+    lines = [line for line in output.splitlines() if line.startswith("scored ")]
+    assert lines
+    assert re.search(rf"scored {BARS:,} of {BARS:,}, [\d,]+ quotes/s · published {BARS:,} · waiting 0 · ", lines[-1])
+    assert " · freshness " in lines[-1]
     captured = CAPTURE.search((REPOSITORY / "README.md").read_text())
     assert captured is not None, "the README has no captured run"
     documented = assert_complete(captured["output"])
+    assert rows(captured["output"]) == rows(output), "the README's summary has other rows"
     assert documented["alerts"] == found["alerts"], "the README's run is not one of this model: capture it again"
 
     lake = ds.dataset(mesh.folder / "lake" / "quotes", format="parquet").to_table(columns=["quote_id", "tape"])
