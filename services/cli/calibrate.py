@@ -28,13 +28,13 @@ from services.domain.alert_budget import (
 from services.domain.disposition_bands import Band, bands
 from services.domain.errors import NotConfiguredError, TapewatchError
 from services.domain.threshold import THRESHOLD_FILE, ThresholdCalibration
+from services.runtime.exit_codes import EXIT_FAILED
 from tapewatch.scorer.v1 import model_service_pb2
 
 if TYPE_CHECKING:
     from tapewatch.scorer.v1.model_service_pb2_grpc import ModelServiceAsyncStub
 
 GATEWAY = "gateway"
-EXIT_FAILED = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,9 @@ from services.domain.canary import CanaryOutcome, choose
 from services.pipeline.canary_play import DEADLINE_SECONDS, play
 from services.pipeline.live_path_client import LivePathClient
 from services.runtime.channels import open_channel
+from services.runtime.exit_codes import EXIT_FAILED
 from services.wire.time import timestamp_from_proto
 from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
-
-EXIT_MISSED = 1
 
 
 def outcome_line(outcome: CanaryOutcome) -> Text:
@@ -44,7 +43,7 @@ async def canary(settings: MeshSettings, names: Sequence[str], console: Console)
         chosen = choose(names)
     except ValueError as error:
         console.print(f"tapewatch canary: {error}", style="bold red", soft_wrap=True)
-        return EXIT_MISSED
+        return EXIT_FAILED
     ingest, gateway = settings.ingest_address, settings.gateway_address
     console.print(f"playing {len(chosen)} canaries from ingest {ingest} to gateway {gateway}", style="dim")
     async with open_channel(ingest, settings) as source, open_channel(gateway, settings) as sink:
@@ -55,4 +54,4 @@ async def canary(settings: MeshSettings, names: Sequence[str], console: Console)
     missed = sum(not outcome.alerted for outcome in outcomes)
     summary = f"{missed} of {len(outcomes)} canaries MISSED" if missed else f"all {len(outcomes)} canaries alerted"
     console.print(summary, style="bold red" if missed else "bold green", highlight=False)
-    return EXIT_MISSED if missed else 0
+    return EXIT_FAILED if missed else 0

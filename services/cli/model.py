@@ -11,13 +11,13 @@ from rich.table import Table
 from services.cli.settings import MeshSettings
 from services.runtime.channels import open_channel
 from services.runtime.errors import error_from_rpc
+from services.runtime.exit_codes import EXIT_FAILED
 from tapewatch.scorer.v1 import model_service_pb2 as pb
 from tapewatch.scorer.v1.model_service_pb2_grpc import ModelServiceStub
 
 if TYPE_CHECKING:
     from tapewatch.scorer.v1.model_service_pb2_grpc import ModelServiceAsyncStub
 
-EXIT_FAILED = 1
 STABLE, DRIFTED = 0.1, 0.25
 """How a population stability index is usually read: below the first stable, above the second drifted."""
 _SHOWN = 8
