@@ -76,6 +76,9 @@ class EmbeddedDatabase:
         deadline = time.monotonic() + busy_seconds
         while True:
             try:
+                (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+                if tables:  # before anything of somebody else's file is changed
+                    self._check_owner(self._connection.execute("PRAGMA application_id").fetchone()[0])
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 break
             except sqlite3.OperationalError as error:
@@ -85,25 +88,32 @@ class EmbeddedDatabase:
                 time.sleep(_POLL_SECONDS)
         self._connection.execute(f"PRAGMA synchronous = {'FULL' if synchronous == 'full' else 'NORMAL'}")
         with self.transaction() as connection:
-            application_id = zlib.crc32(self._subject.encode()) & 0x7FFF_FFFF
             (owner,) = connection.execute("PRAGMA application_id").fetchone()
             (found,) = connection.execute("PRAGMA user_version").fetchone()
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             if (owner, found, tables) == (0, 0, 0):
                 for statement in schema.split(";"):
                     connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {application_id}")
+                connection.execute(f"PRAGMA application_id = {self._application_id}")
                 connection.execute(f"PRAGMA user_version = {version}")
-            elif owner != application_id:
-                raise NotConfiguredError(
-                    f"{self.path} belongs to something else and is left as it is; {self._subject}",
-                    f"{self._setting} to another file",
-                )
-            elif found != version:
+                return
+            self._check_owner(owner)
+            if found != version:
                 raise NotConfiguredError(
                     f"{self._subject}'s file {self.path} has format {found}, not {version}; {self._subject}",
                     f"{self._setting} to another file",
                 )
+
+    @property
+    def _application_id(self) -> int:
+        return zlib.crc32(self._subject.encode()) & 0x7FFF_FFFF
+
+    def _check_owner(self, owner: int) -> None:
+        if owner != self._application_id:
+            raise NotConfiguredError(
+                f"{self.path} belongs to something else and is left as it is; {self._subject}",
+                f"{self._setting} to another file",
+            )
 
     @contextmanager
     def _translated(self, *, opening: bool = False) -> Iterator[None]:

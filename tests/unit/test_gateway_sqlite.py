@@ -33,10 +33,11 @@ def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> 
     path = tmp_path / "theirs.db"
     with sqlite3.connect(path) as theirs:
         theirs.execute("CREATE TABLE notes (text)")
+    before = path.read_bytes()
     with pytest.raises(NotConfiguredError, match=r"theirs\.db belongs to something else.*STORE_PATH"):
         SqliteStore(path)
-    with sqlite3.connect(path) as theirs:
-        assert theirs.execute("SELECT name FROM sqlite_schema").fetchall() == [("notes",)]
+    assert path.read_bytes() == before, "its journal mode too"
+    assert [file.name for file in tmp_path.iterdir()] == ["theirs.db"]
 
 
 def test_another_subjects_database_is_refused(tmp_path: Path) -> None:
