@@ -65,7 +65,7 @@ def test_doctor_names_what_is_missing(mesh: Mesh, tmp_path: Path) -> None:
 def test_watch_prints_alerts_and_resumes(running_mesh: Mesh) -> None:
     process = running_mesh.start("watch", "--from-start", "--json")
     assert process.stdout is not None
-    first = json.loads(process.stdout.readline())
+    first = json.loads(next(line for line in process.stdout if line.startswith("{")))  # stderr says what it waits for
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130

@@ -42,9 +42,11 @@ def bars(symbol: str, count: int, tape: str = "client") -> list[Quote]:
 def test_unary(client: Client) -> None:
     model = client.model()
     assert model.serving
-    score = client.score(bars("UNA", 1)[0], bars("UNA", 40))
+    *history, quote = bars("UNA", 41)
+    score = client.score(quote, history)
     assert 0 <= score.ensemble <= 1
     assert score.model_version == model.version
+    assert score.history_quotes == 40
 
 
 def test_bidirectional_streaming_with_a_bad_quote_in_the_middle(client: Client) -> None:
