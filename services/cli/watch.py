@@ -58,6 +58,8 @@ async def changes(
                     pause = 0.1
                     yield response
             except grpc.aio.AioRpcError as error:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise asyncio.CancelledError from error  # the call ended by our own end: do not begin another
                 if not is_transient(error.code()):
                     raise error_from_rpc(error, f"gateway {address}") from error
                 link.set(up=False)
