@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
@@ -16,6 +17,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tests.servers import stand_ins
 from tests.servers.process import INSTALLED, REPOSITORY, Server, installed
 from tests.servers.stand_ins import Jaeger
+
+# A runner may start this as a background job, with SIGINT ignored: the commands under test are to see Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MUST_RUN = ("tests/e2e/", "tests/contract/", "tests/integration/", "tests/deploy/", "tests/unit/test_queue_sqs")
 
