@@ -29,8 +29,11 @@ from services.runtime.tls import TlsFiles, TlsMaterial, TlsWatch
 
 _log = logging.getLogger(__name__)
 
-NEED_CHECK_SECONDS = 2.0
-"""How often health looks at what a service cannot work without."""
+_NEED_CHECK_SECONDS = 5.0
+"""How often health looks at what a service cannot work without: on AWS each look is a request that costs."""
+
+_MISSING_CHECK_SECONDS = 1.0
+"""And while it is missing, so that a mesh's start does not wait for the next look."""
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on a busy port must fail, not share it
@@ -82,11 +85,11 @@ class Lifetime:
         """Call `close` after the last call and task ended; last registered, first called."""
         self._closers.append(close)
 
-    def need(self, name: str, check: Callable[[], Awaitable[None]], check_seconds: float = NEED_CHECK_SECONDS) -> None:
+    def need(self, name: str, check: Callable[[], Awaitable[None]]) -> None:
         """Answer NOT_SERVING while `check` raises a TapewatchError: the service cannot work without `name`."""
-        self.spawn(self._watch_need(name, check, check_seconds), f"health: {name}")
+        self.spawn(self._watch_need(name, check), f"health: {name}")
 
-    async def _watch_need(self, name: str, check: Callable[[], Awaitable[None]], check_seconds: float) -> None:
+    async def _watch_need(self, name: str, check: Callable[[], Awaitable[None]]) -> None:
         while not self.draining.is_set():
             try:
                 await check()
@@ -99,7 +102,8 @@ class Lifetime:
                     _log.info("%s is there again: %s", self.name, name)
                     self._missing.discard(name)
             await self._tell_health()
-            await stopped_within(check_seconds, self.draining)
+            pause = _MISSING_CHECK_SECONDS if name in self._missing else _NEED_CHECK_SECONDS
+            await stopped_within(pause, self.draining)
 
     async def started(self) -> None:
         """Let health answer for the server and each of its services: SERVING unless something needed is missing."""
