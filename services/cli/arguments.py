@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
@@ -48,6 +50,38 @@ Location = Annotated[
         "--from", help="`bokeh` (the bundled tape), a CSV or Parquet file, or a folder of them, e.g. the lake."
     ),
 ]
+
+
+Feed = Annotated[Source, typer.Option("--source", help="Where quotes come from.")]
+Interval = Annotated[
+    int, typer.Option("--interval", min=1, help="Seconds between polls of Yahoo Finance or the CSV files.")
+]
+Speed = Annotated[
+    float,
+    typer.Option("--speed", min=0, help="Replay: event time over wall time; 0 is as fast as the mesh takes it."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What a mesh that stays up is to play and how: the options of `up` and `up-aws-local`."""
+
+    source: str
+    location: str
+    symbols: Sequence[str]
+    interval_seconds: int
+    speed: float
+    scorers: int
+    mode: str
+
+
+def up_options(
+    source: Source, location: str, symbols: str, interval: int, speed: float, scorers: int, mode: Mode | None
+) -> UpOptions:
+    """The options as they are meant. Raises: typer.BadParameter when they contradict each other."""
+    if source is Source.CSV and location == "bokeh":
+        raise typer.BadParameter("--source csv needs --from with a CSV file or a folder of them")
+    return UpOptions(source.value, location, split(symbols), interval, speed, scorers, mode_of(mode))
 
 
 def host_port(address: str) -> str:

@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
+from services.cli.arguments import UpOptions
 from services.cli.run import up
 from services.cli.settings import MeshSettings
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError
@@ -247,19 +248,7 @@ def _make_function(functions: Any, code: Path, environment: Mapping[str, str], q
     )
 
 
-def up_aws_local(
-    program: Path,
-    code: Path,
-    port: int,
-    source: str,
-    location: str,
-    symbols: Sequence[str],
-    interval_seconds: int,
-    speed: float,
-    scorers: int,
-    mode: str,
-    console: Console,
-) -> int:
+def up_aws_local(program: Path, code: Path, port: int, options: UpOptions, console: Console) -> int:
     """Start ministack, make everything in it, and keep the mesh up until Ctrl-C; then stop both. The exit code."""
     settings = MeshSettings()
     folder = settings.tapewatch_dir.absolute() / FOLDER
@@ -270,11 +259,15 @@ def up_aws_local(
         for name in _ACCOUNT:
             os.environ.pop(name, None)
         os.environ.update(local_aws(url))
-        made = make_resources(url, code, settings, scorers, mode)
+        made = make_resources(url, code, settings, options.scorers, options.mode)
         os.environ.update(made.environment)
         console.print(f"SQS, Lambda, DynamoDB, S3 and AppSync Events on {url} (ministack; nothing leaves this machine)")
         console.print(f"queue {made.environment['SQS_QUEUE_URL']}", soft_wrap=True)
-        dispatches = f"function {_FUNCTION}" if mode == "warm" else f"ledger {_LEDGER_TABLE}, batches in mode {mode}"
+        dispatches = (
+            f"function {_FUNCTION}"
+            if options.mode == "warm"
+            else f"ledger {_LEDGER_TABLE}, batches in mode {options.mode}"
+        )
         console.print(f"table {_TABLE}, lake {made.environment['LAKE_URI']}, {dispatches}", soft_wrap=True)
         console.print(
             f"alerts: subscribe to /{NAMESPACE}/live/* on ws://127.0.0.1:{port}/event/realtime "
@@ -287,8 +280,6 @@ def up_aws_local(
             soft_wrap=True,
         )
         local = settings.model_copy(update={"tapewatch_dir": folder})
-        code_of_exit = asyncio.run(
-            up(local, source, location, symbols, interval_seconds, speed, scorers, mode, console)
-        )
+        code_of_exit = asyncio.run(up(local, options, console))
     console.print("ministack is stopped, and what it held is gone.")
     return code_of_exit

@@ -9,7 +9,21 @@ from typing import Annotated
 
 import typer
 
-from services.cli.arguments import Address, HowScored, Location, Scorers, Source, Symbols, host_port, mode_of, split
+from services.cli.arguments import (
+    Address,
+    Feed,
+    HowScored,
+    Interval,
+    Location,
+    Scorers,
+    Source,
+    Speed,
+    Symbols,
+    host_port,
+    mode_of,
+    split,
+    up_options,
+)
 from services.cli.console import make_console
 from services.cli.service_commands import dispatch_app, gateway_app, ingest_app, lake_app, model_app, scorer_app
 from services.cli.settings import MeshSettings
@@ -62,35 +76,28 @@ def run_command(
 
 @app.command("up")
 def up_command(
-    source: Annotated[Source, typer.Option(help="Where quotes come from.")] = Source.REPLAY,
+    source: Feed = Source.REPLAY,
     location: Location = "bokeh",
     symbols: Symbols = "",
-    interval: Annotated[int, typer.Option(min=1, help="Seconds between polls of Yahoo Finance or the CSV files.")] = 60,
-    speed: Annotated[
-        float, typer.Option(min=0, help="Replay: event time over wall time; 0 is as fast as the mesh takes it.")
-    ] = 0.0,
+    interval: Interval = 60,
+    speed: Speed = 0.0,
     scorers: Scorers = 1,
     mode: HowScored = None,
 ) -> None:
     """Start the whole mesh on this machine and keep it up until Ctrl-C."""
     from services.cli.run import up
 
-    if source is Source.CSV and location == "bokeh":
-        raise typer.BadParameter("--source csv needs --from with a CSV file or a folder of them")
-    settings, console = MeshSettings(), make_console()
-    names = split(symbols)
-    raise SystemExit(
-        asyncio.run(up(settings, source.value, location, names, interval, speed, scorers, mode_of(mode), console))
-    )
+    options = up_options(source, location, symbols, interval, speed, scorers, mode)
+    raise SystemExit(asyncio.run(up(MeshSettings(), options, make_console())))
 
 
 @app.command("up-aws-local")
 def up_aws_local_command(
-    source: Annotated[Source, typer.Option(help="Where quotes come from.")] = Source.REPLAY,
+    source: Feed = Source.REPLAY,
     location: Location = "bokeh",
     symbols: Symbols = "",
-    interval: Annotated[int, typer.Option(min=1, help="Seconds between polls of Yahoo Finance or the CSV files.")] = 60,
-    speed: Annotated[float, typer.Option(min=0, help="Replay: event time over wall time; 0 is no limit.")] = 0.0,
+    interval: Interval = 60,
+    speed: Speed = 0.0,
     scorers: Scorers = 1,
     ministack: Annotated[Path, typer.Option(help="The ministack program.")] = _MINISTACK,
     mode: HowScored = None,
@@ -100,10 +107,8 @@ def up_aws_local_command(
     """Start the whole mesh on SQS, Lambda, DynamoDB, S3 and AppSync Events, with ministack for AWS, until Ctrl-C."""
     from services.cli.aws_local import up_aws_local
 
-    if source is Source.CSV and location == "bokeh":
-        raise typer.BadParameter("--source csv needs --from with a CSV file or a folder of them")
-    of = (source.value, location, split(symbols), interval, speed, scorers, mode_of(mode))
-    raise SystemExit(up_aws_local(ministack, function, port, *of, make_console()))
+    options = up_options(source, location, symbols, interval, speed, scorers, mode)
+    raise SystemExit(up_aws_local(ministack, function, port, options, make_console()))
 
 
 @app.command("watch")

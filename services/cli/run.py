@@ -14,6 +14,7 @@ from rich.table import Table
 
 from services.archive import bokeh
 from services.archive.location import quotes as source_quotes
+from services.cli.arguments import UpOptions
 from services.cli.live_view import LiveView, Reading
 from services.cli.mesh import Mesh
 from services.cli.mesh_observer import MeshObserver
@@ -200,22 +201,13 @@ async def run(
     return 0 if tally.complete else EXIT_FAILED
 
 
-async def up(
-    settings: MeshSettings,
-    source: str,
-    location: str,
-    symbols: Sequence[str],
-    interval_seconds: int,
-    speed: float,
-    scorers: int,
-    mode: str,
-    console: Console,
-) -> int:
+async def up(settings: MeshSettings, options: UpOptions, console: Console) -> int:
     """The mesh, staying up until Ctrl-C. The exit code."""
+    source, location, symbols = options.source, options.location, options.symbols
     ingest = {"SYMBOLS": ",".join(symbols)} if symbols else {}
     if source != "replay":
-        ingest |= {"SOURCE": source, "POLL_INTERVAL_SECONDS": str(interval_seconds), "CSV_PATH": location}
-    mesh = Mesh(settings, scorers, ingest, settings.canary_interval_seconds, mode)
+        ingest |= {"SOURCE": source, "POLL_INTERVAL_SECONDS": str(options.interval_seconds), "CSV_PATH": location}
+    mesh = Mesh(settings, options.scorers, ingest, settings.canary_interval_seconds, options.mode)
     path = settings.tapewatch_dir / "up.json"
     state = None
     tape = LIVE_TAPE
@@ -232,7 +224,7 @@ async def up(
             await mesh.start()
             observer = MeshObserver(settings, mesh)
             if state is not None:
-                await observer.start_replay(location, tape, symbols, speed)
+                await observer.start_replay(location, tape, symbols, options.speed)
             with LiveView(console, f"tapewatch · {source} on tape {tape} · Ctrl-C stops") as view:
                 alerts = asyncio.create_task(_show_alerts(settings, tape, view, from_start=state is not None))
                 await _follow_live(observer, mesh, state, view, stopping)

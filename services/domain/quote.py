@@ -19,8 +19,8 @@ SYMBOL_PATTERN = re.compile(r"[A-Z0-9^][A-Z0-9.=^-]{0,31}")
 _NAMES = {"tape": TAPE_PATTERN, "source": _SOURCE, "symbol": SYMBOL_PATTERN}
 _CURRENCY = re.compile(r"[A-Za-z0-9]{0,12}")
 _BATCH_ID = re.compile(r"[\x20-\x7e]{0,128}")
-_MAX_PRICE = 1e12
-_MAX_VOLUME = 1e15
+MAX_PRICE = 1e12
+MAX_VOLUME = 1e15
 
 
 def format_time(moment: datetime) -> str:
@@ -124,7 +124,7 @@ def violations(quote: Quote, now: datetime) -> tuple[FieldViolation, ...]:
     prices_good = True
     for name in ("open", "high", "low", "close"):
         price = getattr(quote, name)
-        if not (math.isfinite(price) and 0 < price <= _MAX_PRICE):
+        if not (math.isfinite(price) and 0 < price <= MAX_PRICE):
             refuse(name, f"{price} is not a positive, finite price")
             prices_good = False
     if prices_good:
@@ -135,11 +135,11 @@ def violations(quote: Quote, now: datetime) -> tuple[FieldViolation, ...]:
                 price = getattr(quote, name)
                 if not quote.low <= price <= quote.high:
                     refuse(name, f"{price} lies outside low {quote.low} to high {quote.high}")
-    if not (math.isfinite(quote.volume) and 0 <= quote.volume <= _MAX_VOLUME):
+    if not (math.isfinite(quote.volume) and 0 <= quote.volume <= MAX_VOLUME):
         refuse("volume", f"{quote.volume} is not a finite volume of 0 or more")
     for name in ("previous_close", "split_ratio"):
         value = getattr(quote, name)
-        if value is not None and not (math.isfinite(value) and 0 < value <= _MAX_PRICE):
+        if value is not None and not (math.isfinite(value) and 0 < value <= MAX_PRICE):
             refuse(name, f"{value} is not positive and finite")
     if quote.benchmark_return is not None and not (
         math.isfinite(quote.benchmark_return) and quote.benchmark_return > -1
@@ -147,6 +147,6 @@ def violations(quote: Quote, now: datetime) -> tuple[FieldViolation, ...]:
         refuse("benchmark_return", f"{quote.benchmark_return} is not a return above -100 %")
     if quote.trades is not None and not 0 <= quote.trades < 2**63:
         refuse("trades", "must be 0 or more, within 64 bits")
-    if quote.buy_volume is not None and not (math.isfinite(quote.buy_volume) and 0 <= quote.buy_volume <= _MAX_VOLUME):
+    if quote.buy_volume is not None and not (math.isfinite(quote.buy_volume) and 0 <= quote.buy_volume <= MAX_VOLUME):
         refuse("buy_volume", f"{quote.buy_volume} is not a finite volume of 0 or more")
     return tuple(found)

@@ -1,7 +1,5 @@
 """The lake on a file system that pyarrow knows: a local folder, or S3 by URI."""
 
-import os
-import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC
@@ -17,6 +15,7 @@ from services.archive.filesystem import explain, make_folder, open_filesystem
 from services.domain.alert import AlertChange
 from services.domain.errors import DependencyUnavailableError
 from services.domain.score import RecordedQuote
+from services.runtime.durable_file import WRITING, replacing
 
 _TIME = pa.timestamp("us", tz="UTC")
 _CHANGE_FIELDS: "list[tuple[str, pa.DataType]]" = [
@@ -106,16 +105,7 @@ def _replace(target: Path, table: pa.Table) -> None:
 
     What a killed writer of this very part left behind is removed.
     """
-    scratch = target.with_name(f"{target.name}.{uuid.uuid4().hex}.writing")
-    with scratch.open("wb") as file:
+    with replacing(target) as file:
         pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    for left_behind in target.parent.glob(f"{target.name}.*.writing"):
+    for left_behind in target.parent.glob(f"{target.name}.*{WRITING}"):
         left_behind.unlink(missing_ok=True)

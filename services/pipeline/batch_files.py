@@ -5,7 +5,6 @@ imports numpy or pyarrow: the dispatch Lambda carries it.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -18,6 +17,7 @@ from pydantic import Field
 
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError
 from services.runtime.aws import AwsResource, open_client
+from services.runtime.durable_file import replacing
 from services.runtime.settings import AwsSettings
 
 _S3 = "s3://"
@@ -64,21 +64,12 @@ class FolderFiles:
         return str(self._folder / name)
 
     def put(self, name: str, content: bytes) -> str:
-        """Write beside, flush to disk, then rename."""
+        """Write the file."""
         path = self._folder / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
-            with scratch.open("wb") as file:
+            with replacing(path) as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
         except OSError as error:
             raise DependencyUnavailableError("batches", f"cannot write {path}: {error.strerror}") from error
         return str(path)

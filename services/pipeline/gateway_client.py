@@ -67,10 +67,7 @@ class GatewayClient:
         )
         newest: dict[datetime, Quote] = {}
         while True:
-            try:
-                response = await self._detections.ListQuotes(request)
-            except grpc.aio.AioRpcError as error:
-                raise unavailable_from_rpc(error, PEER) from error
+            response = await self._list_quotes(request)
             for recorded in response.quotes:
                 quote = quote_from_proto(recorded.quote)
                 known = newest.get(quote.event_time)
@@ -79,6 +76,12 @@ class GatewayClient:
             if len(newest) >= limit or not response.next_page_token:
                 return sorted(newest.values(), key=lambda quote: quote.event_time)[-limit:]
             request.page_token = response.next_page_token
+
+    async def _list_quotes(self, request: pb.ListQuotesRequest) -> pb.ListQuotesResponse:
+        try:
+            return await self._detections.ListQuotes(request)
+        except grpc.aio.AioRpcError as error:
+            raise unavailable_from_rpc(error, PEER) from error
 
     async def scores(self, quotes: Sequence[Quote]) -> Mapping[str, Score]:
         """By the cursors, and by the range of each series that has one."""
@@ -106,10 +109,7 @@ class GatewayClient:
         ids = {quote.quote_id for quote in quotes}
         found: dict[str, Score] = {}
         while True:
-            try:
-                response = await self._detections.ListQuotes(request)
-            except grpc.aio.AioRpcError as error:
-                raise unavailable_from_rpc(error, PEER) from error
+            response = await self._list_quotes(request)
             for recorded in response.quotes:
                 if recorded.score.quote_id in ids:
                     found[recorded.score.quote_id] = score_from_proto(recorded.score)

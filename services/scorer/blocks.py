@@ -14,7 +14,15 @@ from services.domain.errors import FieldViolation, InvalidRequestError
 from services.domain.feature_definitions import BAR_FIELDS, WINDOW
 from services.domain.features import SeriesState, compute
 from services.domain.model import Array, Judgements
-from services.domain.quote import EARLIEST_EVENT, MAX_CLOCK_SKEW, Quote, Series, violations
+from services.domain.quote import (
+    EARLIEST_EVENT,
+    MAX_CLOCK_SKEW,
+    MAX_PRICE,
+    MAX_VOLUME,
+    Quote,
+    Series,
+    violations,
+)
 from services.domain.typology import Typology
 from services.scorer.deployment_watch import detections
 from services.scorer.ports import Model
@@ -24,6 +32,7 @@ OPTIONAL_COLUMNS = ("split_ratio", "trades", "buy_volume", "benchmark_return")
 
 _ROWS = 512
 _SHOWN_BARS = 20
+_LEAST_RATIO = 1e-9
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -200,15 +209,19 @@ def _surely_good(block: Block, now: datetime) -> NDArray[np.bool_]:
     """Bars that `violations` has nothing to say of, seen at a glance; it judges all others itself."""
     columns = block.columns
     low, high = columns["low"], columns["high"]
-    good = (low > 0) & (high <= 1e12) & (columns["volume"] >= 0) & (columns["volume"] <= 1e15)
+    good = (low > 0) & (high <= MAX_PRICE) & (columns["volume"] >= 0) & (columns["volume"] <= MAX_VOLUME)
     for name in ("open", "close"):
         good &= (low <= columns[name]) & (columns[name] <= high)
     earliest = (EARLIEST_EVENT - _EPOCH) // _MICROSECOND
     latest = (now + MAX_CLOCK_SKEW - _EPOCH) // _MICROSECOND
     good &= (block.times >= earliest) & (block.times <= latest)
-    for name, least, most in (("split_ratio", 1e-9, 1e12), ("trades", 0.0, 1e15), ("buy_volume", 0.0, 1e15)):
+    for name, least, most in (
+        ("split_ratio", _LEAST_RATIO, MAX_PRICE),
+        ("trades", 0.0, MAX_VOLUME),
+        ("buy_volume", 0.0, MAX_VOLUME),
+    ):
         if (column := columns.get(name)) is not None:
             good &= np.isnan(column) | ((column >= least) & (column <= most))
     if (returns := columns.get("benchmark_return")) is not None:
-        good &= np.isnan(returns) | ((returns > -1.0) & (returns <= 1e12))
+        good &= np.isnan(returns) | ((returns > -1.0) & np.isfinite(returns))
     return good

@@ -1,6 +1,5 @@
 """ListTasks, GetTask and WatchTasks over a ledger, on a real server."""
 
-import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -15,11 +14,12 @@ from services.dispatch.batch import NewBatch, TaskState
 from services.dispatch.ledger_sqlite import SqliteLedger
 from services.dispatch.main import build
 from services.dispatch.settings import DispatchSettings
-from services.runtime.server import Lifetime, Mount, serve
+from services.runtime.server import Lifetime
 from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
 from tapewatch.dispatch.v1 import task_pb2
 from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceStub
 from tests.integration.gateway_server import refusal
+from tests.servers.in_process import served
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -45,20 +45,12 @@ async def dispatcher(tmp_path: Path) -> AsyncIterator[Dispatcher]:
         batches_uri=str(tmp_path / "batches"),
         shutdown_grace_seconds=2,
     )
-    lifetimes: list[Lifetime] = []
-    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    async def build_here(lifetime: Lifetime) -> "list[Mount]":
-        lifetimes.append(lifetime)
-        return list(await build(lifetime, settings))
-
-    task = asyncio.create_task(serve("dispatch", settings, build_here, port.set_result))
-    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
-    ledger = SqliteLedger(settings.ledger_path, timedelta(days=1))
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port.result()}") as channel:
-        yield Dispatcher(DispatchServiceStub(channel), ledger, lifetimes[0])
-        lifetimes[0].draining.set()
-        await task
+    async with (
+        served("dispatch", settings, lambda lifetime: build(lifetime, settings)) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        ledger = SqliteLedger(settings.ledger_path, timedelta(days=1))
+        yield Dispatcher(DispatchServiceStub(channel), ledger, server.lifetime)
     ledger.close()
 
 
