@@ -26,6 +26,7 @@ PACKAGES: Final[Mapping[str, tuple[str, str]]] = {
     "yfinance": ("yfinance", "yahoo"),
     "boto3": ("boto3", "aws"),
     "botocore": ("boto3", "aws"),
+    "amazondax": ("amazon-dax-client", "aws"),
     "duckdb": ("duckdb", "lake"),
     "matplotlib": ("matplotlib", "plot"),
     "sklearn": ("scikit-learn", "train"),

@@ -24,6 +24,7 @@ _SUPPORTED = ((3, 11), (3, 13))
 _OPTIONAL = (
     ("yfinance", "live quotes from Yahoo Finance"),
     ("boto3", "the AWS adapters"),
+    ("amazondax", "detections through DAX"),
     ("duckdb", "SQL over the lake"),
     ("matplotlib", "the plot of tapewatch calibrate"),
     ("tensorflow", "training models"),
@@ -160,6 +161,24 @@ def _store(folder: Path) -> Finding:
     return Finding("store", "ok", detail)
 
 
+def _cache() -> Finding:
+    from services.gateway.main import open_cache
+    from services.gateway.settings import GatewaySettings
+
+    configured = GatewaySettings()
+    try:
+        cache = open_cache(configured)
+        if cache is None:
+            return Finding("cache", "off", "DAX_ENDPOINT is empty: detections are read from the store")
+        try:
+            cache.check()
+        finally:
+            cache.close()
+    except TapewatchError as error:
+        return Finding("cache", "bad", error.message)
+    return Finding("cache", "ok", f"{configured.dax_endpoint} answers")
+
+
 def _lake(folder: Path) -> Finding:
     from services.archive.filesystem import explain, open_filesystem
 
@@ -202,6 +221,7 @@ async def examine(settings: MeshSettings) -> list[Finding]:
         "queue": _queue,
         "task mode": _task_mode,
         "store": lambda: _store(settings.tapewatch_dir),
+        "cache": _cache,
         "lake": lambda: _lake(settings.tapewatch_dir),
     }
     services: list[Awaitable[Finding]] = [

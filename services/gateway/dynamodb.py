@@ -21,6 +21,7 @@ from services.domain.quote import Series
 from services.domain.score import RecordedQuote, ScoredQuote
 from services.domain.typology import Typology
 from services.gateway import dynamodb_items as rows
+from services.gateway.dax import DaxDetections
 from services.gateway.dynamodb_items import ABSENT, number, text
 from services.gateway.ports import AlertQuery, AlertWrite, Archived, DetectionQuery, Page, Position, QuoteQuery
 from services.runtime.backoff import backoff_seconds
@@ -54,6 +55,7 @@ class DynamoDbStore:
         table: The table.
         retention: How long quotes are kept that are no detections; None keeps them.
         clock: The present, for what has expired.
+        cache: What detections are read through by key; closed with the store.
 
     Raises: NotConfiguredError or DependencyUnavailableError, naming table, region and permissions.
     """
@@ -61,9 +63,14 @@ class DynamoDbStore:
     store_id: str
 
     def __init__(
-        self, table: DynamoDbTable, retention: timedelta | None = None, clock: Callable[[], datetime] = _utc_now
+        self,
+        table: DynamoDbTable,
+        retention: timedelta | None = None,
+        clock: Callable[[], datetime] = _utc_now,
+        cache: DaxDetections | None = None,
     ) -> None:
         self._table = table
+        self._cache = cache
         self._retention = retention
         self._clock = clock
         self._turn = threading.Lock()
@@ -169,6 +176,13 @@ class DynamoDbStore:
             return None
         recorded = rows.recorded_of(found)
         return recorded if recorded.scored.quote.quote_id == quote_id else None
+
+    def get_detection(self, quote_id: str) -> RecordedQuote | None:
+        """From the cache where it has one, and from the table otherwise."""
+        if self._cache is not None and (cached := self._cache.get(quote_id)) is not None:
+            return cached
+        found = self.get_quote(quote_id)
+        return found if found is not None and found.alert_id else None
 
     def cursors(self, series: Sequence[Series]) -> list[datetime | None]:
         """From the newest item of each series' partition."""
@@ -374,6 +388,8 @@ class DynamoDbStore:
 
     def close(self) -> None:
         """Release connections."""
+        if self._cache is not None:
+            self._cache.close()
         self._table.close()
 
     def _read_last(self, counter: Item) -> int:

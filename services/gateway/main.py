@@ -5,11 +5,12 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from services.domain.errors import UNUSABLE, TapewatchError
+from services.domain.errors import UNUSABLE, NotConfiguredError, TapewatchError
 from services.gateway.alert_push import HEALTH_SERVICE_PUSH, AlertPush
 from services.gateway.alert_servicer import AlertServicer
 from services.gateway.archiver import Archiver
 from services.gateway.change_feed import ChangeFeed
+from services.gateway.dax import DaxDetections
 from services.gateway.detection_servicer import DetectionServicer
 from services.gateway.dynamodb import DynamoDbStore
 from services.gateway.lake import FileSystemLake
@@ -30,8 +31,24 @@ _log = logging.getLogger(__name__)
 def open_store(settings: GatewaySettings) -> Store:
     """The configured store. Raises: NotConfiguredError or DependencyUnavailableError when it cannot be used."""
     if settings.store_backend == "sqlite":
+        if settings.dax_endpoint:
+            raise NotConfiguredError("reading through DAX", "STORE_BACKEND=dynamodb, or DAX_ENDPOINT to nothing")
         return SqliteStore(settings.store_path, synchronous=settings.store_synchronous)
-    return DynamoDbStore(DynamoDbTable.connect(settings.store_table, settings.aws_region), settings.retention)
+    table = DynamoDbTable.connect(settings.store_table, settings.aws_region)
+    cache = open_cache(settings)
+    try:
+        return DynamoDbStore(table, settings.retention, cache=cache)
+    except TapewatchError:
+        if cache is not None:
+            cache.close()
+        raise
+
+
+def open_cache(settings: GatewaySettings) -> DaxDetections | None:
+    """The configured DAX cluster, whether it is there or not. Raises: NotConfiguredError."""
+    if not settings.dax_endpoint:
+        return None
+    return DaxDetections.connect(settings.dax_endpoint, settings.store_table, settings.aws_region)
 
 
 def create_table() -> int:

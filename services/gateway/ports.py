@@ -146,6 +146,13 @@ class Store(Protocol):
         """What is kept of a quote, strongly consistent; None when nothing is."""
         ...
 
+    def get_detection(self, quote_id: str) -> RecordedQuote | None:
+        """A detection by key; None when the quote is none.
+
+        Its counts of repetitions may be old (a cache may answer); the rest of a detection never changes.
+        """
+        ...
+
     def cursors(self, series: Sequence[Series]) -> list[datetime | None]:
         """event_time of each series' newest quote, strongly consistent; None when it has none."""
         ...

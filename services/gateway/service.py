@@ -167,8 +167,8 @@ class GatewayService:
 
     async def get_detection(self, quote_id: str) -> RecordedQuote:
         """A detection. Raises: NotFoundError, also for a quote that is recorded but no detection."""
-        recorded = await asyncio.to_thread(self.store.get_quote, quote_id)
-        if recorded is None or not recorded.alert_id:
+        recorded = await asyncio.to_thread(self.store.get_detection, quote_id)
+        if recorded is None:
             raise NotFoundError("detection", quote_id)
         return recorded
 

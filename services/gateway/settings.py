@@ -21,6 +21,9 @@ class GatewaySettings(ServerSettings, AwsSettings):
         "normal", description="`full` makes the embedded store survive a power loss, at the price of slower writes"
     )
     store_table: str = Field("tapewatch", description="name of the DynamoDB table")
+    dax_endpoint: str = Field(
+        "", description="DAX cluster that `GetDetection` reads through, `daxs://<host>`; empty reads the DynamoDB table"
+    )
     store_retention_days: float = Field(
         0.0, ge=0, description="days that DynamoDB keeps quotes that are no detections; 0 keeps them"
     )

@@ -156,6 +156,11 @@ class SqliteStore:
             found = _find(connection, identity)
         return found if found is not None and found.scored.quote.quote_id == quote_id else None
 
+    def get_detection(self, quote_id: str) -> RecordedQuote | None:
+        """By the parts of its id."""
+        found = self.get_quote(quote_id)
+        return found if found is not None and found.alert_id else None
+
     def cursors(self, series: Sequence[Series]) -> list[datetime | None]:
         """By the series' key."""
         with self._database.reading() as connection:

@@ -51,6 +51,9 @@ ALERTS_OPENED = "tapewatch.gateway.alerts_opened"
 SCORES_MISMATCHED = "tapewatch.gateway.mismatches"
 """Counter, {score}: scores recorded again with another value than the first, by tape."""
 
+CACHE_READS = "tapewatch.gateway.cache_reads"
+"""Counter, {read}: detections asked of DAX, by outcome: hit, or miss, failed or away, where the table answered."""
+
 ALERTS_PUSHED = "tapewatch.gateway.alerts_pushed"
 """Counter, {change}: alert changes pushed to AppSync Events, by outcome: delivered or refused."""
 

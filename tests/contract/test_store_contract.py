@@ -13,6 +13,7 @@ from services.domain.alert import AlertChangeKind, AlertState, Disposition, add_
 from services.domain.errors import ConflictError
 from services.domain.score import RecordedQuote, ScoredQuote
 from services.domain.typology import Typology
+from services.gateway.dax import DaxDetections
 from services.gateway.dynamodb import DynamoDbStore
 from services.gateway.ports import (
     AlertQuery,
@@ -27,6 +28,7 @@ from services.gateway.ports import (
 from services.gateway.sqlite import SqliteStore
 from services.runtime.dynamodb_table import DynamoDbTable
 from tests.gateway_quotes import NOW, START, adding, audit, opening, scored, spike
+from tests.servers.dax_node import DaxNode
 from tests.servers.process import CREDENTIALS, REGION
 
 MakeStore = Callable[[], Store]
@@ -35,26 +37,33 @@ MakeStore = Callable[[], Store]
 LATER = NOW + timedelta(minutes=1)
 
 
-@pytest.fixture(params=["sqlite", "dynamodb_local", "ministack"])
+@pytest.fixture(params=["sqlite", "dynamodb_local", "ministack", "dynamodb_local through DAX"])
 def make_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeStore]:
     opened: list[Store] = []
     table = f"tapewatch-{uuid.uuid4().hex[:12]}"
-    if request.param != "sqlite":
+    server, _, cached = request.param.partition(" through ")
+    if server != "sqlite":
         for name, value in CREDENTIALS.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", request.getfixturevalue(request.param).url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", request.getfixturevalue(server).url)
         DynamoDbTable.connect(table, REGION).create()
+    node = DaxNode().start() if cached else None
 
     def make() -> Store:
-        if request.param == "sqlite":
+        if server == "sqlite":
             opened.append(SqliteStore(tmp_path / "store.db"))
         else:
-            opened.append(DynamoDbStore(DynamoDbTable.connect(table, REGION)))
+            cache = DaxDetections.connect(node.endpoint, table, REGION) if node else None
+            if cache:
+                cache.check()
+            opened.append(DynamoDbStore(DynamoDbTable.connect(table, REGION), cache=cache))
         return opened[-1]
 
     yield make
     for store in opened:
         store.close()
+    if node:
+        node.stop()
 
 
 @pytest.fixture
@@ -100,6 +109,42 @@ def test_kept_detection_is_given_back_whole(store: Store) -> None:
     assert store.list_alert_events(write.alert.alert_id, 10, None).items == [
         dataclasses.replace(write.event, sequence=1)
     ]
+
+
+def test_detection_is_found_by_key_as_soon_as_it_is_there(store: Store) -> None:
+    ordinary, detection = scored(0), spike(1)
+    write = opening(detection)
+    assert store.get_detection(detection.quote.quote_id) is None
+    store.put_scores([ordinary], NOW)
+    store.commit_detection(detection, write, NOW)
+    recorded = RecordedQuote(detection, NOW, sequence=2, alert_id=write.alert.alert_id)
+    assert [store.get_detection(detection.quote.quote_id) for _ in range(3)] == [recorded] * 3
+    assert store.get_detection(ordinary.quote.quote_id) is None
+    assert store.get_detection(detection.quote.quote_id.replace("Z", "+00:00")) is None
+    assert store.get_detection("x") is None
+
+
+def test_detection_stays_what_it_was_whatever_comes_after(make_store: MakeStore) -> None:
+    store, other = make_store(), make_store()
+    item = spike(0)
+    write = opening(item)
+    store.commit_detection(item, write, NOW)
+    first = store.get_detection(item.quote.quote_id)
+    assert first is not None
+    differing = spike(0, 0.99)
+    assert other.commit_detection(differing, opening(differing), LATER) is not None
+    seen = triage(write.alert, LATER, comment="", state=AlertState.ACKNOWLEDGED)
+    other.commit_triage(AlertWrite(seen, write.alert, audit(seen, write.alert, AlertChangeKind.TRIAGED, "ann")), LATER)
+    for each in (store, other):
+        again = each.get_detection(item.quote.quote_id)
+        assert again is not None
+        assert dataclasses.replace(again, record_count=1, mismatch_count=0) == first
+        counted = each.get_quote(item.quote.quote_id)
+        assert counted is not None, "strongly consistent"
+        assert (counted.record_count, counted.mismatch_count) == (2, 1)
+        alert = each.get_alert(write.alert.alert_id)
+        assert alert is not None
+        assert alert.etag == seen.etag
 
 
 @pytest.mark.parametrize(
