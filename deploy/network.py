@@ -16,6 +16,9 @@ PORTS: Final = {"ingest": 50052, "dispatch": 50053, "scorer": 50051, "gateway": 
 TELEMETRY_PORT: Final = 4317
 """OTLP/gRPC of the collector beside each service; the Lambda, which has none, uses the dispatcher's."""
 
+CACHE_PORT: Final = 9111
+"""DAX with TLS: what its client takes for `daxs://` when the endpoint names no port."""
+
 CALLS: Final = (
     ("lambda", "scorer"),
     ("lambda", "gateway"),
@@ -131,5 +134,5 @@ class NetworkStack(Stack):
             made[callee].add_ingress_rule(made[caller], ec2.Port.tcp(PORTS[callee]), f"{caller} calls {callee}")
         made["dispatch"].add_ingress_rule(made["lambda"], ec2.Port.tcp(TELEMETRY_PORT), "telemetry of the Lambda")
         cache = ec2.SecurityGroup(self, "CacheGroup", vpc=self.vpc, description="DAX", allow_all_outbound=False)
-        cache.add_ingress_rule(made["gateway"], ec2.Port.tcp(9111), "the gateway reads detections")
+        cache.add_ingress_rule(made["gateway"], ec2.Port.tcp(CACHE_PORT), "the gateway reads detections")
         return Groups(made, cache)

@@ -18,7 +18,8 @@ from deploy.storage import StorageStack
 NAMESPACE: Final = "alerts"
 """Of the channels: /alerts/<tape>/<SYMBOL> (services/gateway/appsync.py)."""
 
-_ITEM_TTL_MILLIS = "60000"
+_ITEM_TTL_MILLIS = "3600000"
+"""What the gateway takes from DAX never changes (docs/data-model.md), so an hour is no staler than a minute."""
 
 
 class ServingStack(Stack):
@@ -83,7 +84,7 @@ class ServingStack(Stack):
         parameters = dax.CfnParameterGroup(
             self,
             "CacheParameters",
-            parameter_name_values={"record-ttl-millis": _ITEM_TTL_MILLIS, "query-ttl-millis": _ITEM_TTL_MILLIS},
+            parameter_name_values={"record-ttl-millis": _ITEM_TTL_MILLIS, "query-ttl-millis": "60000"},
         )
         return dax.CfnCluster(
             self,

@@ -134,7 +134,6 @@ def test_every_variable_of_a_container_is_a_setting(synthesized: Synthesize) -> 
     from services.cli.settings_table import table
 
     known = set(re.findall(r"^\| `([A-Z_]+)`", table(), re.MULTILINE)) | {"TAPEWATCH_DIR", "METRICS_LOG_GROUP"}
-    known |= {"DAX_ENDPOINT"}  # said in docs/deployment.md: no adapter reads it yet
     for variant in VARIANTS:
         for logical, task in synthesized(variant).resources("AWS::ECS::TaskDefinition"):
             for container in task["ContainerDefinitions"]:
@@ -208,8 +207,46 @@ def test_alerts_are_pushed_by_the_gateway_alone(synthesized: Synthesize) -> None
     config = production.only("AWS::AppSync::Api")["EventConfig"]
     assert config["DefaultPublishAuthModes"] == [{"AuthType": "AWS_IAM"}]
     assert {m["AuthType"] for m in config["DefaultSubscribeAuthModes"]} == {"AWS_IAM", "OPENID_CONNECT"}
-    assert production.only("AWS::DAX::Cluster")["ClusterEndpointEncryptionType"] == "TLS"
     assert "Serving" not in synthesized("small").stacks()
+
+
+def test_the_gateway_alone_reaches_the_cache_and_may_get_items(synthesized: Synthesize) -> None:
+    from amazondax.Cluster import SCHEMES_TO_DEFAULT_PORTS
+
+    from services.gateway.dax import _PERMISSIONS
+
+    production = synthesized("production")
+    cluster = production.only("AWS::DAX::Cluster")
+    assert cluster["ClusterEndpointEncryptionType"] == "TLS"
+    informed = {
+        logical.partition("/")[2]: environment["DAX_ENDPOINT"]
+        for logical, task in production.resources("AWS::ECS::TaskDefinition")
+        for container in task["ContainerDefinitions"]
+        if "DAX_ENDPOINT" in (environment := {e["Name"]: e["Value"] for e in container.get("Environment", [])})
+    }
+    assert [name.startswith("Gateway") for name in informed] == [True]
+    assert all("ClusterDiscoveryEndpointURL" in str(value) for value in informed.values())
+    allowed = {
+        logical.partition("/")[2]: statement["Action"]
+        for logical, policy in production.resources("AWS::IAM::Policy")
+        for statement in policy["PolicyDocument"]["Statement"]
+        if "dax:" in str(statement["Action"])
+    }
+    assert [(name.startswith("GatewayRole"), action) for name, action in allowed.items()] == [(True, *_PERMISSIONS)]
+    groups = dict(production.resources("AWS::EC2::SecurityGroup"))
+    (ingress,) = [
+        rule
+        for _, rule in production.resources("AWS::EC2::SecurityGroupIngress")
+        if "CacheGroup" in str(rule["GroupId"])
+    ]
+    assert "GatewayGroup" in str(ingress["SourceSecurityGroupId"])
+    assert ingress["FromPort"] == ingress["ToPort"] == SCHEMES_TO_DEFAULT_PORTS["daxs"]
+    (gateway,) = [group for name, group in groups.items() if "GatewayGroup" in name]
+    assert [rule["IpProtocol"] for rule in gateway["SecurityGroupEgress"]] == ["-1"]
+    for variant in ("small", "tasks"):
+        every = " ".join(str(synthesized(variant).template(stack)) for stack in synthesized(variant).stacks())
+        assert "dax:" not in every
+        assert "DAX_ENDPOINT" not in every
 
 
 def test_the_collector_passes_on_what_the_alarms_and_the_dashboard_read(synthesized: Synthesize) -> None:

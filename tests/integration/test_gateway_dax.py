@@ -23,6 +23,7 @@ from services.gateway.main import open_store
 from services.gateway.settings import GatewaySettings
 from services.runtime.dynamodb_table import DynamoDbTable
 from tapewatch.gateway.v1 import alert_pb2, alert_service_pb2, detection_service_pb2
+from tests.certificates import Authority
 from tests.gateway_quotes import scored, spike
 from tests.integration.gateway_server import Gateway, message, running_gateway, updating
 from tests.servers.dax_node import DaxNode
@@ -108,6 +109,25 @@ async def test_only_get_detection_asks_the_cluster(node: DaxNode, tmp_path: Path
         evidence = await alerts.GetEvidence(alert_service_pb2.GetEvidenceRequest(alert_id=alert_id))
         assert evidence.alert.state == alert_pb2.ALERT_STATE_ACKNOWLEDGED
         assert len(node.asked) == asked + 1
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_an_encrypted_cluster_must_show_a_certificate_that_is_trusted(
+    table: str, trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority, other = Authority("ours"), Authority("another")
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes((authority if trusted else other).pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(roots))  # what the system trusts
+    monkeypatch.setattr("services.gateway.dax._ANSWER_SECONDS", 5.0)
+    node = DaxNode(certificate=authority.issue("node").write(tmp_path, "node")).start()
+    monkeypatch.setenv("DAX_ENDPOINT", node.endpoint)
+    async with running_gateway(tmp_path) as gateway:
+        await record(gateway)
+        await until(lambda: bool(node.asked or lines(caplog, logging.WARNING)), gateway)
+        assert bool(node.asked) == trusted
+        assert len(lines(caplog, logging.WARNING)) == (not trusted)
+    node.stop()
 
 
 async def test_a_cluster_that_is_away_costs_a_line_and_no_answer(

@@ -6,8 +6,10 @@ cache is as bad as DAX may be by its documentation: what was read once, absence 
 """
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -30,15 +32,21 @@ _ADDRESS = "127.0.0.1"
 
 
 class DaxNode:
-    """A cluster of one node in this process; start it, and stop it. Items come from DynamoDB at `AWS_ENDPOINT_URL…`."""
+    """A cluster of one node in this process; start it, and stop it. Items come from DynamoDB at `AWS_ENDPOINT_URL…`.
 
-    def __init__(self, port: int = 0) -> None:
+    With a certificate and its key it speaks TLS.
+    """
+
+    def __init__(self, port: int = 0, certificate: tuple[Path, Path] | None = None) -> None:
         self.port = port or free_port()
+        self._tls = None
+        if certificate is not None:
+            self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self._tls.load_cert_chain(*certificate)
         self.asked: list[tuple[str, str, str]] = []
         """Table, partition and sort key of each GetItem, in order."""
         self.hangs = False
         self.refuses = False
-        self.connections = 0
         self._table = boto3.Session(region_name=REGION).client("dynamodb")
         self._cache: dict[tuple[str, str, str], dict[str, Any] | None] = {}
         self._attributes: list[list[str]] = []
@@ -48,7 +56,7 @@ class DaxNode:
 
     @property
     def endpoint(self) -> str:
-        return f"dax://{_ADDRESS}:{self.port}"
+        return f"daxs://localhost:{self.port}" if self._tls else f"dax://{_ADDRESS}:{self.port}"
 
     def start(self) -> "DaxNode":
         self._listener = socket.create_server((_ADDRESS, self.port))
@@ -72,19 +80,22 @@ class DaxNode:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            with self._lock:
-                self._open.add(connection)
-                self.connections += 1
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        speaking = connection
+
         def more(buffer: bytearray, _: int) -> int:
-            data = connection.recv(65536)
+            data = speaking.recv(65536)
             buffer += data
             return len(data)
 
         decoder = DaxCborDecoder(more)
         try:
+            if self._tls:
+                speaking = self._tls.wrap_socket(connection, server_side=True)
+            with self._lock:
+                self._open.add(speaking)
             assert decoder.decode_string() == _HELLO
             for _ in range(4):  # layering, session, user agent, types
                 decoder.decode_object()
@@ -93,13 +104,13 @@ class DaxNode:
                 while self.hangs:
                     threading.Event().wait(0.05)
                 if answer is not None:
-                    connection.sendall(answer)
+                    speaking.sendall(answer)
         except (NoMoreData, OSError):
             pass
         finally:
             with self._lock:
-                self._open.discard(connection)
-            connection.close()
+                self._open.discard(speaking)
+            speaking.close()
 
     def _answer(self, decoder: Any) -> bytes | None:
         assert decoder.decode_int() == _SERVICE
