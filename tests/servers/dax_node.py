@@ -8,6 +8,7 @@ cache is as bad as DAX may be by its documentation: what was read once, absence 
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ class DaxNode:
             while True:
                 answer = self._answer(decoder)
                 while self.hangs:
-                    threading.Event().wait(0.05)
+                    time.sleep(0.05)
                 if answer is not None:
                     speaking.sendall(answer)
         except (NoMoreData, OSError):
