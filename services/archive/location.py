@@ -54,13 +54,14 @@ def read(location: str, problems: list[str] | None = None, *, growing: Mapping[s
     return history
 
 
-def check(location: str) -> None:
-    """A quick look without reading; an object store is not asked.
+def check(location: str, symbols: Collection[str] = ()) -> None:
+    """A quick look without reading; an object store is not asked, and of symbols only the bundled tape's are known.
 
     Raises: InvalidRequestError when there is nothing at the location, or something else than a regular file or a
-    folder, or when its URI's scheme is none of those that lakes lie on.
+    folder, or when its URI's scheme is none of those that lakes lie on, or when a symbol is not there.
     """
     if location == bokeh.LOCATION:
+        _check_symbols(location, set(symbols), set(bokeh.SYMBOLS))
         return
     if len(location) > _LONGEST_LOCATION:
         raise unreadable(shown(location), f"is longer than {_LONGEST_LOCATION:,} characters")

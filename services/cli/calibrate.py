@@ -13,6 +13,7 @@ from rich.table import Table
 from services.cli.calibration_files import labelled, read_reviewed, write_labels, write_sample
 from services.cli.calibration_plot import print_trade_off, save_plot, unit_words
 from services.cli.model import on_every_scorer
+from services.cli.plot_file import open_pyplot
 from services.cli.score_archive import ScoreArchive, from_gateway, from_lake
 from services.cli.settings import MeshSettings
 from services.domain.alert import Disposition
@@ -28,6 +29,7 @@ from services.domain.alert_budget import (
 from services.domain.disposition_bands import Band, bands
 from services.domain.errors import NotConfiguredError, TapewatchError
 from services.domain.threshold import THRESHOLD_FILE, ThresholdCalibration
+from services.runtime.errors import exit_code_of
 from services.runtime.exit_codes import EXIT_FAILED
 from tapewatch.scorer.v1 import model_service_pb2
 
@@ -67,11 +69,13 @@ async def calibrate(settings: MeshSettings, options: CalibrateOptions, console: 
         return await _calibrate(settings, options, console)
     except TapewatchError as error:
         console.print(f"tapewatch calibrate: {error.message}", style="bold red", soft_wrap=True, highlight=False)
-        return EXIT_FAILED
+        return exit_code_of(error)
 
 
 async def _calibrate(settings: MeshSettings, options: CalibrateOptions, console: Console) -> int:
     folder = settings.tapewatch_dir
+    if options.plot is not None:
+        open_pyplot(options.plot)  # before anything is written
     everything = await _read(settings, options)
     reviewed = {} if options.reviewed is None else read_reviewed(options.reviewed)
     if options.export_labels is not None:

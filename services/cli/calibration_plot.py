@@ -8,8 +8,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from services.cli.plot_file import open_pyplot
 from services.domain.alert_budget import TradeOff, log_odds
-from services.domain.errors import NotConfiguredError
 from services.domain.threshold import PER_DAY
 
 _BAR_CHARACTERS = 40
@@ -43,15 +43,9 @@ def _thresholds(curve: TradeOff, chosen: float) -> Sequence[float]:
 def save_plot(path: Path, curve: TradeOff, unit: str, chosen: float, served: float, budget: float) -> None:
     """Write the curve with the budget, the chosen and the served threshold as a PNG.
 
-    Raises: NotConfiguredError when matplotlib is not installed.
+    Raises: NotConfiguredError and InvalidRequestError as `open_pyplot`.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise NotConfiguredError("the plot", "up matplotlib: pip install -e '.[plot]'") from None
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
+    plt = open_pyplot(path)
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     axes.step([log_odds(t) for t in curve.thresholds], curve.alerts, where="post", color="black", label="alerts")
     axes.axhline(budget, color="tab:green", linestyle="--", label=f"budget {budget:g}")

@@ -11,7 +11,7 @@ from services.domain.canary import CanaryOutcome, choose
 from services.pipeline.canary_play import DEADLINE_SECONDS, play
 from services.pipeline.live_path_client import LivePathClient
 from services.runtime.channels import open_channel
-from services.runtime.exit_codes import EXIT_FAILED
+from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 from services.wire.time import timestamp_from_proto
 from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
 
@@ -43,7 +43,7 @@ async def canary(settings: MeshSettings, names: Sequence[str], console: Console)
         chosen = choose(names)
     except ValueError as error:
         console.print(f"tapewatch canary: {error}", style="bold red", soft_wrap=True)
-        return EXIT_FAILED
+        return EXIT_MISCONFIGURED
     ingest, gateway = settings.ingest_address, settings.gateway_address
     console.print(f"playing {len(chosen)} canaries from ingest {ingest} to gateway {gateway}", style="dim")
     async with open_channel(ingest, settings) as source, open_channel(gateway, settings) as sink:

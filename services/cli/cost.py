@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from services.cli.plot_file import open_pyplot
 from services.costs.model import DESIGNS, Load, Prices, crossovers, read_prices, total
-from services.domain.errors import NotConfiguredError
 
 _SYMBOLS = sorted({max(1, round(10 ** (i / 20))) for i in range(81)})
 _OLD_CLAIM = (0.6, 0.8)
@@ -16,6 +17,7 @@ _OLD_CLAIM = (0.6, 0.8)
 
 def cost(load: Load, region: str, prices_file: Path | None, plot: Path | None, console: Console) -> int:
     """Print the designs' costs, which to choose, and the cross-overs; draw them when asked. The exit code."""
+    pyplot = None if plot is None else open_pyplot(plot)
     prices, provenance = read_prices(region, prices_file)
     months = {name: design(load, prices) for name, design in DESIGNS.items()}
     parts = list(next(iter(months.values())))
@@ -33,7 +35,7 @@ def cost(load: Load, region: str, prices_file: Path | None, plot: Path | None, c
     steps = [f"{name} from {count:,} symbols" for count, name in changes]
     console.print(f"Cheapest by load, everything else as it is: {', then '.join(steps)} (looked at up to 10,000).")
     if plot is not None:
-        _draw(load, prices, plot)
+        _draw(pyplot, load, prices, plot)
         console.print(f"Plot: {plot}")
     return 0
 
@@ -46,14 +48,7 @@ def _claim(months: dict[str, dict[str, float]], reference: float, console: Conso
         console.print(f"Old claim, {low:.0%} to {high:.0%} cheaper than polling; {name}: {verdict} ({saved:+.0%}).")
 
 
-def _draw(load: Load, prices: Prices, path: Path) -> None:
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise NotConfiguredError("the plot needs matplotlib, which", "it up: pip install -e '.[train]'") from error
+def _draw(pyplot: Any, load: Load, prices: Prices, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for name, design in DESIGNS.items():
         axes.loglog(_SYMBOLS, [total(design, replace(load, symbols=n), prices) for n in _SYMBOLS], label=name)

@@ -8,7 +8,7 @@ from rich.table import Table
 from services.domain.errors import TapewatchError
 from services.queue.open import open_queue
 from services.queue.settings import QueueSettings
-from services.runtime.exit_codes import EXIT_FAILED
+from services.runtime.errors import exit_code_of
 
 
 def show(limit: int, console: Console) -> int:
@@ -19,7 +19,7 @@ def show(limit: int, console: Console) -> int:
         queue.close()
     except TapewatchError as error:
         print(f"tapewatch dispatch dead-letters: {error.message}", file=sys.stderr)
-        return EXIT_FAILED
+        return exit_code_of(error)
     table = Table("group", "reason", "message")
     for letter in letters:
         table.add_row(letter.group_id, letter.reason, letter.body)

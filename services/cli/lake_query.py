@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from services.archive import lake
+from services.archive.errors import unreadable
 from services.archive.filesystem import explain, open_filesystem
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError, TapewatchError
 from services.gateway.lake import CHANGES_SCHEMA
-from services.runtime.exit_codes import EXIT_FAILED
+from services.runtime.errors import exit_code_of
+from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 
 if TYPE_CHECKING:
     import duckdb
@@ -29,18 +31,29 @@ _DAY = pa.field("dt", pa.string())
 def open_lake(location: str) -> "duckdb.DuckDBPyConnection":
     """A database with the lake's tables, `dt` among their columns; it reaches nothing but the lake.
 
-    Raises: NotConfiguredError when DuckDB is missing or the location unknown; DependencyUnavailableError when the lake
-    cannot be read.
+    Raises: NotConfiguredError when DuckDB is missing or the location unknown; InvalidRequestError when there is
+    nothing at it; DependencyUnavailableError when the lake cannot be read.
     """
     try:
         import duckdb
     except ImportError as error:
         raise NotConfiguredError("DuckDB, which queries the lake,", "it up: pip install -e '.[lake]'") from error
     filesystem, root = open_filesystem(location, "LAKE_URI")
+    _check_there(filesystem, root, location)
     connection = duckdb.connect(":memory:", config={"enable_external_access": "false"})
     for name, schema in TABLES.items():
         connection.register(name, _dataset(filesystem, f"{root}/{name}", schema, location))
     return connection
+
+
+def _check_there(filesystem: fs.FileSystem, root: str, location: str) -> None:
+    """An empty lake has a folder; where there is none, the name is wrong."""
+    try:
+        found = filesystem.get_file_info(root).type
+    except (OSError, pa.ArrowException) as error:
+        raise DependencyUnavailableError("lake", explain(error, location)) from error
+    if found is fs.FileType.NotFound:
+        raise unreadable(location, "does not exist")
 
 
 def _dataset(filesystem: fs.FileSystem, folder: str, schema: pa.Schema, location: str) -> Any:
@@ -69,7 +82,7 @@ def query(location: str, sql: str, how: str, console: Console) -> int:
         connection = open_lake(location)
     except TapewatchError as error:
         print(f"tapewatch: {error.message}", file=sys.stderr)
-        return EXIT_FAILED
+        return exit_code_of(error)
     import duckdb
 
     try:
@@ -77,7 +90,9 @@ def query(location: str, sql: str, how: str, console: Console) -> int:
         rows = found.to_arrow_table() if found is not None else None
     except (duckdb.Error, OSError, pa.ArrowException) as error:
         print(f"tapewatch: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        # What the SQL says is wrong, or it wants what a query of the lake may not reach.
+        refused = isinstance(error, duckdb.ProgrammingError | duckdb.PermissionException)
+        return EXIT_MISCONFIGURED if refused else EXIT_FAILED
     finally:
         connection.close()
     if rows is not None:

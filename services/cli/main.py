@@ -44,6 +44,17 @@ def _sentences(error: Exception, command: str) -> Sequence[str]:
     return []
 
 
+def _exit_code(error: Exception) -> int:
+    """Of an error that has its sentences."""
+    from services.domain.errors import TapewatchError
+
+    if not isinstance(error, TapewatchError):
+        return EXIT_MISCONFIGURED
+    from services.runtime.errors import exit_code_of
+
+    return exit_code_of(error)
+
+
 def main() -> None:
     """Run the command."""
     try:
@@ -57,7 +68,7 @@ def main() -> None:
         if not sentences:
             raise
         print("\n".join(sentences), file=sys.stderr)
-        raise SystemExit(EXIT_MISCONFIGURED) from None
+        raise SystemExit(_exit_code(error)) from None
 
 
 if __name__ == "__main__":

@@ -78,10 +78,14 @@ class Process:
 
 
 class MeshFailedError(DependencyUnavailableError):
-    """A service cannot run; the message is its own last words. Its log is named unless it was not started."""
+    """A service cannot run; the message is its own last words. Its log is named unless it was not started.
 
-    def __init__(self, process: Process, detail: str, *, started: bool = True) -> None:
+    It is retryable where the service was too slow, and not where somebody must mend what the message names.
+    """
+
+    def __init__(self, process: Process, detail: str, *, started: bool = True, retryable: bool = False) -> None:
         super().__init__(process.name, f"{detail} (log: {process.log})" if started else detail)
+        self.retryable = retryable
 
 
 def _in_use(process: Process) -> str:
@@ -167,7 +171,8 @@ class Mesh:
             await self.stop()
             if isinstance(error, MeshFailedError):
                 raise
-            raise MeshFailedError(late[0], f"was not serving after {_START_SECONDS:.0f} s") from error
+            words = f"was not serving after {_START_SECONDS:.0f} s"
+            raise MeshFailedError(late[0], words, retryable=True) from error
 
     def _note_processes(self) -> None:
         """Keep names and process ids in the folder, for operators and for tests that kill."""

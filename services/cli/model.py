@@ -10,8 +10,7 @@ from rich.table import Table
 
 from services.cli.settings import MeshSettings
 from services.runtime.channels import open_channel
-from services.runtime.errors import error_from_rpc
-from services.runtime.exit_codes import EXIT_FAILED
+from services.runtime.errors import error_from_rpc, exit_code_of
 from tapewatch.scorer.v1 import model_service_pb2 as pb
 from tapewatch.scorer.v1.model_service_pb2_grpc import ModelServiceStub
 
@@ -26,23 +25,23 @@ Call = Callable[["ModelServiceAsyncStub"], Awaitable[str]]
 
 
 async def on_every_scorer(settings: MeshSettings, call: Call, console: Console) -> int:
-    """Call every scorer of the pool, each on its own. The exit code: 1 when one failed, which the others do not undo.
+    """Call every scorer of the pool, each on its own. The exit code: the worst of all, which the others do not undo.
 
     A pool must judge alike, so a scorer that failed is called again once it is back.
     """
 
-    async def one(address: str) -> tuple[str, bool]:
+    async def one(address: str) -> tuple[str, int]:
         try:
             async with open_channel(address, settings) as channel:
-                return await call(ModelServiceStub(channel)), True
+                return await call(ModelServiceStub(channel)), 0
         except grpc.aio.AioRpcError as error:
-            return error_from_rpc(error, f"scorer {address}").message, False
+            return error_from_rpc(error, f"scorer {address}").message, exit_code_of(error)
 
     addresses = settings.pool()
     answers = await asyncio.gather(*(one(address) for address in addresses))
-    for address, (words, good) in zip(addresses, answers, strict=True):
-        console.print(f"{address}: {words}", style="" if good else "bold red", highlight=False, soft_wrap=True)
-    return 0 if all(good for _, good in answers) else EXIT_FAILED
+    for address, (words, code) in zip(addresses, answers, strict=True):
+        console.print(f"{address}: {words}", style="bold red" if code else "", highlight=False, soft_wrap=True)
+    return max(code for _, code in answers)
 
 
 async def reload(settings: MeshSettings, version: str, console: Console) -> int:
@@ -138,7 +137,7 @@ async def listed(settings: MeshSettings, console: Console) -> int:
             models = (await ModelServiceStub(channel).ListModels(pb.ListModelsRequest())).models
     except grpc.aio.AioRpcError as error:
         console.print(error_from_rpc(error, f"scorer {address}").message, style="bold red", soft_wrap=True)
-        return EXIT_FAILED
+        return exit_code_of(error)
     table = Table("version", "trained", "threshold", "does")
     for model in models:
         roles = [pb.ModelRole.Name(role).removeprefix("MODEL_ROLE_").lower() for role in model.roles]

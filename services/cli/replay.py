@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from services.runtime.channels import open_channel
-from services.runtime.errors import error_from_rpc
+from services.runtime.errors import error_from_rpc, exit_code_of
 from services.runtime.exit_codes import EXIT_FAILED
 from services.runtime.settings import ClientSettings
 from tapewatch.ingest.v1 import ingest_service_pb2 as pb
@@ -51,7 +51,7 @@ async def replay(
         except grpc.aio.AioRpcError as error:
             message = error_from_rpc(error, f"ingest {address}").message
             console.print(f"tapewatch replay: {message}", style="bold red", soft_wrap=True)
-            return EXIT_FAILED
+            return exit_code_of(error)
     state = replay_pb2.ReplayState.Name(current.state).removeprefix("REPLAY_STATE_").lower()
     rejected = f", {current.rejected_quotes} rejected (dead letters)" if current.rejected_quotes else ""
     why = f": {current.error}" if current.error else ""

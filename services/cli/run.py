@@ -24,7 +24,7 @@ from services.cli.tally import Tally, take, valid_keys
 from services.cli.watch import changes
 from services.domain.errors import DependencyUnavailableError, TapewatchError
 from services.domain.quote import LIVE_TAPE, format_time
-from services.runtime.errors import error_from_rpc, is_transient
+from services.runtime.errors import error_from_rpc, exit_code_of, is_transient
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from services.runtime.stopping import stopped_within
 from services.wire.time import timestamp_from_proto
@@ -169,6 +169,7 @@ async def run(
     mesh = Mesh(settings, scorers, mode=mode)
     observer = None
     tally = None
+    code = EXIT_FAILED
     async with interruptible() as stopping:
         try:
             await mesh.start()
@@ -184,6 +185,7 @@ async def run(
                 await asyncio.gather(alerts, return_exceptions=True)
         except TapewatchError as error:
             console.print(f"tapewatch: {error.message}", style="bold red", soft_wrap=True)
+            code = exit_code_of(error)
         finally:
             if observer is not None:
                 await observer.close()
@@ -193,7 +195,7 @@ async def run(
     state.save(path)
     if tally is None:
         if not stopping.is_set():
-            return EXIT_FAILED
+            return code
         console.print(f"stopped; nothing is lost. The same command goes on with {state.tape}.")
         return EXIT_INTERRUPTED
     _print_summary(console, tally, state, settings)
@@ -232,7 +234,7 @@ async def up(settings: MeshSettings, options: UpOptions, console: Console) -> in
                 await asyncio.gather(alerts, return_exceptions=True)
         except TapewatchError as error:
             console.print(f"tapewatch: {error.message}", style="bold red", soft_wrap=True)
-            return EXIT_FAILED
+            return exit_code_of(error)
         finally:
             if observer is not None:
                 await observer.close()

@@ -9,8 +9,7 @@ from rich.table import Table
 from services.cli.settings import MeshSettings
 from services.domain.quote import format_time
 from services.runtime.channels import open_channel
-from services.runtime.errors import error_from_rpc
-from services.runtime.exit_codes import EXIT_FAILED
+from services.runtime.errors import error_from_rpc, exit_code_of
 from services.wire.time import timestamp_from_proto
 from tapewatch.dispatch.v1 import dispatch_service_pb2, task_pb2
 from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceStub
@@ -45,7 +44,7 @@ async def tasks(settings: MeshSettings, address: str, state: str, limit: int, co
                 response = await stub.ListTasks(request)
             except grpc.aio.AioRpcError as error:
                 console.print(f"tapewatch dispatch tasks: {error_from_rpc(error, 'dispatch').message}", soft_wrap=True)
-                return EXIT_FAILED
+                return exit_code_of(error)
             found += response.tasks
             if not response.next_page_token:
                 break

@@ -1,6 +1,7 @@
 """Watching alerts from any gateway, across disconnects."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
@@ -10,7 +11,7 @@ from services.cli.console import make_console
 from services.domain.errors import TapewatchError
 from services.domain.quote import format_time
 from services.runtime.channels import open_channel
-from services.runtime.errors import error_from_rpc, is_transient
+from services.runtime.errors import error_from_rpc, exit_code_of, is_transient
 from services.runtime.settings import ClientSettings
 from services.wire.time import timestamp_from_proto
 from tapewatch.gateway.v1 import alert_pb2
@@ -152,4 +153,5 @@ async def watch(
             else:
                 console.print(line(response.change), soft_wrap=True)
     except TapewatchError as error:
-        raise SystemExit(f"tapewatch watch: {error.message}") from error
+        print(f"tapewatch watch: {error.message}", file=sys.stderr)
+        raise SystemExit(exit_code_of(error)) from error

@@ -99,7 +99,7 @@ class Replays:
                     return known
                 replay = known.changed(now, state=ReplayState.RUNNING, speed=speed, error="")
             else:
-                await asyncio.to_thread(archive.check, location)
+                await asyncio.to_thread(archive.check, location, symbols)
                 replay = Replay(tape, location, symbols, speed, ReplayState.RUNNING, now, now)
             await asyncio.to_thread(self._progress.save, replay)
             self._play(replay)

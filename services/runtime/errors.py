@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from services.domain import errors as domain
 from services.domain.errors import FieldViolation, TapewatchError
+from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 from tapewatch.errors.v1.error_reason_pb2 import ErrorReason
 
 DOMAIN = "tapewatch"
@@ -33,6 +34,13 @@ CODES: dict[type[TapewatchError], tuple[grpc.StatusCode, "ErrorReason.ValueType"
 """Every concrete domain error, its status code and its reason; a test fails on a subclass that is missing."""
 
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+_REFUSALS = {
+    _Code.INVALID_ARGUMENT,
+    _Code.NOT_FOUND,
+    _Code.FAILED_PRECONDITION,
+    _Code.OUT_OF_RANGE,
+    _Code.UNAUTHENTICATED,
+}
 _TRANSIENT = {_Code.UNAVAILABLE, _Code.ABORTED, _Code.DEADLINE_EXCEEDED, _Code.RESOURCE_EXHAUSTED, _Code.CANCELLED}
 
 
@@ -121,3 +129,15 @@ def unavailable_from_rpc(error: grpc.aio.AioRpcError, peer: str) -> domain.Depen
 def is_transient(code: grpc.StatusCode) -> bool:
     """Whether the same call may succeed later."""
     return code in _TRANSIENT
+
+
+def exit_code_of(error: TapewatchError | grpc.aio.AioRpcError) -> int:
+    """How a command ends: EXIT_MISCONFIGURED where the same call never succeeds, EXIT_FAILED where it may later.
+
+    An error that came of a failed call goes by that call's own code.
+    """
+    if isinstance(error, TapewatchError):
+        if not isinstance(error.__cause__, grpc.aio.AioRpcError):
+            return EXIT_FAILED if error.retryable else EXIT_MISCONFIGURED
+        error = error.__cause__
+    return EXIT_MISCONFIGURED if error.code() in _REFUSALS else EXIT_FAILED

@@ -29,7 +29,8 @@ from services.pipeline.score_then_record import score_then_record
 from services.pipeline.task_report import TaskReport, write_report
 from services.queue import market_message
 from services.runtime.channels import open_channel
-from services.runtime.exit_codes import EXIT_FAILED, EXIT_FAULT, EXIT_MISCONFIGURED
+from services.runtime.errors import exit_code_of
+from services.runtime.exit_codes import EXIT_FAILED, EXIT_FAULT
 from services.runtime.telemetry import Telemetry, context_of
 from services.scorer.main import NO_GATEWAY, make_loader, make_service
 from services.scorer.settings import RunOnceSettings
@@ -136,7 +137,7 @@ def main() -> int:
     except TapewatchError as error:
         print(f"tapewatch scorer run-once: {error.message}", file=sys.stderr)
         _report(settings, TaskReport(settings.batch_size, 0, {}, (error.message,)))
-        return EXIT_FAILED if error.retryable else EXIT_MISCONFIGURED
+        return exit_code_of(error)
     except Exception:
         _log.exception("the batch %s ended in a fault", settings.correlation_id)
         return EXIT_FAULT

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from services.domain.errors import NotConfiguredError, NotFoundError, TapewatchError
 from services.domain.model import METADATA_FILE
+from services.runtime.errors import exit_code_of
 from services.training import card, evaluation, plots
 from services.training import pumps as labelled_pumps
 from services.training.fit import Training
@@ -109,10 +110,10 @@ def evaluate(
     except ModuleNotFoundError as error:
         missing = NotConfiguredError(f"evaluation ({error.name} is missing)", "up with: pip install -e '.[train]'")
         _console.print(missing.message, style="red", highlight=False)
-        raise typer.Exit(1) from error
+        raise typer.Exit(exit_code_of(missing)) from error
     except TapewatchError as error:
         _console.print(error.message, style="red", highlight=False)
-        raise typer.Exit(1) from error
+        raise typer.Exit(exit_code_of(error)) from error
     typer.echo(f"{output}: {', '.join(figures)}")
 
 

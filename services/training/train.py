@@ -17,6 +17,7 @@ from services.domain.feature_definitions import FEATURE_HASH, FEATURES, WINDOW
 from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE, FeatureUsual, ModelMetadata, logistic
 from services.domain.stability import SCORE
 from services.domain.typology import OBSERVABLE
+from services.runtime.errors import exit_code_of
 from services.training import networks, version_folder
 from services.training.checkpoint import Checkpoint
 from services.training.dataset import Part, Rows
@@ -187,7 +188,7 @@ def train(
         )
     except TapewatchError as error:
         _console.print(error.message, style="red", highlight=False)
-        raise typer.Exit(1) from error
+        raise typer.Exit(exit_code_of(error)) from error
     typer.echo(f"{output / metadata.version}: threshold {metadata.threshold:.4f}")
     for name, value in metadata.metrics.items():
         typer.echo(f"  {name} = {value:.4f}")

@@ -28,7 +28,7 @@ def test_a_run_is_calibrated_and_the_next_one_judges_at_the_threshold(mesh: Mesh
     alerts = int(second.stdout.rpartition("alerts=")[2].split()[0])
     assert alerts == pytest.approx(written["expected_alerts"] * written["symbol_days"] / 500, abs=2)
     nowhere = mesh.command("calibrate", "--from", str(mesh.folder / "nothing"))
-    assert nowhere.returncode == 1
+    assert nowhere.returncode == 2
     assert "Traceback" not in nowhere.stdout + nowhere.stderr
     wrong = mesh.command("calibrate", "--unit", "week")
     assert wrong.returncode == 2

@@ -91,7 +91,7 @@ def test_a_blind_model_turns_the_canaries_red_and_nobody_is_paged(mesh: Mesh) ->
         models.ReloadModel(model_service_pb2.ReloadModelRequest(), timeout=20)
         assert seconds_until(GREEN) <= 2 * INTERVAL_SECONDS
         unknown = mesh.command("canary", "no-such-bird")
-        assert unknown.returncode == 1
+        assert unknown.returncode == 2
         assert "there are pump-and-dump" in unknown.stdout
 
         def tapes(asked: str) -> set[str]:

@@ -75,7 +75,7 @@ def test_watch_prints_alerts_and_resumes(running_mesh: Mesh) -> None:
 
 def test_watch_of_a_foreign_token_is_refused_in_words(running_mesh: Mesh) -> None:
     done = running_mesh.command("watch", "--resume-token", "bm9ib2R5OjU=")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "another store" in done.stderr
 
 
@@ -84,10 +84,14 @@ def test_replay_through_a_running_mesh(running_mesh: Mesh) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "196 quotes published" in done.stdout
     nowhere = running_mesh.command("replay", "--from", "/no/such/file.csv")
-    assert nowhere.returncode == 1
+    assert nowhere.returncode == 2
     assert "/no/such/file.csv" in nowhere.stdout
+    for words, arguments in (("ZZZZ", ("--symbols", "AAPL,ZZZZ")), ("live is not", ("--tape", "live"))):
+        wrong = running_mesh.command("replay", *arguments)
+        assert wrong.returncode == 2, wrong.stdout
+        assert words in wrong.stdout
     brackets = running_mesh.command("replay", "--from", "/no/[/such].csv")
-    assert brackets.returncode == 1
+    assert brackets.returncode == 2
     assert "/no/[/such].csv" in brackets.stdout
     assert "Traceback" not in brackets.stderr
 
@@ -102,7 +106,7 @@ def test_a_busy_port_ends_in_one_sentence(mesh: Mesh) -> None:
     assert alone.returncode == 2
     assert "GRPC_PORT" in alone.stderr
     assert "Traceback" not in alone.stderr
-    assert whole.returncode == 1
+    assert whole.returncode == 2
     assert mesh.gateway in whole.stdout
     assert "Traceback" not in whole.stdout + whole.stderr
 

@@ -366,5 +366,5 @@ def test_auto_goes_by_tasks_while_no_scorer_serves(up: Mesh) -> None:
 
 def test_warm_mode_says_that_it_has_no_tasks(running_mesh: Mesh) -> None:
     listed = running_mesh.command("dispatch", "tasks")
-    assert listed.returncode == 1
+    assert listed.returncode == 2
     assert "DISPATCH_MODE" in listed.stdout

@@ -178,9 +178,10 @@ async def test_a_dry_run_and_a_refused_budget_write_nothing(mesh: MeshSettings) 
         ({"tape": "run-1"}, "does not hold the tape run-1"),
         ({"location": "/no/such/lake"}, "/no/such/lake"),
         ({"reviewed": Path("/no/such.csv")}, "/no/such.csv"),
+        ({"plot": Path("/no/such.nothing")}, "/no/such.nothing ends in none of"),
     ):
         code, shown = await run(mesh, **changes)
-        assert code == 1
+        assert code == 2
         assert words in shown.replace("\n", " "), shown
     assert sorted(mesh.tapewatch_dir.rglob("*")) == before
 
@@ -193,7 +194,7 @@ async def test_a_reviewed_file_with_a_wrong_line_is_named(mesh: MeshSettings, tm
     ):
         file.write_text(text)
         code, shown = await run(mesh, reviewed=file, dry_run=True)
-        assert code == 1
+        assert code == 2
         assert words in shown.replace("\n", " ")
 
 

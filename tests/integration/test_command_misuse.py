@@ -112,6 +112,29 @@ def test_an_address_argument_that_is_none_is_refused(address: str) -> None:
         assert f"{address!r} is not host:port" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("canary", "no-such-bird"), "no canary named no-such-bird; there are pump-and-dump"),
+        (("cost", "--region", "mars"), "'mars' is not in the price table"),
+        (("cost", "--prices", "/no/such.json"), "/no/such.json"),
+        (("cost", "--plot", "/no/such.nothing"), "/no/such.nothing ends in none of"),
+        (("lake", "query", "SELECT 1", "--lake", "/no/such"), "/no/such does not exist"),
+        (("calibrate", "--from", "/no/such"), "/no/such holds no parts of a lake"),
+        (("train", "--data", "/no/such"), "'/no/such' does not exist"),
+        (("train", "--labels", "/no/such"), "/no/such"),
+        (("evaluate", "--only", "nothing"), "'nothing' is none of the sections"),
+        (("evaluate", "--model", "/no/such"), "/no/such"),
+    ],
+)
+def test_an_argument_that_names_nothing_is_a_wrong_argument(arguments: tuple[str, ...], words: str) -> None:
+    done = tapewatch(*arguments)
+    told = done.stdout + done.stderr
+    assert words in " ".join(told.split())
+    assert "Traceback" not in told
+    assert done.returncode == 2
+
+
 def test_a_file_for_a_folder_is_named(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("")

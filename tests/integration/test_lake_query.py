@@ -66,18 +66,22 @@ def test_rows_as_a_table_and_as_csv(uri: str) -> None:
 
 def test_wrong_sql_and_a_wrong_place_are_sentences(uri: str) -> None:
     result = CliRunner().invoke(app, ["lake", "query", "SELECT nothing FROM quotes", "--lake", uri])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "nothing" in result.stderr
     result = CliRunner().invoke(app, ["lake", "query", "SELECT 1", "--lake", "gopher://lake"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "LAKE_URI" in result.stderr
+    result = CliRunner().invoke(app, ["lake", "query", "SELECT 1", "--lake", f"{uri}-elsewhere"])
+    assert (result.exit_code, "-elsewhere does not exist" in result.stderr) == (2, True)
+    result = CliRunner().invoke(app, ["lake", "query", "SELECT symbol::INT FROM quotes", "--lake", uri])
+    assert (result.exit_code, "AAPL" in result.stderr or "MSFT" in result.stderr) == (1, True)
 
 
 def test_the_query_reaches_nothing_but_the_lake(uri: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret.csv"
     secret.write_text("a\n1\n")
     result = CliRunner().invoke(app, ["lake", "query", f"SELECT * FROM read_csv('{secret}')", "--lake", uri])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "disabled" in result.stderr
 
 

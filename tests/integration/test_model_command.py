@@ -37,10 +37,12 @@ async def test_every_scorer_changes_and_says_what_it_does(pool: MeshSettings) ->
     assert said().count("challenger judges as shadow") == 2
     assert await model.canary(pool, "challenger", 0.5, console) == 0
     assert said().count("challenger judges 50.0% of the series") == 2
-    assert await model.canary(pool, "challenger", 1.5, console) == 1
+    assert await model.canary(pool, "challenger", 1.5, console) == 2
     assert said().count("1.5 is not above 0 and at most 1") == 2
-    assert await model.reload(pool, "damaged", console) == 1
+    assert await model.reload(pool, "damaged", console) == 2
     assert said().count("is damaged") == 2
+    assert await model.shadow(pool, "nobody", console) == 2
+    assert said().count("no model named 'nobody'") == 2
     async with open_client(pool.pool()[0]) as channel:
         batch = pb.ScoreStreamRequest(quotes=[quote_to_proto(quote(i)) for i in range(700)])
         assert [r async for r in ScorerServiceStub(channel).ScoreStream(iter([batch]))]

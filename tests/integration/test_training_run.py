@@ -114,7 +114,7 @@ def test_bad_data_ends_in_a_sentence_that_names_the_file(
     if content is not None:
         path.write_bytes(content)
     result = CliRunner().invoke(train.app, ["--data", str(path), "--output", str(tmp_path / "models")])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     said = " ".join(result.output.split())
     assert name in said.replace(" ", "")
     assert words in said
@@ -123,5 +123,5 @@ def test_bad_data_ends_in_a_sentence_that_names_the_file(
 
 def test_two_sources_of_one_bar_length_are_refused() -> None:
     result = CliRunner().invoke(train.app, ["--data", "bokeh", "--data", "bokeh"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "same length" in " ".join(result.output.split())

@@ -6,7 +6,8 @@ from google.rpc import error_details_pb2
 
 from services.domain import errors as domain
 from services.domain.errors import FieldViolation, TapewatchError
-from services.runtime.errors import CODES, error_from_status, internal_status, status_of
+from services.runtime.errors import CODES, error_from_rpc, error_from_status, exit_code_of, internal_status, status_of
+from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 
 
 def subclasses(root: type[TapewatchError]) -> set[type[TapewatchError]]:
@@ -69,6 +70,34 @@ def test_the_caller_tells_invalid_from_transient(error: TapewatchError) -> None:
     else:
         assert not isinstance(back, domain.InvalidRequestError)
         assert back.retryable
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda e: type(e).__name__)
+def test_a_command_ends_by_what_may_succeed_later(error: TapewatchError) -> None:
+    assert exit_code_of(error) == (EXIT_FAILED if error.retryable else EXIT_MISCONFIGURED)
+
+
+@pytest.mark.parametrize(
+    ("code", "ends"),
+    [
+        (grpc.StatusCode.NOT_FOUND, EXIT_MISCONFIGURED),
+        (grpc.StatusCode.FAILED_PRECONDITION, EXIT_MISCONFIGURED),
+        (grpc.StatusCode.OUT_OF_RANGE, EXIT_MISCONFIGURED),
+        (grpc.StatusCode.UNAUTHENTICATED, EXIT_MISCONFIGURED),
+        (grpc.StatusCode.UNAVAILABLE, EXIT_FAILED),
+        (grpc.StatusCode.INTERNAL, EXIT_FAILED),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, EXIT_FAILED),
+    ],
+)
+def test_a_command_ends_by_the_code_of_the_call_that_failed(code: grpc.StatusCode, ends: int) -> None:
+    call = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "why")
+    assert exit_code_of(call) == ends
+    with pytest.raises(TapewatchError) as caught:
+        try:
+            raise call
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, "peer") from error
+    assert exit_code_of(caught.value) == ends
 
 
 def test_a_fault_of_ours_tells_nothing_of_our_insides() -> None:

@@ -254,6 +254,7 @@ async def test_an_unusable_file_fails_the_replay_with_a_sentence(tmp_path: Path)
         ("bokeh", "canary", [], 0, "tape"),
         ("bokeh", "Run 1", [], 0, "tape"),
         ("bokeh", "run-1", ["aapl"], 0, "symbols\\[0\\]"),
+        ("bokeh", "run-1", ["AAPL", "ZZZZ"], 0, "location: bokeh does not hold ZZZZ"),
         ("bokeh", "run-1", [], -1.0, "speed"),
         ("bokeh", "run-1", [], float("nan"), "speed"),
     ],
@@ -262,7 +263,7 @@ async def test_bad_requests_name_the_field(
     tmp_path: Path, location: str, tape: str, symbols: list[str], speed: float, field: str
 ) -> None:
     async with world(tmp_path) as w:
-        with pytest.raises(InvalidRequestError, match=f"^{field}: "):
+        with pytest.raises(InvalidRequestError, match=f"^{field}"):
             await w.replays.start(location, tape, symbols, speed)
         assert not w.tasks
 
