@@ -280,6 +280,9 @@ def up_aws_local(program: Path, code: Path, port: int, options: UpOptions, conso
             soft_wrap=True,
         )
         local = settings.model_copy(update={"tapewatch_dir": folder})
-        code_of_exit = asyncio.run(up(local, options, console))
-    console.print("ministack is stopped, and what it held is gone.")
+        code_of_exit = asyncio.run(up(local, options, console, kept=False))
+    console.print(
+        "stopped, ministack too; what it held was in memory and is gone, and the same command begins anew.",
+        soft_wrap=True,
+    )
     return code_of_exit

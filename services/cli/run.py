@@ -203,8 +203,8 @@ async def run(
     return 0 if tally.complete else EXIT_FAILED
 
 
-async def up(settings: MeshSettings, options: UpOptions, console: Console) -> int:
-    """The mesh, staying up until Ctrl-C. The exit code."""
+async def up(settings: MeshSettings, options: UpOptions, console: Console, *, kept: bool = True) -> int:
+    """The mesh, staying up until Ctrl-C. The exit code. What is not `kept` the same command cannot go on with."""
     source, location, symbols = options.source, options.location, options.symbols
     ingest = {"SYMBOLS": ",".join(symbols)} if symbols else {}
     if source != "replay":
@@ -241,6 +241,8 @@ async def up(settings: MeshSettings, options: UpOptions, console: Console) -> in
             await mesh.stop()
     if state is not None:
         state.save(path)
+    if not kept:
+        return 0
     if state is not None and state.finished:
         console.print(f"stopped; {tape} was played to its end, and the same command starts a new tape.")
     else:
