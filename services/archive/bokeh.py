@@ -1,16 +1,28 @@
 """The bundled tape: daily bars of AAPL, FB, GOOG, IBM and MSFT, 2000-2013, unadjusted, public domain."""
 
+import importlib
+
 import numpy as np
 
 from services.archive.bars import DAY_SECONDS, Bars, causal_split_ratio
+from services.domain.errors import NotConfiguredError
 
 LOCATION = "bokeh"
 SOURCE = "quandl_wiki"
 SYMBOLS = ("AAPL", "FB", "GOOG", "IBM", "MSFT")
 
 
+def check_installed() -> None:
+    """Raises: NotConfiguredError when the package that holds the tape is missing."""
+    try:
+        importlib.import_module("bokeh_sampledata")
+    except ModuleNotFoundError as error:
+        raise NotConfiguredError("the bundled tape needs bokeh-sampledata, which", "it up: pip install -e .") from error
+
+
 def read() -> list[Bars]:
-    """All 12,154 bars of `bokeh-sampledata`, by symbol."""
+    """All 12,154 bars of `bokeh-sampledata`, by symbol. Raises: NotConfiguredError when it is missing."""
+    check_installed()
     from bokeh_sampledata import stocks  # parses its file on import
 
     history = []

@@ -42,7 +42,7 @@ def read(location: str, problems: list[str] | None = None, *, growing: Mapping[s
     before: a length once found stays. It is not guessed from a single bar, unless all other symbols have one length. A
     CSV file's last line counts then once its newline is there.
 
-    Raises: InvalidRequestError when there is nothing to use, naming the file.
+    Raises: InvalidRequestError when there is nothing to use, naming the file; NotConfiguredError as `check`.
     """
     found: list[str] = []
     history = _with_lengths(_read(location, found, growing is not None), growing, found)
@@ -58,9 +58,11 @@ def check(location: str, symbols: Collection[str] = ()) -> None:
     """A quick look without reading; an object store is not asked, and of symbols only the bundled tape's are known.
 
     Raises: InvalidRequestError when there is nothing at the location, or something else than a regular file or a
-    folder, or when its URI's scheme is none of those that lakes lie on, or when a symbol is not there.
+    folder, or when its URI's scheme is none of those that lakes lie on, or when a symbol is not there;
+    NotConfiguredError when the bundled tape is not installed.
     """
     if location == bokeh.LOCATION:
+        bokeh.check_installed()
         _check_symbols(location, set(symbols), set(bokeh.SYMBOLS))
         return
     if len(location) > _LONGEST_LOCATION:

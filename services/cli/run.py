@@ -1,7 +1,6 @@
 """`tapewatch run` and `tapewatch up`: the mesh on this machine, with its live view."""
 
 import asyncio
-import importlib
 import signal
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -12,7 +11,7 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
-from services.archive import bokeh
+from services.archive.location import check
 from services.archive.location import quotes as source_quotes
 from services.cli.arguments import UpOptions
 from services.cli.live_view import LiveView, Reading
@@ -149,18 +148,12 @@ def _print_summary(console: Console, tally: Tally, state: RunState, settings: Me
     console.print(table)
 
 
-def _check_installed(location: str) -> None:
-    """Raises: ModuleNotFoundError when the bundled tape is wanted and not installed: ingest would find out later."""
-    if location == bokeh.LOCATION:
-        importlib.import_module("bokeh_sampledata")
-
-
 async def run(
     settings: MeshSettings, location: str, symbols: Sequence[str], scorers: int, mode: str, console: Console
 ) -> int:
     """Replay `location` through the mesh to its end, and compare what is stored with the source. The exit code."""
     started = time.monotonic()
-    _check_installed(location)
+    check(location, symbols)  # ingest would find out only when the mesh is up
     path = settings.tapewatch_dir / "run.json"
     state, goes_on = RunState.load_or_new(path, location, symbols)
     state.save(path)
@@ -214,7 +207,7 @@ async def up(settings: MeshSettings, options: UpOptions, console: Console, *, ke
     state = None
     tape = LIVE_TAPE
     if source == "replay":
-        _check_installed(location)
+        check(location, symbols)
         state, goes_on = RunState.load_or_new(path, location, symbols, "replay")
         state.save(path)
         tape = state.tape

@@ -83,7 +83,7 @@ class Replays:
     async def start(self, location: str, tape: str, symbols: Sequence[str], speed: float) -> Replay:
         """Start a replay, or go on with the tape's; one that plays the same already, or has played it, stays as it is.
 
-        Raises: InvalidRequestError naming each wrong field.
+        Raises: InvalidRequestError naming each wrong field; NotConfiguredError when the bundled tape is not installed.
         """
         now = self._clock()
         symbols = tuple(sorted(set(symbols)))

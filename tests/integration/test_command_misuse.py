@@ -50,7 +50,12 @@ def test_every_declared_dependency_has_its_sentence() -> None:
     [
         ("pyarrow", ("gateway", "serve"), "tapewatch gateway serve needs pyarrow: pip install -e .\n"),
         ("rich", ("doctor",), "tapewatch doctor needs rich: pip install -e .\n"),
-        ("bokeh_sampledata", ("run",), "tapewatch run needs bokeh-sampledata: pip install -e .\n"),
+        (
+            "bokeh_sampledata",
+            ("run",),
+            "tapewatch: the bundled tape needs bokeh-sampledata, which is not configured: set it up: "
+            "pip install -e .\n",
+        ),
     ],
 )
 def test_a_missing_package_is_named_with_what_installs_it(

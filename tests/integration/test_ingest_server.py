@@ -229,6 +229,17 @@ async def test_streams_end_with_unavailable_on_the_drain(server: Server) -> None
     assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
+async def test_a_replay_of_a_tape_that_is_not_installed_says_what_installs_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bokeh_sampledata", None)
+    with pytest.raises(grpc.aio.AioRpcError, match=r"needs bokeh-sampledata.*: pip install -e \.") as raised:
+        await server.stub.StartReplay(pb.StartReplayRequest(location="bokeh", tape="run-1"))
+    assert raised.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    monkeypatch.undo()
+    assert (await server.stub.StartReplay(pb.StartReplayRequest(location="bokeh", tape="run-1"))).replay.tape == "run-1"
+
+
 async def test_a_listener_that_falls_behind_is_ended(tmp_path: Path) -> None:
     # One request beyond the limit: how much the transport takes in between does not matter.
     async with serving(tmp_path, stream_max_behind=50) as server:
