@@ -33,7 +33,7 @@ _HEALTHY_SECONDS = 10.0
 
 @dataclass(slots=True)
 class Process:
-    """One service's process. `restarts` counts how often it had to be started again.
+    """One service's process. `restarts` counts how often it had to be started again, `end` is what it last ended with.
 
     `setting` is the environment variable that `address` comes from.
     """
@@ -46,6 +46,7 @@ class Process:
     log: Path
     popen: "subprocess.Popen[bytes] | None" = None
     restarts: int = 0
+    end: str = ""
     quick_failures: int = 0
     started: float = 0.0
     start_again_at: float = field(default=0.0)
@@ -212,6 +213,7 @@ class Mesh:
                             words = _in_use(process)
                         self.failure = MeshFailedError(process, words)
                         return
+                    process.end = process.last_words()
                     quick = now - process.started < _HEALTHY_SECONDS
                     process.quick_failures = process.quick_failures + 1 if quick else 0
                     pause = min(_LONGEST_RESTART_PAUSE_SECONDS, 0.1 * 2**process.quick_failures)

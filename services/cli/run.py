@@ -4,7 +4,7 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import grpc
@@ -82,24 +82,37 @@ def _source_keys(location: str, tape: str, symbols: Sequence[str]) -> set[str]:
     return valid_keys(source, datetime.now(UTC))
 
 
+@asynccontextmanager
+async def _restarts_outlived(observer: MeshObserver, state: RunState | None, speed: float = 0.0) -> AsyncIterator[None]:
+    """Go on when a service is being started again, and with a replay that ingest does not know any more.
+
+    Raises: TapewatchError when ingest refuses the replay.
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        if state is not None and error.code() is grpc.StatusCode.NOT_FOUND:  # ingest's file was lost
+            await observer.start_replay(state.location, state.tape, state.symbols, speed)
+
+
 async def _follow_replay(
-    observer: MeshObserver, mesh: Mesh, tape: str, view: LiveView, stopping: asyncio.Event
+    observer: MeshObserver, mesh: Mesh, state: RunState, view: LiveView, stopping: asyncio.Event
 ) -> replay_pb2.Replay | None:
-    """Show a replay until every quote left the queue; None when stopped before.
+    """Show a replay until every quote left the queue; None when stopped before. One that ingest lost begins again.
 
     Raises: MeshFailedError; DependencyUnavailableError when the replay cannot go on.
     """
     while not stopping.is_set():
         if mesh.failure is not None:
             raise mesh.failure
-        with suppress(grpc.aio.AioRpcError):  # a service is being started again
-            reading, replay = await _replay_reading(observer, tape)
-            reading.latency_seconds = await observer.latency_seconds(tape)
+        async with _restarts_outlived(observer, state):
+            reading, replay = await _replay_reading(observer, state.tape)
+            reading.latency_seconds = await observer.latency_seconds(state.tape)
             view.show(reading)
             if replay.state == replay_pb2.REPLAY_STATE_FAILED:
                 raise DependencyUnavailableError("replay", replay.error)
             if replay.state == replay_pb2.REPLAY_STATE_CANCELLED:
-                await observer.start_replay(replay.location, tape, replay.symbols, replay.speed)
+                await observer.start_replay(replay.location, replay.tape, replay.symbols, replay.speed)
             elif replay.state == replay_pb2.REPLAY_STATE_SUCCEEDED and reading.backlog == 0:
                 return replay
         await stopped_within(_POLL_SECONDS, stopping)
@@ -170,7 +183,7 @@ async def run(
             await observer.start_replay(location, state.tape, symbols, 0.0)
             with LiveView(console, f"tapewatch · {location} on tape {state.tape}") as view:
                 alerts = asyncio.create_task(_show_alerts(settings, state.tape, view, from_start=True))
-                replay = await _follow_replay(observer, mesh, state.tape, view, stopping)
+                replay = await _follow_replay(observer, mesh, state, view, stopping)
                 if replay is not None:
                     keys = await asyncio.to_thread(_source_keys, location, state.tape, symbols)
                     tally = await _tally(observer, mesh, state.tape, keys, replay, stopping)
@@ -192,6 +205,11 @@ async def run(
         console.print(f"stopped; nothing is lost. The same command goes on with {state.tape}.")
         return EXIT_INTERRUPTED
     _print_summary(console, tally, state, settings)
+    if not tally.complete:
+        for process in mesh.processes:
+            if process.restarts:
+                words = f"{process.name} was started again ({process.restarts}); it had ended with: {process.end}"
+                console.print(words, style="yellow", soft_wrap=True, highlight=False)
     console.print(tally.last_line(state.seconds), soft_wrap=True, highlight=False)
     return 0 if tally.complete else EXIT_FAILED
 
@@ -222,7 +240,7 @@ async def up(settings: MeshSettings, options: UpOptions, console: Console, *, ke
                 await observer.start_replay(location, tape, symbols, options.speed)
             with LiveView(console, f"tapewatch · {source} on tape {tape} · Ctrl-C stops") as view:
                 alerts = asyncio.create_task(_show_alerts(settings, tape, view, from_start=state is not None))
-                await _follow_live(observer, mesh, state, view, stopping)
+                await _follow_live(observer, mesh, state, options.speed, view, stopping)
                 alerts.cancel()
                 await asyncio.gather(alerts, return_exceptions=True)
         except TapewatchError as error:
@@ -244,13 +262,18 @@ async def up(settings: MeshSettings, options: UpOptions, console: Console, *, ke
 
 
 async def _follow_live(
-    observer: MeshObserver, mesh: Mesh, replaying: RunState | None, view: LiveView, stopping: asyncio.Event
+    observer: MeshObserver,
+    mesh: Mesh,
+    replaying: RunState | None,
+    speed: float,
+    view: LiveView,
+    stopping: asyncio.Event,
 ) -> None:
     """Show the mesh, and the replay if it plays one, until stopped. Raises: MeshFailedError."""
     while not stopping.is_set():
         if mesh.failure is not None:
             raise mesh.failure
-        with suppress(grpc.aio.AioRpcError):  # a service is being started again
+        async with _restarts_outlived(observer, replaying, speed):
             if replaying is not None:
                 reading, replay = await _replay_reading(observer, replaying.tape)
                 replaying.finished = replay.state == replay_pb2.REPLAY_STATE_SUCCEEDED

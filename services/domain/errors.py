@@ -77,6 +77,13 @@ class DependencyUnavailableError(TapewatchError):
         self.retry_delay_seconds = retry_delay_seconds
 
 
+class FileLostError(DependencyUnavailableError):
+    """A file that this process keeps its data in was deleted or replaced meanwhile: only a new start mends it."""
+
+    def __init__(self, dependency: str, path: str) -> None:
+        super().__init__(dependency, f"{path} was deleted or replaced while in use; what it held is lost")
+
+
 class PredecessorFailedError(TapewatchError):
     """An earlier quote of the same series failed, so this one was not tried."""
 

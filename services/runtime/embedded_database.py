@@ -3,8 +3,12 @@
 Every change is one `BEGIN IMMEDIATE` transaction on a write-ahead log, so `kill -9` of any process at any moment loses
 nothing and leaves no half-done change; readers never wait for writers. A power loss may lose the last transactions
 unless `synchronous` is FULL.
+
+A file that is deleted or replaced stays open, and SQLite would write on into what nobody finds again: each use looks
+whether the file is still in its place.
 """
 
+import os
 import queue
 import sqlite3
 import threading
@@ -14,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.domain.errors import DependencyUnavailableError, NotConfiguredError
+from services.domain.errors import DependencyUnavailableError, FileLostError, NotConfiguredError
 
 _BUSY_SECONDS = 5.0
 _POLL_SECONDS = 0.015
@@ -38,6 +42,7 @@ class EmbeddedDatabase:
     Raises:
         NotConfiguredError: The file cannot be made, written or understood.
         DependencyUnavailableError: Another process keeps it locked.
+        FileLostError: By every later use, once the file is no longer in its place.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class EmbeddedDatabase:
         self._idle_readers: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
         self._closed = False
         self._committed = float("-inf")
+        self._opened: os.stat_result | None = None
         with self._translated(opening=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._connect()
@@ -68,6 +74,7 @@ class EmbeddedDatabase:
             except BaseException:
                 self._connection.close()
                 raise
+            self._opened = path.stat()
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False)
@@ -134,10 +141,21 @@ class EmbeddedDatabase:
                 f"{self._subject} cannot make {self.path} ({error.strerror}); it", f"{self._setting} to a writable file"
             ) from error
 
+    def _check_in_place(self) -> None:
+        if self._opened is None:
+            return
+        try:
+            there = os.path.samestat(self._opened, self.path.stat())
+        except OSError:
+            there = False
+        if not there:
+            raise FileLostError(self._subject, str(self.path))
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A read-and-write transaction: committed at the end, rolled back when an error leaves the block."""
         with self._lock, self._translated():
+            self._check_in_place()
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -151,8 +169,10 @@ class EmbeddedDatabase:
     def check_writable(self) -> None:
         """Return when a transaction can be made now: a read alone succeeds while another process holds the lock.
 
-        Raises: DependencyUnavailableError when the file is locked or gone bad, NotConfiguredError when it is read-only.
+        Raises: DependencyUnavailableError when the file is locked or gone bad, NotConfiguredError when it is read-only,
+        FileLostError when it is no longer in its place.
         """
+        self._check_in_place()
         # A recent commit proves it, without queueing behind the writers at work.
         if time.monotonic() - self._committed > _PROVEN_SECONDS:
             with self.transaction():
@@ -162,6 +182,7 @@ class EmbeddedDatabase:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A connection for reads, each of which sees everything committed before it."""
         with self._reader_slots, self._translated():
+            self._check_in_place()
             try:
                 connection = self._idle_readers.get_nowait()
             except queue.Empty:

@@ -24,6 +24,7 @@ CODES: dict[type[TapewatchError], tuple[grpc.StatusCode, "ErrorReason.ValueType"
     domain.EtagMismatchError: (_Code.ABORTED, ErrorReason.ERROR_REASON_ETAG_MISMATCH),
     domain.IllegalTransitionError: (_Code.FAILED_PRECONDITION, ErrorReason.ERROR_REASON_ILLEGAL_TRANSITION),
     domain.DependencyUnavailableError: (_Code.UNAVAILABLE, ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE),
+    domain.FileLostError: (_Code.UNAVAILABLE, ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE),
     domain.PredecessorFailedError: (_Code.ABORTED, ErrorReason.ERROR_REASON_PREDECESSOR_FAILED),
     domain.ModelUnusableError: (_Code.FAILED_PRECONDITION, ErrorReason.ERROR_REASON_MODEL_UNUSABLE),
     domain.UnauthenticatedError: (_Code.UNAUTHENTICATED, ErrorReason.ERROR_REASON_UNAUTHENTICATED),

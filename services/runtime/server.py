@@ -18,7 +18,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.domain.errors import NotConfiguredError, TapewatchError
+from services.domain.errors import FileLostError, NotConfiguredError, TapewatchError
 from services.runtime.channels import MESSAGE_BYTES_LIMIT, is_loopback
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 from services.runtime.interceptors import AuthenticationInterceptor, ErrorInterceptor, TracingInterceptor
@@ -77,7 +77,10 @@ class Lifetime:
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("%s: background task %s failed", self.name, task.get_name(), exc_info=error)
+            told = isinstance(error, TapewatchError)
+            words = f": {error}" if told else ""
+            exc_info = None if told else error
+            _log.error("%s: background task %s failed%s", self.name, task.get_name(), words, exc_info=exc_info)
             self.failure = error
             self.draining.set()
 
@@ -86,13 +89,18 @@ class Lifetime:
         self._closers.append(close)
 
     def need(self, name: str, check: Callable[[], Awaitable[None]]) -> None:
-        """Answer NOT_SERVING while `check` raises a TapewatchError: the service cannot work without `name`."""
+        """Answer NOT_SERVING while `check` raises a TapewatchError: the service cannot work without `name`.
+
+        A FileLostError takes the server down: the next start makes a new file.
+        """
         self.spawn(self._watch_need(name, check), f"health: {name}")
 
     async def _watch_need(self, name: str, check: Callable[[], Awaitable[None]]) -> None:
         while not self.draining.is_set():
             try:
                 await check()
+            except FileLostError:
+                raise
             except TapewatchError as error:
                 if name not in self._missing:
                     _log.warning("%s is not serving: %s", self.name, error.message)
@@ -235,7 +243,10 @@ async def serve(name: str, settings: ServerSettings, build: Build, started: Call
     finally:
         lifetime.draining.set()
         await lifetime.close(settings.shutdown_grace_seconds)
-    return 0 if lifetime.failure is None else EXIT_FAILED
+    if lifetime.failure is None:
+        return 0
+    _log.error("%s ends: %s", name, lifetime.failure)
+    return EXIT_FAILED
 
 
 def run_server(name: str, settings: ServerSettings, build: Build) -> int:

@@ -138,6 +138,34 @@ def test_kills_in_the_middle_lose_and_double_nothing(tmp_path: Path, scorers: in
         mesh.stop()
 
 
+def delete(database: Path) -> None:
+    for name in (database.name, f"{database.name}-wal", f"{database.name}-shm"):
+        (database.parent / name).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(("name", "service"), [("store.db", "gateway"), ("queue.db", "ingest")])
+def test_a_run_whose_file_is_deleted_in_the_middle_reports_the_loss(mesh: Mesh, name: str, service: str) -> None:
+    process = mesh.start("run")
+    mesh.wait_for(lambda: recorded(mesh.folder) > 1_000, 90, "a thousand recorded quotes")
+    delete(mesh.folder / name)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, output
+    found = summary(output)
+    assert found["lost"] == BARS - found["stored"] > 0
+    assert re.search(rf"{service} was started again .*{name} was deleted or replaced while in use", output)
+
+
+def test_a_run_whose_replay_is_forgotten_in_the_middle_begins_it_again(mesh: Mesh) -> None:
+    process = mesh.start("run", "--symbols", "AAPL,IBM")
+    mesh.wait_for(lambda: recorded(mesh.folder) > 1_000, 90, "a thousand recorded quotes")
+    ingest = mesh.pids()["ingest"]
+    delete(mesh.folder / "ingest.db")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert mesh.pids()["ingest"] != ingest, "it was over before ingest saw it"
+    assert_complete(output, bars=6_540)
+
+
 def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(mesh: Mesh) -> None:
     process = mesh.start("run")
     mesh.wait_for(lambda: recorded(mesh.folder) > 1_000, 90, "a thousand recorded quotes")

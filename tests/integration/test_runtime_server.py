@@ -1,5 +1,6 @@
 """The server bootstrap and the channel factory, over real sockets: health, reflection, errors, token, TLS, drain."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,14 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from services.domain.errors import FieldViolation, InvalidRequestError, NotConfiguredError, UnauthenticatedError
+from services.domain.errors import (
+    DependencyUnavailableError,
+    FieldViolation,
+    FileLostError,
+    InvalidRequestError,
+    NotConfiguredError,
+    UnauthenticatedError,
+)
 from services.runtime.channels import is_loopback, open_channel
 from services.runtime.errors import error_from_rpc
 from services.runtime.health import address_serving
@@ -153,3 +161,19 @@ async def test_a_failing_background_task_ends_the_server() -> None:
 
     async with running(ServerSettings(), lambda lifetime: lifetime.spawn(fail(), "doomed")) as server:
         assert await server.done == 1
+
+
+async def test_a_lost_file_ends_the_server_and_a_missing_peer_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    async def lost() -> None:
+        raise FileLostError("the store", "store.db")
+
+    async def away() -> None:
+        raise DependencyUnavailableError("the queue", "is away")
+
+    async with running(ServerSettings(), lambda lifetime: lifetime.need("the queue", away)) as server:
+        await asyncio.sleep(0.1)
+        assert not server.done.done()
+    async with running(ServerSettings(), lambda lifetime: lifetime.need("the store", lost)) as server:
+        assert await asyncio.wait_for(server.done, 10) == 1
+    assert "ends: the store: store.db was deleted or replaced while in use" in caplog.messages[-1]
+    assert not any(record.exc_info for record in caplog.records), "somebody's deleting is no fault of ours"

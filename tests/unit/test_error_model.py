@@ -27,6 +27,7 @@ EXAMPLES: list[TapewatchError] = [
     domain.EtagMismatchError("al_1"),
     domain.IllegalTransitionError("CLOSED", "NEW"),
     domain.DependencyUnavailableError("queue", "is away"),
+    domain.FileLostError("the store", "store.db"),
     domain.PredecessorFailedError("live/x"),
     domain.ModelUnusableError("models/1", "is damaged"),
     domain.UnauthenticatedError(),
