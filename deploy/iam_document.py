@@ -22,8 +22,8 @@ _HEAD = """# Who may do what on AWS
 
 Written by `make iam-document` from the synthesized stacks with everything on: task mode, AppSync Events, DAX. Do not
 edit. `<…>` stands for what AWS names itself. `make deploy-check` judges every AWS call that the components make on a
-quote's way through the deployed stacks (warm mode) by these policies: a call that is not allowed fails, and so does a
-permission that nothing used, unless `tests/deploy/unused_permissions.py` says why it stands.
+quote's way through the deployed stacks, in warm and in task mode, by these policies: a call that is not allowed fails,
+and so does a permission that nothing used, unless `tests/deploy/unused_permissions.py` says why it stands.
 """
 
 

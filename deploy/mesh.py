@@ -147,6 +147,8 @@ class MeshStack(Stack):
         role = task_role(self, "DispatchRole", scene, "dispatch service")
         allow(role, "Depth", ("sqs:GetQueueAttributes",), storage.queue.queue_arn, storage.dead_letters.queue_arn)
         self._tasks.permit(role)
+        if self._tasks.on:  # it settles batches too, and what of them can never be scored
+            allow(role, "DeadLetters", ("sqs:SendMessage",), storage.dead_letters.queue_arn)
         environment = self._queue_environment() | {
             "EVENT_SOURCE": "none",
             "SCORER_ADDRESSES": scene.address("scorer"),

@@ -55,10 +55,19 @@ class Statement:
     resources: tuple[str, ...]
     conditions: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    def covers(self, action: str, resource: str) -> bool:
-        """Whether it is about this action on this resource, its conditions aside."""
-        return any(fnmatchcase(action.lower(), pattern.lower()) for pattern in self.actions) and any(
-            fnmatchcase(resource, pattern) for pattern in self.resources
+    def covers(self, action: str, resource: str, context: Mapping[str, str] | None = None) -> bool:
+        """Whether it is about this action on this resource, called in this context (condition keys to values).
+
+        Raises: ValueError for a condition's operator that is not known here.
+        """
+        return (
+            any(fnmatchcase(action.lower(), pattern.lower()) for pattern in self.actions)
+            and any(fnmatchcase(resource, pattern) for pattern in self.resources)
+            and all(
+                _holds(operator, wanted, (context or {}).get(key))
+                for operator, asked in self.conditions.items()
+                for key, wanted in asked.items()
+            )
         )
 
 
@@ -71,9 +80,9 @@ class Role:
     trusted: tuple[str, ...]
     statements: tuple[Statement, ...]
 
-    def may(self, action: str, resource: str) -> bool:
+    def may(self, action: str, resource: str, context: Mapping[str, str] | None = None) -> bool:
         """Whether a call is allowed: something allows it, and nothing denies it."""
-        about = [statement for statement in self.statements if statement.covers(action, resource)]
+        about = [statement for statement in self.statements if statement.covers(action, resource, context)]
         return bool(about) and all(statement.allows for statement in about)
 
 
@@ -182,6 +191,13 @@ class Templates:
                     for operator, asked in statement.get("Condition", {}).items()
                 },
             )
+
+
+def _holds(operator: str, wanted: str, given: str | None) -> bool:
+    """Whether a condition on one key holds; one on a key that the call does not have never does."""
+    if operator not in ("StringEquals", "ArnEquals"):
+        raise ValueError(f"the condition {operator} is not understood")
+    return given is not None and (given == wanted or (operator == "ArnEquals" and fnmatchcase(given, wanted)))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -14,15 +14,9 @@ from deploy.storage import BATCHES_PREFIX
 
 CONTAINER: Final = "scorer"
 COMMAND: Final = ("tapewatch", "scorer", "run-once")
-_LEDGER = (
-    "dynamodb:GetItem",
-    "dynamodb:BatchGetItem",
-    "dynamodb:Query",
-    "dynamodb:PutItem",
-    "dynamodb:UpdateItem",
-    "dynamodb:DeleteItem",
-    "dynamodb:ConditionCheckItem",
-)
+_SETTLE = ("dynamodb:Query", "dynamodb:PutItem", "dynamodb:DeleteItem")
+_ENTER = ("dynamodb:GetItem", "dynamodb:BatchGetItem")
+"""What is needed of the ledger besides, to put a batch behind those that are last in its lanes."""
 
 
 class TaskMode(Construct):
@@ -86,8 +80,11 @@ class TaskMode(Construct):
             "ECS_SECURITY_GROUP_IDS": self._scene.network.groups["scorer"].security_group_id,
         }
 
-    def permit(self, role: iam.Role) -> None:
-        """Let a dispatcher keep the ledger and launch, look at and stop tasks; nothing in warm mode."""
+    def permit(self, role: iam.Role, *, enters: bool = True) -> None:
+        """Let a dispatcher settle the ledger's batches and launch, look at and stop tasks; nothing in warm mode.
+
+        `enters` lets it put batches into the ledger too.
+        """
         ledger = self._scene.storage.ledger
         if ledger is None:
             return
@@ -101,7 +98,7 @@ class TaskMode(Construct):
                 )
             )
 
-        allow("Ledger", _LEDGER, ledger.table_arn)
+        allow("Ledger", _SETTLE + (_ENTER if enters else ()), ledger.table_arn)
         allow("Batches", ("s3:GetObject", "s3:PutObject"), self._objects)
         allow("BatchesListing", ("s3:ListBucket",), self._scene.storage.lake.bucket_arn)
         allow(
@@ -127,7 +124,10 @@ class TaskMode(Construct):
             handler=RECONCILE_HANDLER,
             what="Settles one-shot tasks that ended, and launches what may start",
         )
-        self.permit(made.role)
+        self.permit(made.role, enters=False)
+        made.allow("DeadLetters", ("sqs:SendMessage",), self._scene.storage.dead_letters.queue_arn)
+        queues = (self._scene.storage.queue.queue_arn, self._scene.storage.dead_letters.queue_arn)
+        made.allow("Depth", ("sqs:GetQueueAttributes",), *queues)  # asked when the queue is opened
         made.tell(self.environment())
         name = self._scene.settings.name
         target = events.CfnRule.TargetProperty(arn=made.function.function_arn, id="reconciler")

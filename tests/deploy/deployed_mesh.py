@@ -43,18 +43,21 @@ class DeployedMesh:
         client = self.deployed.client("secretsmanager")
         return str(client.get_secret_value(SecretId=f"{self.name}/{name}")["SecretString"])
 
-    def task_environment(self, service: str) -> dict[str, str]:
-        """What the deployed task definition gives the service's container."""
+    def task_environment(self, family: str, container: str) -> dict[str, str]:
+        """What a deployed task definition gives one of its containers."""
         client = self.deployed.client("ecs")
-        definition = client.describe_task_definition(taskDefinition=f"{self.name}-{service}")["taskDefinition"]
-        (container,) = [c for c in definition["containerDefinitions"] if c["name"] == service]
-        return {entry["name"]: entry["value"] for entry in container["environment"]}
+        definition = client.describe_task_definition(taskDefinition=f"{self.name}-{family}")["taskDefinition"]
+        (found,) = [c for c in definition["containerDefinitions"] if c["name"] == container]
+        return {entry["name"]: entry["value"] for entry in found["environment"]}
 
-    def environment(self, service: str) -> dict[str, str]:
-        """The task's environment, with files, addresses and AWS of this machine."""
+    def environment(self, service: str, family: str = "") -> dict[str, str]:
+        """The task's environment, with files, addresses and AWS of this machine.
+
+        `family` is the task definition's, where it is not called as the service is.
+        """
         folder = self.folder / service
         folder.mkdir(parents=True, exist_ok=True)
-        told = self.task_environment(service)
+        told = self.task_environment(family or service, service)
         files = {name: str(folder / Path(told[name]).name) for name in TLS_FILES}
         here = {
             **files,
@@ -69,18 +72,23 @@ class DeployedMesh:
             "SCORER_ADDRESSES": self.address("scorer"),
             **{f"{name.upper()}_ADDRESS": self.address(name) for name in ("ingest", "dispatch", "gateway")},
             "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": service,
+            "AWS_ACCESS_KEY_ID": family or service,
             "AWS_SECRET_ACCESS_KEY": "none",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
         return {**os.environ, **told, **here}
 
-    def start(self, service: str) -> None:
-        """Put the service's certificates in place as its first container does, then serve."""
-        environment = self.environment(service)
+    def put_certificates(self, service: str) -> None:
+        """What the first container of the service's task does."""
         fields = json.loads(self.secret(f"tls/{service}"))
         pems = {"TLS_CERT_PEM": fields["certificate"], "TLS_KEY_PEM": fields["key"], "TLS_CA_PEM": fields["authority"]}
-        subprocess.run([*TAPEWATCH, "secret-files"], env=environment | pems, check=True, cwd=REPOSITORY, timeout=60)
+        environment = self.environment(service) | pems
+        subprocess.run([*TAPEWATCH, "secret-files"], env=environment, check=True, cwd=REPOSITORY, timeout=60)
+
+    def start(self, service: str, **more: str) -> None:
+        """Put the service's certificates in place, then serve; `more` is added to its environment."""
+        self.put_certificates(service)
+        environment = self.environment(service) | more
         with (self.folder / f"{service}.log").open("ab") as log:
             self.processes[service] = subprocess.Popen(
                 [*TAPEWATCH, service, "serve"], env=environment, stdout=log, stderr=log, cwd=REPOSITORY

@@ -3,14 +3,23 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import boto3
 import botocore.exceptions
+import pytest
 
+from deploy.certificates import fill
+from deploy.settings import read
+from tests.deploy.assemblies import VARIANTS, Assembly
+from tests.servers import stand_ins
+from tests.servers.process import CREDENTIALS, REGION
+
+STACKS = ("Network", "Storage", "Mesh", "Monitoring")
 ACCOUNT = "000000000000"
 _DEPLOY_SECONDS = 60.0
 _UNKNOWN_TYPES = re.compile(r"Unrecognized resource types: \[(.*)\]")
@@ -100,3 +109,26 @@ class Deployed:
             needed = resource.get("DependsOn", [])
             if needed := [needed] if isinstance(needed, str) else needed:
                 resource["DependsOn"] = [name for name in needed if name in resources]
+
+
+@contextmanager
+def deployment(variant: str, synthesized: Callable[[str], Assembly], folder: Path) -> Iterator[Deployed]:
+    """A variant in an emulator of its own, its certificates filled in between as `make deploy` does."""
+    server = stand_ins.ministack(folder).start()
+    patch = pytest.MonkeyPatch()
+    for variable, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": server.url}).items():
+        patch.setenv(variable, value)
+    assembly = synthesized(variant)
+    try:
+        made = Deployed(assembly.folder, REGION, port=server.port)
+        made.upload_assets()
+        for stack in STACKS:
+            made.deploy(f"{assembly.prefix}{stack}")
+            if stack == "Storage":
+                settings = read(**VARIANTS[variant])
+                assert len(fill(made.client("secretsmanager"), settings, renew=False)) == 5
+                assert fill(made.client("secretsmanager"), settings, renew=False) == [], "filled twice"
+        yield made
+    finally:
+        patch.undo()
+        server.stop()

@@ -7,7 +7,6 @@ out and printed.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,20 @@ from typing import Any
 import botocore.exceptions
 import pytest
 
-from deploy.certificates import fill
 from deploy.network import PORTS
 from deploy.policies import Templates
-from deploy.settings import read
 from services.gateway.dynamodb import DynamoDbStore
 from services.gateway.ports import QuoteQuery
 from services.runtime.dynamodb_table import DynamoDbTable
-from tests.deploy.assemblies import VARIANTS
-from tests.deploy.call_recorder import CallRecorder
+from tests.deploy.call_recorder import Call, CallRecorder, judged
 from tests.deploy.conftest import Synthesize
 from tests.deploy.deployed_mesh import DeployedMesh
-from tests.deploy.emulated import Deployed
+from tests.deploy.emulated import STACKS, Deployed, deployment
 from tests.deploy.unused_permissions import unexplained
-from tests.servers import stand_ins
-from tests.servers.process import CREDENTIALS, REGION
+from tests.servers.process import REGION
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-STACKS = ("Network", "Storage", "Mesh", "Monitoring")
 BARS = 60
 IMPOSSIBLE = "XYZ,2100-01-04T15:00:00Z,100,101,99,100,5"
 """A bar of a time to come: ingest itself sends it to the dead letters."""
@@ -48,29 +42,6 @@ ROLES = {
     "gateway": "Mesh/GatewayRole",
     LAMBDA_KEY: "Mesh/DispatcherRole",
 }
-
-
-@contextmanager
-def deployment(variant: str, synthesized: Synthesize, folder: Path) -> Iterator[Deployed]:
-    """A variant in an emulator of its own, its certificates filled in between as `make deploy` does."""
-    server = stand_ins.ministack(folder).start()
-    patch = pytest.MonkeyPatch()
-    for variable, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": server.url}).items():
-        patch.setenv(variable, value)
-    assembly = synthesized(variant)
-    try:
-        made = Deployed(assembly.folder, REGION, port=server.port)
-        made.upload_assets()
-        for stack in STACKS:
-            made.deploy(f"{assembly.prefix}{stack}")
-            if stack == "Storage":
-                settings = read(**VARIANTS[variant])
-                assert len(fill(made.client("secretsmanager"), settings, renew=False)) == 5
-                assert fill(made.client("secretsmanager"), settings, renew=False) == [], "filled twice"
-        yield made
-    finally:
-        patch.undo()
-        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -321,40 +292,14 @@ def test_every_call_is_allowed_and_every_permission_used(flow: Flow, capsys: pyt
     roles = templates.roles("Tapewatch")
     calls = {call for call in flow.recorder.calls if call.who in ROLES}
     assert {call.who for call in calls} == {"ingest", "dispatch", "gateway", LAMBDA_KEY}
-    refused = [call for call in sorted(calls) if not roles[ROLES[call.who]].may(call.action, call.resource)]
+    refused: list[Call] = []
+    unused: set[str] = set()
+    for path, role in roles.items():
+        refusals, never = judged(role, [call for call in calls if ROLES[call.who] == path])
+        refused += refusals
+        unused |= never
     assert not refused, "no statement of its role allows it"
     with capsys.disabled():
         print(f"\n{len(calls)} different AWS calls of {len({call.who for call in calls})} components, all allowed")
-    unused = set()
-    for path, role in roles.items():
-        made = [call for call in calls if ROLES[call.who] == path]
-        for statement in role.statements:
-            for action in statement.actions:
-                if not any(call.action == action and statement.covers(action, call.resource) for call in made):
-                    unused.add(f"{path} {statement.name}:{action}")
     wrong = unexplained(unused)
     assert not wrong, "\n".join(wrong)
-
-
-def test_task_mode_is_deployed_and_its_reconciler_answers(synthesized: Synthesize, tmp_path: Path) -> None:
-    with deployment("tasks", synthesized, tmp_path) as made:
-        recorder = CallRecorder(made.port)
-        try:
-            ledger = made.client("dynamodb").describe_table(TableName="trial-tasks-ledger")["Table"]
-            assert [k["AttributeName"] for k in ledger["KeySchema"]] == ["pk", "sk"]
-            rules = {rule["Name"]: rule for rule in made.client("events").list_rules()["Rules"]}
-            assert rules["trial-tasks-reconcile"]["ScheduleExpression"] == "rate(1 minute)"
-            lambda_ = made.client("lambda")
-            name = "trial-tasks-reconcile"
-            told = lambda_.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
-            endpoints = {f"AWS_ENDPOINT_URL_{service}": recorder.url for service in ("DYNAMODB", "SECRETS_MANAGER")}
-            here = told | endpoints | {"OTEL_EXPORTER_OTLP_ENDPOINT": ""}
-            lambda_.update_function_configuration(FunctionName=name, Environment={"Variables": here})
-            answer = json.loads(lambda_.invoke(FunctionName=name, Payload=b"{}")["Payload"].read())
-            assert answer == {"open_batches": 0}
-            assert not recorder.unknown
-            role = Templates(made.assembly, REGION, made.physical).roles("TrialTasks")["Mesh/TasksReconcilerRole"]
-            assert {call.action for call in recorder.calls} == {"secretsmanager:GetSecretValue", "dynamodb:Query"}
-            assert all(role.may(call.action, call.resource) for call in recorder.calls), recorder.calls
-        finally:
-            recorder.close()

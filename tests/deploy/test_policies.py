@@ -38,6 +38,17 @@ def test_what_is_denied_is_not_allowed_whatever_else_allows_it() -> None:
     assert not role().may("sqs:SendMessage", QUEUE)
 
 
+def test_a_statement_holds_only_where_its_conditions_do() -> None:
+    definition, cluster = "arn:aws:ecs:eu-central-1:000000000000:task-definition/t:1", {"ecs:cluster": "arn:c"}
+    launch = Statement("Launch", True, ("ecs:RunTask",), (definition,), {"ArnEquals": cluster})
+    assert role(launch).may("ecs:RunTask", definition, cluster)
+    assert not role(launch).may("ecs:RunTask", definition, {"ecs:cluster": "arn:other"})
+    assert not role(launch).may("ecs:RunTask", definition)
+    odd = Statement("Launch", True, ("ecs:RunTask",), (definition,), {"NumericLessThan": cluster})
+    with pytest.raises(ValueError, match="NumericLessThan"):
+        role(odd).may("ecs:RunTask", definition, cluster)
+
+
 def test_prefixes_end_where_they_end() -> None:
     writer = role(allow("s3:PutObject", "arn:aws:s3:::lake/lake/*"))
     assert writer.may("s3:PutObject", "arn:aws:s3:::lake/lake/quotes/dt=2026-11-20/part.parquet")
@@ -81,10 +92,10 @@ def test_an_unused_permission_needs_a_reason_and_a_reason_a_permission() -> None
 
 
 @pytest.mark.slow
-def test_launchers_have_what_the_adapters_say_they_need(synthesized: Synthesize) -> None:
+def test_launchers_launch_in_their_cluster_and_pass_roles_to_ecs_alone(synthesized: Synthesize) -> None:
     assembly = synthesized("tasks")
     found = Templates(assembly.folder, "eu-central-1").roles(assembly.prefix)
-    wanted = {*launcher_ecs._PERMISSIONS, *batch_files._PERMISSIONS}
+    wanted = {*launcher_ecs._PERMISSIONS, *batch_files._PERMISSIONS}  # what the adapters' messages ask for
     for path in ("Mesh/DispatcherRole", "Mesh/DispatchRole", "Mesh/TasksReconcilerRole"):
         has = {action for statement in found[path].statements for action in statement.actions}
         assert wanted <= has, path
