@@ -1,7 +1,8 @@
 """`tapewatch up-aws-local`: the mesh on its AWS adapters, with ministack for AWS, on loopback and without an account.
 
 The very Lambda zip runs behind an event source mapping of an SQS FIFO queue; quotes, scores and alerts are in DynamoDB,
-the lake in S3, and alerts are pushed over AppSync Events. ministack keeps everything in memory: stopped is gone.
+the lake in S3, and alerts are pushed over AppSync Events. In task mode the dispatcher launches one-shot scorers by ECS
+RunTask, as processes behind a validator of its limits. ministack keeps everything in memory: stopped is gone.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ from rich.console import Console
 
 from services.cli.arguments import UpOptions
 from services.cli.run import up
+from services.cli.run_task_validator import RunTaskValidator
 from services.cli.settings import MeshSettings
+from services.dispatch.launcher_subprocess import RUN_ONCE
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError
+from services.domain.threshold import THRESHOLD_FILE
 from services.gateway.appsync import NAMESPACE
 from services.gateway.settings import GatewaySettings
 from services.queue.settings import EMBEDDED_NAME
@@ -40,6 +44,10 @@ _FUNCTION = "tapewatch-dispatch"
 _BUCKET = "tapewatch-lake"
 _TABLE = str(GatewaySettings.model_fields["store_table"].default)
 _LEDGER_TABLE = "tapewatch-ledger"
+_BATCHES_URI = f"s3://{_BUCKET}/batches"
+_CLUSTER = "tapewatch"
+_TASK_FAMILY = "tapewatch-runonce"
+_CONTAINER = "scorer"
 _FUNCTION_SECONDS = 30
 _VISIBILITY_SECONDS = 6 * _FUNCTION_SECONDS
 _MAX_RECEIVES = 1_000
@@ -132,7 +140,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def local_aws(url: str) -> dict[str, str]:
     """The variables that send every call of AWS's to `url`, whatever account the caller is signed in to."""
-    services = ("SQS", "DYNAMODB", "S3", "LAMBDA", "APPSYNC")
+    services = ("SQS", "DYNAMODB", "S3", "LAMBDA", "APPSYNC", "ECS")
     return {
         "AWS_ACCESS_KEY_ID": "local",
         "AWS_SECRET_ACCESS_KEY": "local",
@@ -147,8 +155,8 @@ def local_aws(url: str) -> dict[str, str]:
 def make_resources(url: str, code: Path, settings: MeshSettings, scorers: int, mode: str) -> Made:
     """What the stack makes on AWS, with the stack's own settings where they matter.
 
-    In mode `warm` the function takes from the queue; in the others the dispatcher does, which can start one-shot
-    scorers on this machine, with its ledger in DynamoDB and its batches in S3.
+    In mode `warm` the function takes from the queue; in the others the dispatcher does, which launches one-shot scorers
+    by RunTask, with its ledger in DynamoDB and its batches in S3.
 
     Raises: NotConfiguredError when boto3 or the zip is missing.
     """
@@ -172,6 +180,8 @@ def make_resources(url: str, code: Path, settings: MeshSettings, scorers: int, m
         }
         if mode == "warm":
             _make_function(session.client("lambda"), code, function, arn)
+        else:
+            _define_task(session.client("ecs"), settings)
     return Made(
         {
             **local_aws(url),
@@ -180,7 +190,12 @@ def make_resources(url: str, code: Path, settings: MeshSettings, scorers: int, m
             "EVENT_SOURCE": "none" if mode == "warm" else "embedded",
             "LEDGER_BACKEND": "dynamodb",
             "LEDGER_TABLE": _LEDGER_TABLE,
-            "BATCHES_URI": f"s3://{_BUCKET}/batches",
+            "BATCHES_URI": _BATCHES_URI,
+            "TASK_LAUNCHER": "ecs",
+            "ECS_CLUSTER_NAME": _CLUSTER,
+            "ECS_TASK_DEFINITION": _TASK_FAMILY,
+            "ECS_CONTAINER_NAME": _CONTAINER,
+            "ECS_SUBNET_IDS": "subnet-local",
             "STORE_BACKEND": "dynamodb",
             "STORE_TABLE": _TABLE,
             "LAKE_URI": f"s3://{_BUCKET}/lake",
@@ -248,6 +263,32 @@ def _make_function(functions: Any, code: Path, environment: Mapping[str, str], q
     )
 
 
+def _define_task(ecs: Any, settings: MeshSettings) -> None:
+    """The cluster, and the one-shot scorer's task definition with what the stack tells it."""
+    threshold = str(settings.tapewatch_dir.absolute() / FOLDER / THRESHOLD_FILE)
+    told = {
+        "GATEWAY_ADDRESS": settings.gateway_address,
+        "BATCHES_URI": _BATCHES_URI,
+        "THRESHOLD_FILE": os.environ.get("THRESHOLD_FILE", threshold),
+    }
+    ecs.create_cluster(clusterName=_CLUSTER)
+    ecs.register_task_definition(
+        family=_TASK_FAMILY,
+        networkMode="awsvpc",
+        requiresCompatibilities=["FARGATE"],
+        cpu="256",
+        memory="512",
+        containerDefinitions=[
+            {
+                "name": _CONTAINER,
+                "image": "scorer",
+                "essential": True,
+                "environment": [{"name": name, "value": value} for name, value in told.items()],
+            }
+        ],
+    )
+
+
 def up_aws_local(program: Path, code: Path, port: int, options: UpOptions, console: Console) -> int:
     """Start ministack, make everything in it, and keep the mesh up until Ctrl-C; then stop both. The exit code."""
     settings = MeshSettings()
@@ -255,12 +296,15 @@ def up_aws_local(program: Path, code: Path, port: int, options: UpOptions, conso
     shutil.rmtree(folder, ignore_errors=True)  # positions in it are those of a ministack that is gone
     folder.mkdir(parents=True)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with ministack(program, port, folder) as url:
+    with ministack(program, port, folder) as url, ExitStack() as tasks:
         for name in _ACCOUNT:
             os.environ.pop(name, None)
         os.environ.update(local_aws(url))
         made = make_resources(url, code, settings, options.scorers, options.mode)
         os.environ.update(made.environment)
+        if options.mode != "warm":
+            ecs = tasks.enter_context(RunTaskValidator(url, RUN_ONCE, logs=folder / "logs" / "tasks"))
+            os.environ["AWS_ENDPOINT_URL_ECS"] = ecs.url
         console.print(f"SQS, Lambda, DynamoDB, S3 and AppSync Events on {url} (ministack; nothing leaves this machine)")
         console.print(f"queue {made.environment['SQS_QUEUE_URL']}", soft_wrap=True)
         dispatches = (
@@ -269,6 +313,11 @@ def up_aws_local(program: Path, code: Path, port: int, options: UpOptions, conso
             else f"ledger {_LEDGER_TABLE}, batches in mode {options.mode}"
         )
         console.print(f"table {_TABLE}, lake {made.environment['LAKE_URI']}, {dispatches}", soft_wrap=True)
+        if options.mode != "warm":
+            where = f"{os.environ['AWS_ENDPOINT_URL_ECS']} (a validator of AWS's limits)"
+            console.print(
+                f"tasks: ECS RunTask on {where}, as processes; logs in {folder / 'logs' / 'tasks'}", soft_wrap=True
+            )
         console.print(
             f"alerts: subscribe to /{NAMESPACE}/live/* on ws://127.0.0.1:{port}/event/realtime "
             f"with host {made.realtime} and key {made.api_key}",

@@ -12,13 +12,14 @@ from typing import Any
 import boto3
 import pytest
 
+from services.cli.run_task_validator import RefusedError
 from services.dispatch.launcher_ecs import EcsLauncher
 from services.dispatch.launcher_subprocess import SubprocessLauncher
 from services.dispatch.ports import NoCapacity, TaskLauncher, TaskPhase, TaskStatus
 from services.dispatch.task_environment import MAX_OVERRIDE_CHARACTERS, container_overrides
 from services.domain.errors import ConflictError, DependencyUnavailableError, NotConfiguredError
+from tests.servers.faulty_ecs import FaultyEcs
 from tests.servers.process import CREDENTIALS, REGION, Server
-from tests.servers.run_task_validator import RefusedError, RunTaskValidator
 
 PROGRAM = """
 import os, sys, time
@@ -32,8 +33,8 @@ CONTAINER = "scorer"
 
 
 @pytest.fixture
-def validator(ministack: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunTaskValidator]:
-    made = RunTaskValidator(ministack.url, COMMAND, {"OUT": str(tmp_path), "PLACE": "task"}).start()
+def validator(ministack: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyEcs]:
+    made = FaultyEcs(ministack.url, COMMAND, {"OUT": str(tmp_path), "PLACE": "task"}).start()
     for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL_ECS": made.url}).items():
         monkeypatch.setenv(name, value)
     yield made
@@ -41,7 +42,7 @@ def validator(ministack: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def deployment(validator: RunTaskValidator) -> tuple[str, str]:
+def deployment(validator: FaultyEcs) -> tuple[str, str]:
     """A cluster and a task definition with two containers."""
     ecs = boto3.client("ecs", region_name=REGION)
     name = f"tapewatch-{uuid.uuid4().hex[:8]}"
@@ -193,7 +194,7 @@ def test_a_process_that_cannot_start_says_so(tmp_path: Path) -> None:
     assert (status.phase, status.start_time) == (TaskPhase.STOPPED, None)
 
 
-def test_no_capacity_and_throttling_pass(validator: RunTaskValidator, deployment: tuple[str, str]) -> None:
+def test_no_capacity_and_throttling_pass(validator: FaultyEcs, deployment: tuple[str, str]) -> None:
     launcher = EcsLauncher.connect(*deployment, CONTAINER, ["subnet-1"], [])
     validator.no_capacity = 1
     answer = launcher.launch("token-1", environment())
@@ -209,7 +210,7 @@ def test_no_capacity_and_throttling_pass(validator: RunTaskValidator, deployment
 
 
 def test_a_task_that_aws_took_away_has_no_exit_code(
-    validator: RunTaskValidator, deployment: tuple[str, str], tmp_path: Path
+    validator: FaultyEcs, deployment: tuple[str, str], tmp_path: Path
 ) -> None:
     validator.stop_code = "SpotInterruption"
     launcher = EcsLauncher.connect(*deployment, CONTAINER, ["subnet-1"], [])
@@ -241,7 +242,7 @@ def test_a_wrong_setting_is_named(deployment: tuple[str, str], changes: dict[str
         EcsLauncher.connect(**(given | changes)).launch("token-1", environment())  # type: ignore[arg-type]
 
 
-def test_the_validator_refuses_what_aws_refuses(validator: RunTaskValidator, deployment: tuple[str, str]) -> None:
+def test_the_validator_refuses_what_aws_refuses(validator: FaultyEcs, deployment: tuple[str, str]) -> None:
     ecs = boto3.client("ecs", region_name=REGION)
     network = {"awsvpcConfiguration": {"subnets": ["subnet-1"]}}
     good: dict[str, Any] = {"cluster": deployment[0], "taskDefinition": deployment[1], "networkConfiguration": network}
@@ -266,7 +267,7 @@ def test_the_validator_refuses_what_aws_refuses(validator: RunTaskValidator, dep
         ecs.run_task(**good, clientToken="t", overrides=container_overrides(CONTAINER, environment("u")))
 
 
-def test_the_validator_holds_the_launch_rate(validator: RunTaskValidator) -> None:
+def test_the_validator_holds_the_launch_rate(validator: FaultyEcs) -> None:
     refused = 0
     for _ in range(120):
         try:

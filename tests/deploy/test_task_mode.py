@@ -34,8 +34,8 @@ from tests.deploy.deployed_mesh import TLS_FILES, DeployedMesh
 from tests.deploy.emulated import Deployed, deployment
 from tests.deploy.unused_permissions import TASK_MODE_UNUSED, unexplained
 from tests.integration.task_mesh import bars, event
+from tests.servers.faulty_ecs import FaultyEcs
 from tests.servers.process import REGION, REPOSITORY
-from tests.servers.run_task_validator import RunTaskValidator
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -59,7 +59,7 @@ class TaskFlow:
 
     def __init__(self, deployed: Deployed, folder: Path) -> None:
         self.deployed = deployed
-        self.validator = RunTaskValidator(
+        self.validator = FaultyEcs(
             f"http://127.0.0.1:{deployed.port}", (sys.executable, str(REPOSITORY / "tests" / "faulty_task.py"))
         ).start()
         port = int(self.validator.url.rpartition(":")[2])

@@ -22,6 +22,7 @@ import pytest
 
 from services.archive import bokeh
 from services.archive.bars import quotes as quotes_of
+from services.cli.run_task_validator import RunTaskValidator
 from services.dispatch.batch import TaskState
 from services.dispatch.launcher_subprocess import RUN_ONCE
 from services.dispatch.ledger_dynamodb import DynamoDbLedger
@@ -41,7 +42,6 @@ from tests.e2e.processes import Mesh, alive
 from tests.e2e.test_aws_run import deployed
 from tests.pipeline_fakes import quote
 from tests.servers.process import REGION, Server
-from tests.servers.run_task_validator import RunTaskValidator
 
 SYMBOLS, BARS_EACH, BATCH = ("AAPL", "GOOG", "IBM", "MSFT"), 100, 25
 FEW_BARS, ALL_BARS = len(SYMBOLS) * BARS_EACH, 12_154

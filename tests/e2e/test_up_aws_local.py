@@ -107,10 +107,21 @@ def test_tasks_are_launched_for_the_batches_of_the_queue(
     store.close()
     buckets: Any = boto3.Session(region_name=REGION).client("s3")
     assert buckets.list_objects_v2(Bucket="tapewatch-lake", Prefix="batches/")["KeyCount"] > 0, "manifests"
+    dispatcher = Path(f"/proc/{mesh.pids()['dispatch']}/environ").read_text().split("\0")
+    (endpoint,) = [line.partition("=")[2] for line in dispatcher if line.startswith("AWS_ENDPOINT_URL_ECS=")]
+    ecs: Any = boto3.Session(region_name=REGION).client("ecs", endpoint_url=endpoint)
+    launched = ecs.list_tasks(cluster="tapewatch", startedBy="tapewatch-dispatch")["taskArns"]
+    tasks = ecs.describe_tasks(cluster="tapewatch", tasks=launched)["tasks"]
+    assert tasks, "batches went by RunTask"
+    assert all(task["launchType"] == "FARGATE" for task in tasks)
+    assert len(list((mesh.folder / "logs" / "tasks").glob("*.log"))) == len(tasks), "a process for each"
+    with pytest.raises(ecs.exceptions.InvalidParameterException, match="Count must be between 1 and 10"):
+        ecs.run_task(cluster="tapewatch", taskDefinition="tapewatch-runonce", count=11)
     os.kill(command.pid, signal.SIGINT)
     output, _ = command.communicate(timeout=90)
     assert command.returncode == 0, output
     assert "batches in mode task" in output
+    assert f"tasks: ECS RunTask on {endpoint}" in output
     assert not listens(port)
 
 

@@ -30,8 +30,8 @@ from services.queue.ports import DeadLetter
 from services.runtime.dynamodb_table import DynamoDbTable
 from tests.integration.gateway_server import Gateway
 from tests.pipeline_fakes import quote
+from tests.servers.faulty_ecs import FaultyEcs
 from tests.servers.process import REGION
-from tests.servers.run_task_validator import RunTaskValidator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, str(REPOSITORY / "tests" / "faulty_task.py"))
@@ -154,7 +154,7 @@ def embedded(folder: Path, gateway: Gateway, **environment: str) -> TaskMesh:
     )
 
 
-def aws(folder: Path, gateway: Gateway, validator: RunTaskValidator) -> TaskMesh:
+def aws(folder: Path, gateway: Gateway, validator: FaultyEcs) -> TaskMesh:
     """DynamoDB, S3 and ECS; the environment names the servers already."""
     name = f"tasks-{uuid.uuid4().hex[:12]}"
     boto3.client("s3", region_name=REGION).create_bucket(

@@ -17,8 +17,8 @@ from services.dispatch.reconciler import CLAIM_SECONDS, TaskLimits
 from services.dispatch.task_environment import MAX_OVERRIDE_CHARACTERS
 from tests.integration.gateway_server import Gateway, running_gateway
 from tests.integration.task_mesh import COMMAND, TaskMesh, aws, bars, embedded
+from tests.servers.faulty_ecs import FaultyEcs
 from tests.servers.process import CREDENTIALS, Server
-from tests.servers.run_task_validator import RunTaskValidator
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -28,8 +28,8 @@ class DiedError(Exception):
 
 
 @pytest.fixture
-def validator(ministack: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunTaskValidator]:
-    made = RunTaskValidator(ministack.url, COMMAND).start()
+def validator(ministack: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyEcs]:
+    made = FaultyEcs(ministack.url, COMMAND).start()
     addresses = {f"AWS_ENDPOINT_URL_{service}": ministack.url for service in ("DYNAMODB", "S3")}
     for name, value in (CREDENTIALS | addresses | {"AWS_ENDPOINT_URL_ECS": made.url}).items():
         monkeypatch.setenv(name, value)
@@ -117,7 +117,7 @@ async def test_duplicates_and_regrouped_batches(mesh: TaskMesh) -> None:
 
 
 async def test_no_capacity_and_throttling_leave_the_batch_in_the_ledger(
-    tmp_path: Path, gateway: Gateway, validator: RunTaskValidator
+    tmp_path: Path, gateway: Gateway, validator: FaultyEcs
 ) -> None:
     mesh = aws(tmp_path, gateway, validator)
     validator.no_capacity, validator.throttled = 1, 0
@@ -140,7 +140,7 @@ async def test_no_capacity_and_throttling_leave_the_batch_in_the_ledger(
 
 
 async def test_a_task_that_never_starts_is_launched_again(
-    tmp_path: Path, gateway: Gateway, validator: RunTaskValidator
+    tmp_path: Path, gateway: Gateway, validator: FaultyEcs
 ) -> None:
     mesh = aws(tmp_path, gateway, validator)
     mesh.limits = TaskLimits(timeout_seconds=15)

@@ -1,4 +1,4 @@
-"""ECS in front of ministack: RunTask with AWS's real limits, and tasks that are real processes.
+"""ECS on this machine: RunTask with AWS's real limits in front of ministack, and tasks that are processes.
 
 ministack keeps clusters, task definitions and tasks, but accepts what AWS refuses, ignores clientToken, and without
 Docker its tasks run nothing. This proxy answers RunTask as AWS documents it (count, override characters, clientToken
@@ -20,28 +20,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-MAX_COUNT = 10
-MAX_OVERRIDE_CHARACTERS = 8_192
-MAX_TOKEN_CHARACTERS = 64
-LAUNCHES_PER_SECOND = 20.0
-BURST = 100.0
-TARGET = "AmazonEC2ContainerServiceV20141113."
-NO_CAPACITY = "Capacity is unavailable at this time. Please try again later or in a different availability zone"
+MAX_COUNT: Final = 10
+MAX_OVERRIDE_CHARACTERS: Final = 8_192
+MAX_TOKEN_CHARACTERS: Final = 64
+MAX_SUBNETS: Final = 16
+LAUNCHES_PER_SECOND: Final = 20.0
+BURST: Final = 100.0
+_TARGET = "AmazonEC2ContainerServiceV20141113."
+_FORWARD_SECONDS = 30
 
 
 class RefusedError(Exception):
-    """AWS's answer to a wrong call."""
+    """AWS's answer to a wrong call: its code, and its words."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-def override_characters(overrides: Mapping[str, Any]) -> int:
-    """What ECS counts: the overrides' JSON."""
-    return len(json.dumps(overrides))
 
 
 @dataclass
@@ -57,25 +54,25 @@ class _Running:
 class RunTaskValidator:
     """A proxy on a free loopback port; everything but ECS's task calls goes through to `upstream` unchanged.
 
-    `no_capacity` and `throttled` make that many next launches fail as AWS does, and `never_starts` lets them stay in
-    PROVISIONING; `stop_code` is what tasks end with by themselves. `launched` counts processes by token.
+    A task's process has this process's environment, then that of its container in the task definition, then
+    `environment`, then what its launch overrides. Its output goes to a file in `logs`, where that is given.
+
+    `launched` counts processes by clientToken.
     """
 
     upstream: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
-    no_capacity: int = 0
-    throttled: int = 0
-    never_starts: int = 0
-    stop_code: str = "EssentialContainerExited"
+    logs: Path | None = None
     launched: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._tokens: dict[str, tuple[str, dict[str, Any]]] = {}
         self._running: dict[str, _Running] = {}
-        self._stuck: set[str] = set()
         self._allowance, self._filled = BURST, time.monotonic()
+        if self.logs is not None:
+            self.logs.mkdir(parents=True, exist_ok=True)
         validator = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -99,13 +96,16 @@ class RunTaskValidator:
 
     @property
     def url(self) -> str:
+        """Where it listens: AWS_ENDPOINT_URL_ECS."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def start(self) -> "RunTaskValidator":
+        """Serve, in a thread of its own."""
         self._thread.start()
         return self
 
     def stop(self) -> None:
+        """Answer nothing more, and kill the tasks that run."""
         self._server.shutdown()
         self._server.server_close()
         for running in self._running.values():
@@ -113,13 +113,20 @@ class RunTaskValidator:
                 running.process.kill()
             running.process.wait()
 
+    def __enter__(self) -> "RunTaskValidator":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def pids(self) -> list[int]:
         """Processes of tasks that run now."""
         with self._lock:
             return [each.process.pid for each in self._running.values() if each.process.poll() is None]
 
     def answer(self, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
-        operation = headers.get("X-Amz-Target", "").removeprefix(TARGET)
+        """ECS's answer to a call: HTTP status and content."""
+        operation = headers.get("X-Amz-Target", "").removeprefix(_TARGET)
         try:
             with self._lock:
                 if operation == "RunTask":
@@ -136,15 +143,15 @@ class RunTaskValidator:
 
     def _forward(self, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
         kept = {name: value for name, value in headers.items() if name.lower() not in ("host", "content-length")}
-        request = urllib.request.Request(self.upstream, data=body, headers=kept, method="POST")
+        request = urllib.request.Request(self.upstream, data=body, headers=kept, method="POST")  # noqa: S310 - loopback
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=_FORWARD_SECONDS) as response:  # noqa: S310
                 return response.status, response.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
 
     def _called(self, headers: Mapping[str, str], operation: str, **request: Any) -> dict[str, Any]:
-        changed = {**headers, "X-Amz-Target": f"{TARGET}{operation}"}
+        changed = {**headers, "X-Amz-Target": f"{_TARGET}{operation}"}
         status, answer = self._forward(changed, json.dumps(request).encode())
         read: dict[str, Any] = json.loads(answer)
         if status != 200:
@@ -153,7 +160,9 @@ class RunTaskValidator:
 
     def _run_task(self, headers: Mapping[str, str], request: dict[str, Any]) -> dict[str, Any]:
         token = request.get("clientToken", "")
-        self._validate(headers, request)
+        described = self._called(headers, "DescribeTaskDefinition", taskDefinition=request["taskDefinition"])
+        definition = described["taskDefinition"]
+        _validate(request, definition)
         same = json.dumps({name: value for name, value in request.items() if name != "clientToken"}, sort_keys=True)
         if token in self._tokens:
             parameters, known = self._tokens[token]
@@ -165,73 +174,61 @@ class RunTaskValidator:
             return known
         count = request.get("count", 1)
         self._spend(count)
-        if self.no_capacity > 0:
-            self.no_capacity -= 1
-            return {"tasks": [], "failures": [{"reason": NO_CAPACITY}]}
+        if (full := self._no_room()) is not None:
+            return {"tasks": [], "failures": [{"reason": full}]}
         status, raw = self._forward(headers, json.dumps(request).encode())
         answer: dict[str, Any] = json.loads(raw)
         if status != 200:
             raise RefusedError(answer.get("__type", "ClientException"), answer.get("message", ""))
+        environment = self._environment_of(request, definition)
         for task in answer["tasks"]:
-            self._start(task["taskArn"], request)
+            self._start(task["taskArn"], environment)
         self.launched[token] = self.launched.get(token, 0) + len(answer["tasks"])
         if token:
             self._tokens[token] = (same, answer)
         return answer
-
-    def _validate(self, headers: Mapping[str, str], request: Mapping[str, Any]) -> None:
-        def refuse(message: str) -> None:
-            raise RefusedError("InvalidParameterException", message)
-
-        count = request.get("count", 1)
-        if not 1 <= count <= MAX_COUNT:
-            refuse(f"Count must be between 1 and {MAX_COUNT}.")
-        if len(request.get("clientToken", "")) > MAX_TOKEN_CHARACTERS:
-            refuse(f"Client token must be at most {MAX_TOKEN_CHARACTERS} characters.")
-        overrides = request.get("overrides", {})
-        if override_characters(overrides) > MAX_OVERRIDE_CHARACTERS:
-            refuse(f"Container Overrides length must be at most {MAX_OVERRIDE_CHARACTERS}")
-        described = self._called(headers, "DescribeTaskDefinition", taskDefinition=request["taskDefinition"])
-        definition = described["taskDefinition"]
-        names = {container["name"] for container in definition["containerDefinitions"]}
-        for container in overrides.get("containerOverrides", []):
-            if container.get("name") not in names:
-                refuse(
-                    f"Override for container named {container.get('name')} is not a container in the TaskDefinition."
-                )
-        network = request.get("networkConfiguration", {}).get("awsvpcConfiguration", {})
-        if definition.get("networkMode") == "awsvpc" and not network.get("subnets"):
-            refuse("Network Configuration must be provided when networkMode 'awsvpc' is specified.")
-        if len(network.get("subnets", [])) > 16:
-            refuse("subnets can have at most 16 items.")
 
     def _spend(self, launches: int) -> None:
         """A bucket of 100 launches, refilled with 20 a second."""
         now = time.monotonic()
         self._allowance = min(BURST, self._allowance + (now - self._filled) * LAUNCHES_PER_SECOND)
         self._filled = now
-        if self.throttled > 0 or self._allowance < launches:
-            self.throttled = max(0, self.throttled - 1)
+        if self._allowance < launches:
             raise RefusedError("ThrottlingException", "Rate exceeded")
         self._allowance -= launches
 
-    def _start(self, arn: str, request: Mapping[str, Any]) -> None:
-        if self.never_starts > 0:
-            self.never_starts -= 1
-            self._stuck.add(arn)
-            return
-        environment = {**os.environ, **self.environment}
-        for container in request.get("overrides", {}).get("containerOverrides", []):
-            environment |= {each["name"]: each["value"] for each in container.get("environment", [])}
-        process = subprocess.Popen(
-            list(self.command),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self._running[arn] = _Running(process, time.time(), self.stop_code)
+    def _no_room(self) -> str | None:
+        """Why there is no capacity for a task; None where there is."""
+        return None
+
+    def _environment_of(self, request: Mapping[str, Any], definition: Mapping[str, Any]) -> dict[str, str]:
+        """What the overridden container is given, or the only one."""
+        overridden = request.get("overrides", {}).get("containerOverrides", [])
+        first = (overridden or definition["containerDefinitions"])[0]["name"]
+        environment = dict(os.environ)
+        for containers, more in ((definition["containerDefinitions"], self.environment), (overridden, {})):
+            for container in containers:
+                if container["name"] == first:
+                    environment |= {each["name"]: each["value"] for each in container.get("environment", [])}
+            environment |= more
+        return environment
+
+    def _start(self, arn: str, environment: Mapping[str, str]) -> None:
+        name = os.devnull if self.logs is None else str(self.logs / f"{arn.rpartition('/')[2]}.log")
+        with Path(name).open("ab") as log:
+            process = subprocess.Popen(
+                list(self.command),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._running[arn] = _Running(process, time.time(), self._stop_code())
+
+    def _stop_code(self) -> str:
+        """With what a task ends whose process ends by itself."""
+        return "EssentialContainerExited"
 
     def _stop_task(self, request: Mapping[str, Any]) -> None:
         running = self._running.get(request["task"])
@@ -248,13 +245,8 @@ class RunTaskValidator:
         return json.dumps(answer).encode()
 
     def _patch(self, task: dict[str, Any]) -> None:
-        arn = task["taskArn"]
-        if arn in self._stuck:
-            if task["lastStatus"] != "STOPPED":
-                task["lastStatus"] = "PROVISIONING"
-            task.pop("startedAt", None)
-            return
-        running = self._running.get(arn)
+        """Tell of a task what its process is."""
+        running = self._running.get(task["taskArn"])
         if running is None:
             return
         code = running.process.poll()
@@ -267,3 +259,30 @@ class RunTaskValidator:
             task["stoppedAt"] = running.stopped
             for container in task["containers"]:
                 container |= {"lastStatus": "STOPPED", "exitCode": code if code >= 0 else 128 - code}
+
+
+def override_characters(overrides: Mapping[str, Any]) -> int:
+    """What ECS counts: the overrides' JSON."""
+    return len(json.dumps(overrides))
+
+
+def _validate(request: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
+    def refuse(message: str) -> None:
+        raise RefusedError("InvalidParameterException", message)
+
+    if not 1 <= request.get("count", 1) <= MAX_COUNT:
+        refuse(f"Count must be between 1 and {MAX_COUNT}.")
+    if len(request.get("clientToken", "")) > MAX_TOKEN_CHARACTERS:
+        refuse(f"Client token must be at most {MAX_TOKEN_CHARACTERS} characters.")
+    overrides = request.get("overrides", {})
+    if override_characters(overrides) > MAX_OVERRIDE_CHARACTERS:
+        refuse(f"Container Overrides length must be at most {MAX_OVERRIDE_CHARACTERS}")
+    names = {container["name"] for container in definition["containerDefinitions"]}
+    for container in overrides.get("containerOverrides", []):
+        if container.get("name") not in names:
+            refuse(f"Override for container named {container.get('name')} is not a container in the TaskDefinition.")
+    network = request.get("networkConfiguration", {}).get("awsvpcConfiguration", {})
+    if definition.get("networkMode") == "awsvpc" and not network.get("subnets"):
+        refuse("Network Configuration must be provided when networkMode 'awsvpc' is specified.")
+    if len(network.get("subnets", [])) > MAX_SUBNETS:
+        refuse(f"subnets can have at most {MAX_SUBNETS} items.")
