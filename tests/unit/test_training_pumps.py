@@ -13,9 +13,12 @@ from services.domain.feature_definitions import FEATURE_NAMES
 from services.training.evaluation import rule
 from services.training.pumps import models, protocol
 from services.training.pumps.protocol import Choice, Rows
-from services.training.pumps.recordings import Pumps, Shifted, against_past
+from services.training.pumps.recordings import Pumps, Shifted, against_past, past_names
 
 needs_sklearn = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="needs tapewatch[train]")
+needs_training = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("sklearn", "tensorflow")), reason="needs tapewatch[train]"
+)
 
 LONG_NAMES = ("volume_peak_600", "trades_peak_600", "rise_now")
 
@@ -50,6 +53,11 @@ def made(events: int = 10, chunks: int = 100) -> Pumps:
 def test_columns_against_the_past_know_neither_the_future_nor_another_event() -> None:
     known = made()
     columns = against_past(known.features, known.published, known.event)
+    assert columns.shape[1] == len(past_names()) == len(set(past_names()))
+    highest = columns[:, past_names().index("return_z_highest_of_5")]
+    followed = known.features[:, FEATURE_NAMES.index("return_z")]
+    assert highest[104] == followed[100:104].max()
+    assert highest[160] == followed[155:160].max()
     later = known.features.copy()
     later[151:] += 5.0
     changed = against_past(later, known.published, known.event)
@@ -78,15 +86,30 @@ def test_one_pump_listed_twice_is_not_trained_on_where_it_is_tested() -> None:
 @needs_sklearn
 def test_pumps_that_can_be_seen_are_found_and_noise_is_not() -> None:
     known = made(events=25, chunks=60)
-    choice = Choice(onset=(("days",), ("days", "course")), alert=(("days",), ("course",)))
-    verdicts = protocol.judge(known, models.parts(known, trades=True, minutes=False), choice)
-    found, delay = protocol.figures(known, verdicts)
+    model = models.trees(known, minutes=False)
+    found, delay = protocol.figures(known, protocol.judge(known, model.parts, model.choice))
     assert found.average_precision > 0.8
     assert found.average_precision_interval[0] <= found.average_precision <= found.average_precision_interval[1]
     assert found.detected_within_120_s > 0.5
     assert np.median(delay) == 0.0
-    noise, _ = protocol.figures(known, protocol.judge(known, models.forest(known), models.FOREST_CHOICE))
+    published = models.forest(known)
+    noise, _ = protocol.figures(known, protocol.judge(known, published.parts, published.choice))
     assert noise.average_precision < 0.2
+
+
+@needs_training
+def test_the_file_of_a_model_scores_as_its_fitted_parts_do() -> None:
+    known = made(events=10, chunks=60)
+    model = models.trees(known)
+    assert model.inputs.shape == (600, len(model.names))
+    choice = Choice(onset=(("days", "minutes"),), alert=(("course", "minutes"),))
+    rows = np.arange(600)
+    chosen = protocol.choose(known, model.parts, choice, rows[:480])
+    scores = model.published(chosen)(rows)
+    # A share near 1 - 1e-4 that is rounded to float32 moves its log-odds by some 6e-4.
+    np.testing.assert_allclose(scores, protocol.mean_scores(chosen)(rows), rtol=0, atol=2e-3)
+    assert np.ptp(scores, axis=0).min() > 1.0
+    assert not np.allclose(scores[:, 0], scores[:, 1])
 
 
 @needs_sklearn

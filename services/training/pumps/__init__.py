@@ -23,21 +23,20 @@ def measure(folder: Path) -> dict[str, Any]:
     """
     known = recordings.read(folder)
     models_found = [
-        model("published forest on its 12 features", known, models.forest(known), models.FOREST_CHOICE),
-        model("trees", known, models.parts(known, trades=True), models.CHOICE),
-        model("trees, price and volume only", known, models.parts(known, trades=False), models.PRICE_AND_VOLUME_CHOICE),
+        measured("published forest on its 12 features", known, models.forest(known)),
+        measured("trees", known, models.trees(known)),
+        measured("trees, price and volume only", known, models.trees(known, trades=False)),
     ]
     found = summary(known, models_found)
     del known
     finest = recordings.read_finest(folder)
-    parts = models.parts(finest, trades=True, minutes=False)
-    found["finest"] = model("trees, *days* and *course*", finest, parts, models.PRICE_AND_VOLUME_CHOICE)
+    found["finest"] = measured("trees, *days* and *course*", finest, models.trees(finest, minutes=False))
     return found
 
 
-def model(name: str, pumps: Pumps, parts: dict[str, protocol.Fit], choice: protocol.Choice) -> dict[str, Any]:
-    """One model's figures under the protocol."""
-    return described(name, pumps, protocol.judge(pumps, parts, choice))
+def measured(name: str, pumps: Pumps, model: models.Model) -> dict[str, Any]:
+    """One model's figures under the protocol, of its TFLite files."""
+    return described(name, pumps, protocol.judge(pumps, model.parts, model.choice, model.published))
 
 
 def described(name: str, pumps: Pumps, verdicts: protocol.Verdicts) -> dict[str, Any]:

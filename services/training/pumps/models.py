@@ -1,15 +1,19 @@
-"""The models that are compared on the labelled pumps: parts of an ensemble, and the published forest."""
+"""The models that are compared on the labelled pumps: ensembles of trees in parts, and the published forest."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.training.pumps.protocol import Choice, Fit, Rows
-from services.training.pumps.recordings import Pumps, against_past
+from services.training import tree_tables
+from services.training.networks import run_tflite, tensorflow
+from services.training.pumps.protocol import FOLDS, Choice, Chosen, Fit, Rows, Scorer
+from services.training.pumps.recordings import PUBLISHED, Pumps, against_past, past_names
 
 Array = NDArray[np.float64]
+Matrix = NDArray[np.float32]
 
 MINUTES, DAYS, COURSE = "minutes", "days", "course"
 """The parts: against the last 60 chunks; against hours and days; both, for a pump's course, not its onset alone."""
@@ -18,7 +22,7 @@ CHOICE = Choice(
     onset=((MINUTES,), (DAYS,), (MINUTES, DAYS), (MINUTES, DAYS, COURSE)),
     alert=((MINUTES, DAYS), (COURSE,), (MINUTES, DAYS, COURSE)),
 )
-PRICE_AND_VOLUME_CHOICE = Choice(onset=((DAYS,), (DAYS, COURSE)), alert=((DAYS,), (COURSE,), (DAYS, COURSE)))
+DAYS_CHOICE = Choice(onset=((DAYS,), (DAYS, COURSE)), alert=((DAYS,), (COURSE,), (DAYS, COURSE)))
 FOREST_CHOICE = Choice(onset=(("forest",),), alert=(("forest",),))
 
 COURSE_SECONDS = 100
@@ -34,8 +38,59 @@ _FLOOR = 1e-4
 _FLOW_PREFIXES = ("bought_", "sold_", "trades_", "buys_", "rush_", "buy_", "trade_", "net_bought_")
 
 
-def parts(pumps: Pumps, *, trades: bool, minutes: bool = True, seed: int = 1) -> dict[str, Fit]:
-    """The ensemble's parts.
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model to be fitted: `inputs` float32 (n, C), what its file takes, columns in `names` order; parts; choice."""
+
+    inputs: Matrix
+    names: tuple[str, ...]
+    parts: Mapping[str, Fit]
+    choice: Choice
+
+    def published(self, chosen: Chosen) -> Scorer:
+        """Scores rows by the TFLite file of what was chosen: what is measured is what is kept."""
+        content = tflite(chosen, len(self.names))
+        return lambda rows: run_tflite(content, self.inputs[rows])
+
+
+class Trees:
+    """A fitted part: a forest on some columns of a model's inputs."""
+
+    def __init__(self, forest: Any, inputs: Matrix, columns: NDArray[np.int64]) -> None:
+        self._forest, self._inputs, self._columns = forest, inputs, columns
+
+    def __call__(self, rows: Rows) -> Array:
+        """The log-odds of rows, float64 (n,), by scikit-learn."""
+        share = self._forest.predict_proba(self._inputs[np.ix_(rows, self._columns)])[:, 1]
+        bounded = np.clip(share, _FLOOR, 1.0 - _FLOOR)
+        found: Array = np.log(bounded / (1.0 - bounded))
+        return found
+
+    def table(self) -> tree_tables.TreeTable:
+        """The forest as a table."""
+        return tree_tables.TreeTable.of_forest(self._forest, self._columns)
+
+
+def tflite(chosen: Chosen, inputs: int) -> bytes:
+    """A TFLite file, float32: rows (n, inputs) to log-odds of onset and of alert, (n, 2), means of the fitted parts."""
+    tf = tensorflow()
+    names = list(chosen.fitted)
+    heads = np.zeros((FOLDS * len(names), 2), np.float32)
+    for head, parts in enumerate((chosen.onset, chosen.alert)):
+        for part in parts:
+            place = FOLDS * names.index(part)
+            heads[place : place + FOLDS, head] = 1.0 / (FOLDS * len(parts))
+
+    def log_odds(share: Any) -> Any:
+        bounded = tf.clip_by_value(share, _FLOOR, 1.0 - _FLOOR)
+        return tf.matmul(tf.math.log(bounded) - tf.math.log(1.0 - bounded), heads)
+
+    fitted = [scorer for name in names for scorer in chosen.fitted[name]]
+    return tree_tables.export([scorer.table() for scorer in fitted if isinstance(scorer, Trees)], inputs, log_odds)
+
+
+def trees(pumps: Pumps, *, trades: bool = True, minutes: bool = True, seed: int = 1) -> Model:
+    """The ensemble of trees.
 
     Args:
         pumps: The chunks.
@@ -43,31 +98,41 @@ def parts(pumps: Pumps, *, trades: bool, minutes: bool = True, seed: int = 1) ->
         minutes: Whether `features` and `published` are there to be used; only with `trades`.
         seed: Of the trees.
     """
-    names = [i for i, name in enumerate(pumps.long_names) if trades or not name.startswith(_FLOW_PREFIXES)]
-    days = np.ascontiguousarray(pumps.long[:, names])
-    shifted = np.ascontiguousarray(pumps.shifted.long[:, names])
+    kept = [i for i, name in enumerate(pumps.long_names) if trades or not name.startswith(_FLOW_PREFIXES)]
+    names = tuple(pumps.long_names[i] for i in kept)
+    inputs = np.ascontiguousarray(pumps.long[:, kept])
+    shifted = np.ascontiguousarray(pumps.shifted.long[:, kept])
+    days = np.arange(len(kept))
     busy = _BUSY if trades else _BUSY[:1]
-    onset = _trees(pumps, busy, days, pumps.label, seed, shifted)
     if not (trades and minutes):
-        return {DAYS: onset, COURSE: _trees(pumps, busy, days, _course(pumps), seed + 1)}
-    past = against_past(pumps.features, pumps.published, pumps.event)
-    return {
-        MINUTES: _trees(pumps, busy, past, pumps.label, seed),
-        DAYS: onset,
-        COURSE: _trees(pumps, busy, np.hstack([days, past]), _course(pumps), seed + 1),
+        parts = {
+            DAYS: _trees(pumps, busy, inputs, days, pumps.label, seed, shifted),
+            COURSE: _trees(pumps, busy, inputs, days, _course(pumps), seed + 1),
+        }
+        return Model(inputs, names, parts, DAYS_CHOICE)
+    names += past_names()
+    inputs = np.hstack([inputs, against_past(pumps.features, pumps.published, pumps.event)])
+    everything = np.arange(len(names))
+    parts = {
+        MINUTES: _trees(pumps, busy, inputs, everything[len(kept) :], pumps.label, seed),
+        DAYS: _trees(pumps, busy, inputs, days, pumps.label, seed, shifted),
+        COURSE: _trees(pumps, busy, inputs, everything, _course(pumps), seed + 1),
     }
+    return Model(inputs, names, parts, CHOICE)
 
 
-def forest(pumps: Pumps) -> dict[str, Fit]:
+def forest(pumps: Pumps) -> Model:
     """The published random forest: 200 trees of depth 5 on the study's 12 features, on every training row."""
     from sklearn.ensemble import RandomForestClassifier  # type: ignore[import-untyped, unused-ignore]
 
-    def fit(train: Rows) -> Callable[[Rows], Array]:
+    columns = np.arange(len(PUBLISHED))
+
+    def fit(train: Rows) -> Scorer:
         model = RandomForestClassifier(200, max_depth=5, random_state=1, n_jobs=1)
         model.fit(pumps.published[train], pumps.label[train])
-        return _scorer(model, pumps.published)
+        return Trees(model, pumps.published, columns)
 
-    return {"forest": fit}
+    return Model(pumps.published, PUBLISHED, {"forest": fit}, FOREST_CHOICE)
 
 
 def _course(pumps: Pumps) -> NDArray[np.bool_]:
@@ -78,10 +143,11 @@ def _course(pumps: Pumps) -> NDArray[np.bool_]:
 def _trees(
     pumps: Pumps,
     busy_by: tuple[str, ...],
-    features: NDArray[np.float32],
+    inputs: Matrix,
+    columns: NDArray[np.int64],
     label: NDArray[np.bool_],
     seed: int,
-    shifted: NDArray[np.float32] | None = None,
+    shifted: Matrix | None = None,
 ) -> Fit:
     """Extremely randomised trees on chunks busier than the ten minutes before and on every 12th of the others."""
     from sklearn.ensemble import ExtraTreesClassifier
@@ -91,9 +157,9 @@ def _trees(
     shown = busy | label | every
     weight = np.where(busy | label, 1.0, float(_EVERY))
 
-    def fit(train: Rows) -> Callable[[Rows], Array]:
+    def fit(train: Rows) -> Scorer:
         rows = train[shown[train]]
-        values, target, weights = features[rows], label[rows], weight[rows]
+        values, target, weights = inputs[np.ix_(rows, columns)], label[rows], weight[rows]
         if shifted is not None:
             more = np.isin(pumps.shifted.event, np.unique(pumps.event[train]))
             values = np.concatenate([values, shifted[more]])
@@ -103,15 +169,6 @@ def _trees(
             _TREES, min_samples_leaf=2, max_features=_COLUMNS_A_SPLIT, random_state=seed, n_jobs=1
         )
         model.fit(values, target, sample_weight=weights)
-        return _scorer(model, features)
+        return Trees(model, inputs, columns)
 
     return fit
-
-
-def _scorer(model: Any, features: NDArray[np.float32]) -> Callable[[Rows], Array]:
-    def score(rows: Rows) -> Array:
-        share = np.clip(model.predict_proba(features[rows])[:, 1], _FLOOR, 1.0 - _FLOOR)
-        found: Array = np.log(share / (1.0 - share))
-        return found
-
-    return score

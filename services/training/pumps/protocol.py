@@ -25,8 +25,11 @@ _AFTERMATH = 3_600
 _ALERT_WINDOW = 1_800
 _DRAWS = 1_000
 
-Fit = Callable[[Rows], Callable[[Rows], Array]]
-"""Fits on rows; what it returns scores rows in log-odds."""
+Scorer = Callable[[Rows], Array]
+"""Scores rows: log-odds, float64 (n,)."""
+
+Fit = Callable[[Rows], Scorer]
+"""Fits on rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,24 @@ class Choice:
 
     onset: tuple[tuple[str, ...], ...]
     alert: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What training rows decided: the parts for the onset and for alerts, a threshold for each, and the fitted parts.
+
+    `fitted` has the FOLDS scorers of every chosen part.
+    """
+
+    onset: tuple[str, ...]
+    alert: tuple[str, ...]
+    onset_threshold: float
+    alert_threshold: float
+    fitted: Mapping[str, tuple[Scorer, ...]]
+
+
+Publish = Callable[[Chosen], Scorer]
+"""Makes of what was chosen what scores unseen rows: log-odds of onset and of alert, float64 (n, 2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,31 +112,53 @@ def _spans(pumps: Pumps) -> tuple[Array, Array]:
     return first, last
 
 
-def judge(pumps: Pumps, parts: Mapping[str, Fit], choice: Choice) -> Verdicts:
+def choose(pumps: Pumps, parts: Mapping[str, Fit], choice: Choice, train: Rows) -> Chosen:
+    """Fits the parts on four fifths of the rows' events at a time, and chooses by their scores of the other fifth."""
+    held = {name: np.zeros(len(train)) for name in parts}
+    fitted: dict[str, list[Scorer]] = {name: [] for name in parts}
+    for inner, validation in folds(pumps.event[train]):
+        rows = apart(pumps, train[inner], train[validation])
+        for name, fit in parts.items():
+            scorer = fit(rows)
+            held[name][validation] = scorer(train[validation])
+            fitted[name].append(scorer)
+    label = pumps.label[train]
+    onset = max(choice.onset, key=lambda names: average_precision(label, _mean(held, names)))
+    lines = {names: budget(pumps, train, _mean(held, names)) for names in choice.alert}
+    alert = max(lines, key=lambda names: detected(pumps, train, _mean(held, names) >= lines[names]))
+    return Chosen(
+        onset,
+        alert,
+        best_f1(label, _mean(held, onset)),
+        lines[alert],
+        {name: tuple(scorers) for name, scorers in fitted.items() if name in {*onset, *alert}},
+    )
+
+
+def mean_scores(chosen: Chosen) -> Scorer:
+    """The mean of the chosen parts' scorers."""
+
+    def score(rows: Rows) -> Array:
+        by_part = {name: np.mean([scorer(rows) for scorer in fits], axis=0) for name, fits in chosen.fitted.items()}
+        return np.stack([_mean(by_part, chosen.onset), _mean(by_part, chosen.alert)], axis=1)
+
+    return score
+
+
+def judge(pumps: Pumps, parts: Mapping[str, Fit], choice: Choice, publish: Publish = mean_scores) -> Verdicts:
     """Scores every chunk by models that never saw its event, with parts and thresholds chosen without its fold."""
     n = len(pumps.label)
-    score, chosen, alerting = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
+    score, found, alerting = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
     onset_parts, alert_parts = [], []
     for train, test in folds(pumps.event):
-        train = apart(pumps, train, test)
-        held = {name: np.zeros(len(train)) for name in parts}
-        unseen = {name: np.zeros(len(test)) for name in parts}
-        for inner, validation in folds(pumps.event[train]):
-            fitted = apart(pumps, train[inner], train[validation])
-            for name, fit in parts.items():
-                scorer = fit(fitted)
-                held[name][validation] = scorer(train[validation])
-                unseen[name] += scorer(test) / FOLDS
-        label = pumps.label[train]
-        best = max(choice.onset, key=lambda names: average_precision(label, _mean(held, names)))
-        onset_parts.append(" + ".join(best))
-        score[test] = _mean(unseen, best)
-        chosen[test] = score[test] >= best_f1(label, _mean(held, best))
-        lines = {names: budget(pumps, train, _mean(held, names)) for names in choice.alert}
-        best = max(lines, key=lambda names: detected(pumps, train, _mean(held, names) >= lines[names]))
-        alert_parts.append(" + ".join(best))
-        alerting[test] = _mean(unseen, best) >= lines[best]
-    return Verdicts(score, chosen, alerting, tuple(onset_parts), tuple(alert_parts))
+        chosen = choose(pumps, parts, choice, apart(pumps, train, test))
+        scores = publish(chosen)(test)
+        score[test] = scores[:, 0]
+        found[test] = scores[:, 0] >= chosen.onset_threshold
+        alerting[test] = scores[:, 1] >= chosen.alert_threshold
+        onset_parts.append(" + ".join(chosen.onset))
+        alert_parts.append(" + ".join(chosen.alert))
+    return Verdicts(score, found, alerting, tuple(onset_parts), tuple(alert_parts))
 
 
 def _mean(scores: Mapping[str, Array], names: tuple[str, ...]) -> Array:

@@ -50,6 +50,9 @@ _OF_STOCKS = frozenset(
     )
 )
 """Features that say nothing, or nothing of their own, of coins: they trade around the clock, without a benchmark."""
+_OF_COINS = tuple(name for name in FEATURE_NAMES if name not in _OF_STOCKS)
+_SIZES = PUBLISHED[:8]
+"""The study's features but its four of the clock."""
 _SOURCE = {
     "open": "open",
     "high": "high",
@@ -277,9 +280,10 @@ def against_past(
     An onset is the first extreme: what comes after it is as high, but not higher than what went before.
     """
     chosen = [FEATURE_NAMES.index(name) for name in _FOLLOWED]
-    followed = np.hstack([features[:, chosen], published[:, :8]])
-    judged = [i for i, name in enumerate(FEATURE_NAMES) if name not in _OF_STOCKS]
-    everything = [features[:, judged], published[:, :8]]
+    sizes = published[:, : len(_SIZES)]
+    followed = np.hstack([features[:, chosen], sizes])
+    judged = [FEATURE_NAMES.index(name) for name in _OF_COINS]
+    everything = [features[:, judged], sizes]
     starts = np.flatnonzero(np.concatenate([[True], event[1:] != event[:-1]]))
     number = np.arange(len(followed)) - np.repeat(starts, np.diff([*starts, len(followed)]))
     running = np.zeros_like(followed)
@@ -294,3 +298,13 @@ def against_past(
         if lag in _PAST:
             everything += [running, followed - running]
     return np.hstack(everything).astype(np.float32)
+
+
+def past_names() -> tuple[str, ...]:
+    """The columns of `against_past`."""
+    followed = (*_FOLLOWED, *_SIZES)
+    names = [*_OF_COINS, *_SIZES, *(f"{name}_before" for name in followed)]
+    for lag in _PAST:
+        names += [f"{name}_highest_of_{lag}" for name in followed]
+        names += [f"{name}_over_highest_of_{lag}" for name in followed]
+    return tuple(names)
