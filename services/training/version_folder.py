@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Protocol
 
 from services.domain.errors import ModelUnusableError
 from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE, METADATA_FILE, ModelMetadata
@@ -16,7 +17,18 @@ def read(folder: Path) -> tuple[ModelMetadata, bytes, bytes]:
         raise ModelUnusableError(str(folder), str(error)) from error
 
 
-def write(output: Path, metadata: ModelMetadata, files: dict[str, bytes]) -> Path:
+class Metadata(Protocol):
+    """What describes a version."""
+
+    @property
+    def version(self) -> str:
+        """Its name."""
+
+    def to_json(self) -> str:
+        """Its metadata file's text."""
+
+
+def write(output: Path, metadata: Metadata, files: dict[str, bytes]) -> Path:
     """Writes a version's folder whole or not at all; an equal version is replaced."""
     output.mkdir(parents=True, exist_ok=True)
     target = output / metadata.version

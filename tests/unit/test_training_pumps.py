@@ -54,7 +54,7 @@ def test_columns_against_the_past_know_neither_the_future_nor_another_event() ->
     known = made()
     columns = against_past(known.features, known.published, known.event)
     assert columns.shape[1] == len(past_names()) == len(set(past_names()))
-    highest = columns[:, past_names().index("return_z_highest_of_5")]
+    highest = columns[:, past_names().index("minutes_return_z_highest_of_5")]
     followed = known.features[:, FEATURE_NAMES.index("return_z")]
     assert highest[104] == followed[100:104].max()
     assert highest[160] == followed[155:160].max()

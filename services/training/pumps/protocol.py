@@ -21,7 +21,7 @@ Rows = NDArray[np.int64]
 FOLDS = 5
 ALERTS_PER_SYMBOL_DAY = 0.1
 DETECT_WITHIN_SECONDS = 120
-_AFTERMATH = 3_600
+AFTERMATH_SECONDS = 3_600
 _ALERT_WINDOW = 1_800
 _DRAWS = 1_000
 
@@ -44,13 +44,16 @@ class Choice:
 class Chosen:
     """What training rows decided: the parts for the onset and for alerts, a threshold for each, and the fitted parts.
 
-    `fitted` has the FOLDS scorers of every chosen part.
+    `fitted` has the FOLDS scorers of every chosen part. `average_precision` and `detected` are those of the scores that
+    chose: of events that each single scorer did not see, but at their own best.
     """
 
     onset: tuple[str, ...]
     alert: tuple[str, ...]
     onset_threshold: float
     alert_threshold: float
+    average_precision: float
+    detected: float
     fitted: Mapping[str, tuple[Scorer, ...]]
 
 
@@ -123,14 +126,18 @@ def choose(pumps: Pumps, parts: Mapping[str, Fit], choice: Choice, train: Rows) 
             held[name][validation] = scorer(train[validation])
             fitted[name].append(scorer)
     label = pumps.label[train]
-    onset = max(choice.onset, key=lambda names: average_precision(label, _mean(held, names)))
+    precisions = {names: average_precision(label, _mean(held, names)) for names in choice.onset}
+    onset = max(precisions, key=lambda names: precisions[names])
     lines = {names: budget(pumps, train, _mean(held, names)) for names in choice.alert}
-    alert = max(lines, key=lambda names: detected(pumps, train, _mean(held, names) >= lines[names]))
+    shares = {names: detected(pumps, train, _mean(held, names) >= line) for names, line in lines.items()}
+    alert = max(shares, key=lambda names: shares[names])
     return Chosen(
         onset,
         alert,
         best_f1(label, _mean(held, onset)),
         lines[alert],
+        precisions[onset],
+        shares[alert],
         {name: tuple(scorers) for name, scorers in fitted.items() if name in {*onset, *alert}},
     )
 
@@ -240,7 +247,7 @@ def false_alerts(pumps: Pumps, rows: Rows, detected_rows: NDArray[np.bool_]) -> 
         rows: int64 (m,), rows that are judged, in order.
         detected_rows: bool (m,), which of them are detections.
     """
-    outside = rows[detected_rows & ((pumps.seconds[rows] < 0) | (pumps.seconds[rows] > _AFTERMATH))]
+    outside = rows[detected_rows & ((pumps.seconds[rows] < 0) | (pumps.seconds[rows] > AFTERMATH_SECONDS))]
     if not len(outside):
         return 0
     fresh = (np.diff(pumps.event[outside]) != 0) | (np.diff(pumps.moment[outside]) > _ALERT_WINDOW)
@@ -270,7 +277,7 @@ def detected(pumps: Pumps, rows: Rows, detections: NDArray[np.bool_]) -> float:
 def delays(pumps: Pumps, detections: NDArray[np.bool_]) -> Array:
     """Seconds from each event's onset chunk to its first detection at or after it; infinite when there is none."""
     found = np.full(len(pumps.names), np.inf)
-    within = detections & (pumps.seconds >= 0) & (pumps.seconds <= _AFTERMATH)
+    within = detections & (pumps.seconds >= 0) & (pumps.seconds <= AFTERMATH_SECONDS)
     np.minimum.at(found, pumps.event[within], pumps.seconds[within])
     return found
 

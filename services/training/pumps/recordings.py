@@ -1,13 +1,16 @@
 """The labelled pump-and-dumps (La Morgia et al. 2020) as chunks of 25 seconds, one chunk of each event labelled."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from services.domain.errors import TapewatchError
 from services.domain.feature_definitions import BAR_FIELDS, FEATURE_NAMES
 from services.domain.features import bars_windows, compute
 from services.training.pumps import columns
@@ -36,6 +39,8 @@ CHUNK_SECONDS = 25
 _CELLS = CHUNK_SECONDS // columns.STEP
 _SHIFTED_WITHIN = 900
 _WATCHED = 86_400
+PAST_PREFIX = "minutes_"
+"""Of the columns that are the scorer's features or the study's, and of these against the last 60 chunks."""
 _PAST = (5, 20, 60)
 _FOLLOWED = ("return_z", "volume_log_ratio", "trades_log_ratio", "range_log_ratio", "runup_3_z", "elapsed_log_ratio")
 _OF_STOCKS = frozenset(
@@ -116,9 +121,32 @@ class Recording:
     finer_onset: int
 
 
+def digest(folder: Path) -> str:
+    """SHA-256 of both files. Raises: TapewatchError when one cannot be read."""
+    found = hashlib.sha256()
+    for name in (EVENTS_FILE, FEATURES_FILE):
+        try:
+            found.update((folder / name).read_bytes())
+        except OSError as error:
+            raise TapewatchError(f"{folder / name} cannot be read: {error.strerror}") from error
+    return found.hexdigest()
+
+
+def _table(path: Path, wanted: list[str]) -> pa.Table:
+    """Columns of a Parquet file. Raises: TapewatchError when it cannot be read, or lacks one."""
+    try:
+        file = pq.ParquetFile(path)
+        lacking = [name for name in wanted if name not in file.schema_arrow.names]
+        if lacking:
+            raise TapewatchError(f"{path} lacks the columns {', '.join(lacking)}")
+        return file.read(columns=wanted)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise TapewatchError(f"{path} is not readable as Parquet: {error}") from error
+
+
 def recordings(path: Path) -> Iterator[Recording]:
     """The events' recordings, in the file's order."""
-    table = pq.ParquetFile(path).read()
+    table = _table(path, ["event", "time", "onset_25s", "onset_5s", *_SOURCE.values()])
     event = np.asarray(table["event"].to_pylist(), dtype=str)
 
     def seconds(name: str) -> NDArray[np.int64]:
@@ -164,7 +192,7 @@ def chunk_rows(recording: Recording) -> Array:
 
 def read(folder: Path) -> Pumps:
     """The labelled chunks, Tapewatch's features of them, and columns against hours and days before."""
-    table = pq.ParquetFile(folder / FEATURES_FILE).read(columns=[*PUBLISHED, "gt", "event", "date"])
+    table = _table(folder / FEATURES_FILE, [*PUBLISHED, "gt", "event", "date"])
     label = np.asarray(table["gt"].to_numpy()) == 1
     event_name = np.asarray(table["event"].to_pylist(), dtype=str)
     moment = table["date"].to_numpy().astype("datetime64[us]").astype(np.int64) / 1e6
@@ -192,7 +220,7 @@ def read(folder: Path) -> Pumps:
         shifted.append(_shift(recording, tape, number))
         days += float(np.ptp(moment[here])) / 86_400.0
     if long is None:
-        raise ValueError(f"{folder / EVENTS_FILE} holds no event")
+        raise TapewatchError(f"{folder / EVENTS_FILE} holds no event")
     return Pumps(
         features=features,
         published=np.stack([table[name].to_numpy() for name in PUBLISHED], axis=1).astype(np.float32),
@@ -307,4 +335,4 @@ def past_names() -> tuple[str, ...]:
     for lag in _PAST:
         names += [f"{name}_highest_of_{lag}" for name in followed]
         names += [f"{name}_over_highest_of_{lag}" for name in followed]
-    return tuple(names)
+    return tuple(f"{PAST_PREFIX}{name}" for name in names)
