@@ -14,6 +14,7 @@ from services.domain.errors import ModelUnusableError, TapewatchError
 from services.domain.model import METADATA_FILE
 from services.scorer.registry import ModelRegistry
 from services.training.pumps import forward_test, recordings, train
+from services.training.pumps.models import Feed
 from services.training.pumps.recordings import CHUNK_SECONDS, EVENTS_FILE, FEATURES_FILE, PUBLISHED
 from services.training.pumps.version import MODEL_FILE, PumpMetadata, read
 
@@ -81,13 +82,17 @@ def test_a_model_is_made_the_same_twice_and_finds_pumps_that_it_was_not_made_of(
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     known = record(tmp_path / "known", seed=1)
-    metadata = train.run(known, tmp_path / "first", trades=True, seed=1)
-    assert train.run(known, tmp_path / "second", trades=True, seed=1) == metadata
+    metadata = train.run(known, tmp_path / "first", Feed.QUOTES, seed=1)
+    assert train.run(known, tmp_path / "second", Feed.QUOTES, seed=1) == metadata
     folder = tmp_path / "first" / metadata.version
     for name in (METADATA_FILE, MODEL_FILE):
         assert (folder / name).read_bytes() == (tmp_path / "second" / metadata.version / name).read_bytes()
     kept, _ = read(folder)
     assert kept == metadata
+    words = " ".join(column.formula for column in kept.columns)
+    assert "trades" in words
+    assert "bought" in words
+    assert not any(lacking in words for lacking in ("rush", "trades that takers bought in"))
     assert all(column.formula and column.low <= column.median <= column.high for column in kept.columns)
     assert len({column.name for column in kept.columns}) == len(kept.columns)
 
@@ -113,12 +118,12 @@ def test_a_model_is_made_the_same_twice_and_finds_pumps_that_it_was_not_made_of(
 def test_without_trades_no_column_needs_them(tmp_path: Path) -> None:
     known = record(tmp_path / "known", seed=3)
     result = CliRunner().invoke(
-        train.app, ["--pumps", str(known), "--output", str(tmp_path / "models"), "--price-and-volume"]
+        train.app, ["--pumps", str(known), "--output", str(tmp_path / "models"), "--feed", "bars"]
     )
     assert result.exit_code == 0, result.output
     (folder,) = (tmp_path / "models").iterdir()
     metadata, _ = read(folder)
-    assert not metadata.uses_trades
+    assert metadata.feed == "bars"
     words = " ".join(column.formula for column in metadata.columns)
     assert "traded volume" in words
     assert not any(word in words for word in ("/ trades", "rush", "bought", "takers"))

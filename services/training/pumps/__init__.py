@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from services.training.figures import average_precision
 from services.training.pumps import models, protocol, recordings
+from services.training.pumps.models import Feed
 from services.training.pumps.recordings import Pumps
 
 
 def measure(folder: Path) -> dict[str, Any]:
     """The published forest and the ensembles of trees, five folds by event, at 25 s and at 5 s.
-
-    Takes some 15 minutes of one core for the chunks of 25 s, and longer for the bars of 5 s.
 
     Args:
         folder: Where EVENTS_FILE and FEATURES_FILE of `recordings` are.
@@ -25,7 +24,9 @@ def measure(folder: Path) -> dict[str, Any]:
     models_found = [
         measured("published forest on its 12 features", known, models.forest(known)),
         measured("trees", known, models.trees(known)),
-        measured("trees, price and volume only", known, models.trees(known, trades=False)),
+        measured("trees, what quotes carry", known, models.trees(known, Feed.QUOTES)),
+        measured("trees, price and volume only", known, models.trees(known, Feed.BARS)),
+        measured("trees, the scorer's features", known, models.scorer_features(known)),
     ]
     found = summary(known, models_found)
     del known

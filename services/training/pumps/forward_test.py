@@ -32,7 +32,7 @@ def measure(folder: Path, version: Path) -> PumpFigures:
     if metadata.recordings == recordings.digest(folder):
         raise ModelUnusableError(str(version), f"was made of the recordings in {folder}: it would be measured on them")
     pumps = recordings.read(folder)
-    model = models.trees(pumps, trades=metadata.uses_trades)
+    model = models.trees(pumps, models.Feed(metadata.feed))
     if model.names != tuple(column.name for column in metadata.columns):
         raise ModelUnusableError(str(version), "was made for other columns: train it again")
     scores = run_tflite(content, model.inputs)

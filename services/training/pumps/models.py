@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.domain.feature_definitions import FEATURE_NAMES
 from services.training import tree_tables
 from services.training.networks import run_tflite, tensorflow
 from services.training.pumps.protocol import FOLDS, Choice, Chosen, Fit, Rows, Scorer
-from services.training.pumps.recordings import PUBLISHED, Pumps, against_past, past_names
+from services.training.pumps.recordings import OF_COINS, PAST_PREFIX, PUBLISHED, Pumps, against_past, past_names
 
 Array = NDArray[np.float64]
 Matrix = NDArray[np.float32]
@@ -35,7 +37,25 @@ _SHIFTED_WEIGHT = 0.25
 _TREES = 60
 _COLUMNS_A_SPLIT = 40
 _FLOOR = 1e-4
-_FLOW_PREFIXES = ("bought_", "sold_", "trades_", "buys_", "rush_", "buy_", "trade_", "net_bought_")
+_FLOW = ("bought_", "sold_", "trades_", "buys_", "rush_", "buy_", "trade_", "net_bought_", PAST_PREFIX)
+_BEYOND_QUOTES = ("buys_", "rush_", f"{PAST_PREFIX}std_rush", f"{PAST_PREFIX}avg_rush")
+
+
+class Feed(StrEnum):
+    """What is known of the trades in a bar.
+
+    TRADES: their number, the takers' side and rush orders. QUOTES: their number and the bought volume, as
+    `market.v1.Quote` has them. BARS: price and volume only.
+    """
+
+    TRADES = "trades"
+    QUOTES = "quotes"
+    BARS = "bars"
+
+    def has(self, column: str) -> bool:
+        """Whether a column can be computed from it; MINUTES has columns of trades, so BARS has none of it."""
+        lacking = {Feed.TRADES: (), Feed.QUOTES: _BEYOND_QUOTES, Feed.BARS: _FLOW}[self]
+        return not column.startswith(lacking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,36 +109,43 @@ def tflite(chosen: Chosen, inputs: int) -> bytes:
     return tree_tables.export([scorer.table() for scorer in fitted if isinstance(scorer, Trees)], inputs, log_odds)
 
 
-def trees(pumps: Pumps, *, trades: bool = True, minutes: bool = True, seed: int = 1) -> Model:
+def trees(pumps: Pumps, feed: Feed = Feed.TRADES, *, minutes: bool = True, seed: int = 1) -> Model:
     """The ensemble of trees.
 
     Args:
         pumps: The chunks.
-        trades: Whether to use trade counts, the takers' side and rush orders.
-        minutes: Whether `features` and `published` are there to be used; only with `trades`.
+        feed: What of the trades is known.
+        minutes: Whether `features` and `published` are there to be used; not with Feed.BARS.
         seed: Of the trees.
     """
-    kept = [i for i, name in enumerate(pumps.long_names) if trades or not name.startswith(_FLOW_PREFIXES)]
-    names = tuple(pumps.long_names[i] for i in kept)
-    inputs = np.ascontiguousarray(pumps.long[:, kept])
-    shifted = np.ascontiguousarray(pumps.shifted.long[:, kept])
-    days = np.arange(len(kept))
-    busy = _BUSY if trades else _BUSY[:1]
-    if not (trades and minutes):
-        parts = {
-            DAYS: _trees(pumps, busy, inputs, days, pumps.label, seed, shifted),
-            COURSE: _trees(pumps, busy, inputs, days, _course(pumps), seed + 1),
-        }
-        return Model(inputs, names, parts, DAYS_CHOICE)
-    names += past_names()
-    inputs = np.hstack([inputs, against_past(pumps.features, pumps.published, pumps.event)])
-    everything = np.arange(len(names))
+    days = [i for i, name in enumerate(pumps.long_names) if feed.has(name)]
+    names = tuple(pumps.long_names[i] for i in days)
+    inputs = np.ascontiguousarray(pumps.long[:, days])
+    shifted = np.ascontiguousarray(pumps.shifted.long[:, days])
+    recent = [i for i, name in enumerate(past_names()) if minutes and feed.has(name)]
+    if recent:
+        names += tuple(past_names()[i] for i in recent)
+        inputs = np.hstack([inputs, against_past(pumps.features, pumps.published, pumps.event)[:, recent]])
+    place = np.arange(len(names))
+    busy = _BUSY if feed is not Feed.BARS else _BUSY[:1]
     parts = {
-        MINUTES: _trees(pumps, busy, inputs, everything[len(kept) :], pumps.label, seed),
-        DAYS: _trees(pumps, busy, inputs, days, pumps.label, seed, shifted),
-        COURSE: _trees(pumps, busy, inputs, everything, _course(pumps), seed + 1),
+        DAYS: _trees(pumps, busy, inputs, place[: len(days)], pumps.label, seed, shifted),
+        COURSE: _trees(pumps, busy, inputs, place, _course(pumps), seed + 1),
     }
+    if not recent:
+        return Model(inputs, names, parts, DAYS_CHOICE)
+    parts[MINUTES] = _trees(pumps, busy, inputs, place[len(days) :], pumps.label, seed)
     return Model(inputs, names, parts, CHOICE)
+
+
+def scorer_features(pumps: Pumps, seed: int = 1) -> Model:
+    """The ensemble on the scorer's own features of one chunk: what the mesh computes from 61 quotes of 25 s."""
+    inputs, place = pumps.features, np.array([FEATURE_NAMES.index(name) for name in OF_COINS])
+    parts = {
+        DAYS: _trees(pumps, _BUSY, inputs, place, pumps.label, seed),
+        COURSE: _trees(pumps, _BUSY, inputs, place, _course(pumps), seed + 1),
+    }
+    return Model(inputs, FEATURE_NAMES, parts, DAYS_CHOICE)
 
 
 def forest(pumps: Pumps) -> Model:
@@ -129,7 +156,7 @@ def forest(pumps: Pumps) -> Model:
 
     def fit(train: Rows) -> Scorer:
         model = RandomForestClassifier(200, max_depth=5, random_state=1, n_jobs=1)
-        model.fit(pumps.published[train], pumps.label[train])
+        model.fit(np.asfortranarray(pumps.published[train]), pumps.label[train])
         return Trees(model, pumps.published, columns)
 
     return Model(pumps.published, PUBLISHED, {"forest": fit}, FOREST_CHOICE)
@@ -168,7 +195,8 @@ def _trees(
         model = ExtraTreesClassifier(
             _TREES, min_samples_leaf=2, max_features=_COLUMNS_A_SPLIT, random_state=seed, n_jobs=1
         )
-        model.fit(values, target, sample_weight=weights)
+        # By column: trees look at one column at a time, and take half as long.
+        model.fit(np.asfortranarray(values), target, sample_weight=weights)
         return Trees(model, inputs, columns)
 
     return fit

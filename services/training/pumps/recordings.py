@@ -55,7 +55,8 @@ _OF_STOCKS = frozenset(
     )
 )
 """Features that say nothing, or nothing of their own, of coins: they trade around the clock, without a benchmark."""
-_OF_COINS = tuple(name for name in FEATURE_NAMES if name not in _OF_STOCKS)
+OF_COINS = tuple(name for name in FEATURE_NAMES if name not in _OF_STOCKS)
+"""The others."""
 _SIZES = PUBLISHED[:8]
 """The study's features but its four of the clock."""
 _SOURCE = {
@@ -310,7 +311,7 @@ def against_past(
     chosen = [FEATURE_NAMES.index(name) for name in _FOLLOWED]
     sizes = published[:, : len(_SIZES)]
     followed = np.hstack([features[:, chosen], sizes])
-    judged = [FEATURE_NAMES.index(name) for name in _OF_COINS]
+    judged = [FEATURE_NAMES.index(name) for name in OF_COINS]
     everything = [features[:, judged], sizes]
     starts = np.flatnonzero(np.concatenate([[True], event[1:] != event[:-1]]))
     number = np.arange(len(followed)) - np.repeat(starts, np.diff([*starts, len(followed)]))
@@ -331,7 +332,7 @@ def against_past(
 def past_names() -> tuple[str, ...]:
     """The columns of `against_past`."""
     followed = (*_FOLLOWED, *_SIZES)
-    names = [*_OF_COINS, *_SIZES, *(f"{name}_before" for name in followed)]
+    names = [*OF_COINS, *_SIZES, *(f"{name}_before" for name in followed)]
     for lag in _PAST:
         names += [f"{name}_highest_of_{lag}" for name in followed]
         names += [f"{name}_over_highest_of_{lag}" for name in followed]

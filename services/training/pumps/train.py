@@ -17,19 +17,20 @@ from services.training.dataset import instructions
 from services.training.networks import tensorflow
 from services.training.pumps import columns, models, protocol, recordings
 from services.training.pumps.formulas import formula
+from services.training.pumps.models import Feed
 from services.training.pumps.version import MODEL_FILE, Column, PumpMetadata
 
 app = typer.Typer(add_completion=False)
 _console = Console(stderr=True, markup=False, emoji=False)  # messages quote what callers and files say
 
 
-def run(folder: Path, output: Path, *, trades: bool, seed: int) -> PumpMetadata:
+def run(folder: Path, output: Path, feed: Feed, *, seed: int) -> PumpMetadata:
     """Fits and chooses on all events, and writes a version under `output`; no version is left half-written.
 
     Args:
         folder: Where EVENTS_FILE and FEATURES_FILE of `recordings` are.
         output: Folder of versions.
-        trades: Whether to use trade counts, the takers' side and rush orders; else price and volume only.
+        feed: What of the trades is known.
         seed: Of the trees.
 
     Raises:
@@ -38,17 +39,17 @@ def run(folder: Path, output: Path, *, trades: bool, seed: int) -> PumpMetadata:
     tensorflow()
     digest = recordings.digest(folder)
     pumps = recordings.read(folder)
-    model = models.trees(pumps, trades=trades, seed=seed)
+    model = models.trees(pumps, feed, seed=seed)
     chosen = protocol.choose(pumps, model.parts, model.choice, np.arange(len(pumps.label)))
     content = models.tflite(chosen, len(model.names))
-    fingerprint = _fingerprint(digest, {"trades": trades, "seed": seed})
+    fingerprint = _fingerprint(digest, {"feed": feed, "seed": seed})
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     metadata = PumpMetadata(
         version=f"pumps-{fingerprint[:10]}",
         columns=_columns(pumps, model),
         chunk_seconds=pumps.width,
         history_seconds=columns.HISTORY_SECONDS,
-        uses_trades=trades,
+        feed=feed,
         onset_parts=chosen.onset,
         alert_parts=chosen.alert,
         onset_threshold=chosen.onset_threshold,
@@ -57,7 +58,7 @@ def run(folder: Path, output: Path, *, trades: bool, seed: int) -> PumpMetadata:
         recordings=digest,
         trained_on=f"{len(pumps.names)} labelled pumps, {len(pumps.label):,} chunks of {pumps.width} s, "
         f"{pumps.symbol_days:.0f} symbol-days",
-        trained_by=_command(trades, seed),
+        trained_by=_command(feed, seed),
         train_time=datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC).replace(microsecond=0),
         metrics={
             "inner_folds_average_precision": chosen.average_precision,
@@ -95,11 +96,11 @@ def _fingerprint(digest: str, settings: dict[str, object]) -> str:
     return found.hexdigest()
 
 
-def _command(trades: bool, seed: int) -> str:
+def _command(feed: Feed, seed: int) -> str:
     import sklearn  # type: ignore[import-untyped, unused-ignore]
 
     return (
-        f"python -m services.training.pumps.train --seed {seed}{'' if trades else ' --price-and-volume'} "
+        f"python -m services.training.pumps.train --feed {feed} --seed {seed} "
         f"(scikit-learn {sklearn.__version__}, TensorFlow {tensorflow().__version__}, NumPy {np.__version__})"
     )
 
@@ -108,14 +109,12 @@ def _command(trades: bool, seed: int) -> str:
 def train(
     pumps: Annotated[Path, typer.Option(help="Folder of the labelled pumps.")],
     output: Annotated[Path, typer.Option(help="Folder of versions to add one to.")] = Path("pump-models"),
-    price_and_volume: Annotated[
-        bool, typer.Option("--price-and-volume", help="Leave trade counts, the takers' side and rush orders out.")
-    ] = False,
+    feed: Annotated[Feed, typer.Option(help="What is known of the trades in a bar.")] = Feed.TRADES,
     seed: Annotated[int, typer.Option(help="Of the trees.")] = 1,
 ) -> None:
     """Fits a model on all labelled pumps, its parts and thresholds chosen by inner folds, as one TFLite file."""
     try:
-        metadata = run(pumps, output, trades=not price_and_volume, seed=seed)
+        metadata = run(pumps, output, feed, seed=seed)
     except ModuleNotFoundError as error:
         missing = NotConfiguredError(f"training ({error.name} is missing)", "up with: pip install -e '.[train]'")
         _console.print(missing.message, style="red", highlight=False, soft_wrap=True)

@@ -35,8 +35,8 @@ class PumpMetadata:
 
     The file takes rows of `columns`, float32, and gives the log-odds of an onset in the chunk and of a pump under way,
     for `onset_threshold` (best F1) and `alert_threshold` (the alert budget); `onset_parts` and `alert_parts` are the
-    parts they are means of. `uses_trades` says whether trade counts, the takers' side and rush orders are among the
-    columns. `recordings` is the SHA-256 of the recordings, `training_fingerprint` that of them, code and settings;
+    parts they are means of. `feed` is the `models.Feed` that its columns need.
+    `recordings` is the SHA-256 of the recordings, `training_fingerprint` that of them, code and settings;
     `metrics` are of inner folds.
     """
 
@@ -44,7 +44,7 @@ class PumpMetadata:
     columns: tuple[Column, ...]
     chunk_seconds: int
     history_seconds: int
-    uses_trades: bool
+    feed: str
     onset_parts: tuple[str, ...]
     alert_parts: tuple[str, ...]
     onset_threshold: float
