@@ -17,7 +17,9 @@ def check_installed() -> None:
     try:
         importlib.import_module("bokeh_sampledata")
     except ModuleNotFoundError as error:
-        raise NotConfiguredError("the bundled tape needs bokeh-sampledata, which", "it up: pip install -e .") from error
+        raise NotConfiguredError(
+            "the bundled tape needs bokeh-sampledata", "install it with pip install -e ."
+        ) from error
 
 
 def read() -> list[Bars]:

@@ -19,7 +19,7 @@ _ATTEMPTS = 5
 _PERMISSIONS = "s3:GetObject, s3:PutObject and s3:ListBucket"
 
 
-def open_filesystem(location: str, setting: str = "another location") -> tuple[fs.FileSystem, str]:
+def open_filesystem(location: str, setting: str = "") -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it, without a slash at its end. Nothing is asked of it yet.
 
     S3 takes credentials from AWS's default chain, the region from `AWS_REGION` or `AWS_DEFAULT_REGION`, and another
@@ -27,26 +27,29 @@ def open_filesystem(location: str, setting: str = "another location") -> tuple[f
 
     Raises: NotConfiguredError naming `setting` when nobody knows such a location, or S3's region is missing.
     """
+    asks = f"set {setting} to" if setting else "name"
     if location.startswith(_S3):
-        return _open_s3(location, setting)
+        return _open_s3(location, asks)
     try:
         if "://" in location:
             filesystem, path = fs.FileSystem.from_uri(location)
         else:
             filesystem, path = fs.LocalFileSystem(), str(Path(location).absolute())
     except (pa.ArrowException, ValueError) as error:
-        raise NotConfiguredError(f"the lake {location!r} ({error})", f"{setting} to a folder or a URI") from error
+        raise NotConfiguredError(
+            f"nobody knows the lake {location!r} ({error})", f"{asks} a folder or a URI"
+        ) from error
     return filesystem, path.rstrip("/")
 
 
-def _open_s3(location: str, setting: str) -> tuple[fs.FileSystem, str]:
+def _open_s3(location: str, asks: str) -> tuple[fs.FileSystem, str]:
     # Not from_uri: it asks AWS for the bucket's region, whatever the endpoint.
     parts = urlsplit(location)
     if not parts.netloc:
-        raise NotConfiguredError(f"the lake {location!r} (it names no bucket)", f"{setting} to s3://bucket/prefix")
+        raise NotConfiguredError(f"the lake {location!r} names no bucket", f"{asks} s3://bucket/prefix")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if not region:
-        raise NotConfiguredError(f"the region of {location}", "AWS_REGION")
+        raise NotConfiguredError(f"the region of {location} is not known", "set AWS_REGION")
     endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
     filesystem = fs.S3FileSystem(
         region=region,

@@ -77,7 +77,7 @@ def yfinance_download(setting: str) -> Download:
         from yfinance.exceptions import YFRateLimitError
     except ImportError as error:
         raise NotConfiguredError(
-            "Yahoo Finance needs yfinance (pip install -e '.[yahoo]'), or", f"{setting} to do without"
+            "Yahoo Finance needs yfinance", f"install it (pip install -e '.[yahoo]'), or change {setting} to do without"
         ) from error
     yfinance.config.debug.hide_exceptions = False  # else failures are logged and look like silence
 

@@ -74,10 +74,10 @@ class Made:
 def ministack(program: Path, port: int, folder: Path) -> Iterator[str]:
     """Ministack on loopback; its URL. Raises: NotConfiguredError, DependencyUnavailableError when it cannot run."""
     if not program.is_file():
-        raise NotConfiguredError(f"ministack is not at {program}; it", "--ministack to it (`make tools` installs it)")
+        raise NotConfiguredError(f"ministack is not at {program}", "set --ministack to it (`make tools` installs it)")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise NotConfiguredError(f"port {port} is in use; ministack", "--port to a free one")
+            raise NotConfiguredError(f"port {port} is in use", "set --port to a free one")
     log = folder / "logs" / "ministack.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {
@@ -161,9 +161,11 @@ def make_resources(url: str, code: Path, settings: MeshSettings, scorers: int, m
     Raises: NotConfiguredError when boto3 or the zip is missing.
     """
     if not code.is_file():
-        raise NotConfiguredError(f"the function's zip is not at {code}; it", "--function (`make lambda-zip` makes it)")
+        raise NotConfiguredError(
+            f"the function's zip is not at {code}", "set --function to it (`make lambda-zip` makes it)"
+        )
     resource = AwsResource("AWS", "endpoint", url, "AWS_ENDPOINT_URL", ("*",), _REGION)
-    session = open_session(_REGION, resource, "`tapewatch up`")
+    session = open_session(_REGION, resource, "use `tapewatch up`")
     with resource.translated():
         queue, arn = _make_queue(session.client("sqs"))
         for table in (_TABLE, _LEDGER_TABLE):

@@ -37,7 +37,9 @@ def open_lake(location: str) -> "duckdb.DuckDBPyConnection":
     try:
         import duckdb
     except ImportError as error:
-        raise NotConfiguredError("DuckDB, which queries the lake,", "it up: pip install -e '.[lake]'") from error
+        raise NotConfiguredError(
+            "a query of the lake needs DuckDB", "install it with pip install -e '.[lake]'"
+        ) from error
     filesystem, root = open_filesystem(location, "LAKE_URI")
     _check_there(filesystem, root, location)
     connection = duckdb.connect(":memory:", config={"enable_external_access": "false"})

@@ -14,7 +14,7 @@ def open_pyplot(path: Path) -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise NotConfiguredError("the plot", "up matplotlib: pip install -e '.[plot]'") from None
+        raise NotConfiguredError("the plot needs matplotlib", "install it with pip install -e '.[plot]'") from None
     matplotlib.use("agg")
     from matplotlib import pyplot
     from matplotlib.backend_bases import FigureCanvasBase

@@ -90,17 +90,19 @@ class EcsLauncher:
             "ECS_SUBNET_IDS": ",".join(subnets),
         }
         if missing := [name for name, value in wanted.items() if not value]:
-            raise NotConfiguredError("the ECS task launcher", ", ".join(missing))
+            raise NotConfiguredError(
+                "the ECS task launcher does not know what to launch and where", f"set {', '.join(missing)}"
+            )
         resource = AwsResource("task launcher", "cluster", cluster, "ECS_CLUSTER_NAME", _PERMISSIONS, region)
-        client = open_client("ecs", region, resource, "TASK_LAUNCHER=subprocess", read_seconds=_ANSWER_SECONDS)
+        client = open_client("ecs", region, resource, "set TASK_LAUNCHER=subprocess", read_seconds=_ANSWER_SECONDS)
         return cls(client, cluster, task_definition, container, subnets, security_groups, public_ip=public_ip)
 
     def launch(self, token: str, environment: Mapping[str, str]) -> str | NoCapacity:
         """RunTask with the token as its clientToken; the task's ARN."""
         if not 0 < len(token) <= MAX_TOKEN_CHARACTERS or not token.isascii():
-            raise NotConfiguredError(f"a task named {token[:80]!r}", "a token of 1 to 64 ASCII characters")
+            raise NotConfiguredError(f"no task may be named {token[:80]!r}", "name it by 1 to 64 ASCII characters")
         if not fits(self._container, environment):
-            raise NotConfiguredError(f"the environment of {token[:12]}, which is too large for ECS,", "BATCHES_URI")
+            raise NotConfiguredError(f"the environment of {token[:12]} is too large for ECS", "set BATCHES_URI")
         answer = self._call(
             "run_task",
             taskDefinition=self._task_definition,
@@ -165,7 +167,9 @@ class EcsLauncher:
         if code == "ConflictException":
             return ConflictError(f"ECS refuses the launch: {text}")
         if code in _SETTINGS:
-            return NotConfiguredError(f"ECS refuses {self._cluster} ({code}: {text}); it", _SETTINGS[code])
+            return NotConfiguredError(
+                f"ECS refuses {self._cluster} ({code}: {text})", f"set {_SETTINGS[code]} to what it has"
+            )
         return None
 
 

@@ -59,13 +59,15 @@ class SubprocessLauncher:
             self._remove_old()
         except OSError as error:
             raise NotConfiguredError(
-                f"tasks cannot use {folder} ({error.strerror}); they", "TASKS_PATH to a writable folder"
+                f"tasks cannot use {folder} ({error.strerror})", "set TASKS_PATH to a writable folder"
             ) from error
 
     def launch(self, token: str, environment: Mapping[str, str]) -> str:
         """Start the process, unless the token has been used; its name is the token."""
         if not _TOKEN.fullmatch(token):
-            raise NotConfiguredError(f"a task named {token[:80]!r}", "a token of 1 to 64 letters, digits, _ . -")
+            raise NotConfiguredError(
+                f"no task may be named {token[:80]!r}", "name it by 1 to 64 letters, digits, _ . -"
+            )
         with self._lock, self._translated(), self._open_lock(token) as lock:
             if (record := self._read(token)) is not None:
                 if record["environment"] != dict(environment):

@@ -42,7 +42,7 @@ def _connect_table(settings: DispatchSettings) -> DynamoDbTable:
         settings.aws_region,
         dependency="ledger",
         setting="LEDGER_TABLE",
-        embedded="LEDGER_BACKEND=sqlite",
+        instead="set LEDGER_BACKEND=sqlite",
     )
 
 

@@ -58,8 +58,8 @@ class DispatchService:
         mode = mode or self.mode
         if mode is not DispatchMode.WARM and mode not in self._others:
             raise NotConfiguredError(
-                f"dispatch mode {mode.name} needs a task launcher, which",
-                "DISPATCH_MODE of this server to task or auto, or the request's mode to WARM",
+                f"mode {mode.name} needs a task launcher, which this server has not",
+                "set its DISPATCH_MODE to task or auto, or the request's mode to WARM",
             )
         now = datetime.now(UTC)
         results: dict[int, Score | TapewatchError] = {}

@@ -70,7 +70,7 @@ class DispatchServicer(DispatchServiceServicer):
     def _ledger(self) -> Ledger:
         """The ledger. Raises: NotConfiguredError in warm mode."""
         if self._ledger_or_none is None:
-            raise NotConfiguredError("task mode", "DISPATCH_MODE of this server to task or auto")
+            raise NotConfiguredError("this server is not in task mode", "set its DISPATCH_MODE to task or auto")
         return self._ledger_or_none
 
     async def Dispatch(self, request: pb.DispatchRequest, context: Any) -> pb.DispatchResponse:

@@ -1,5 +1,6 @@
 """Every way in which a Tapewatch operation fails. `services.runtime.errors` maps each to its gRPC status."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -108,10 +109,18 @@ class UnauthenticatedError(TapewatchError):
 
 
 class NotConfiguredError(TapewatchError):
-    """The asked-for feature is off on this server; `setting` turns it on."""
+    """Somebody has to mend a setting, a permission or an installation. One clause says what is wrong, one what to do.
 
-    def __init__(self, feature: str, setting: str) -> None:
-        super().__init__(f"{feature} is not configured: set {setting}", setting=setting)
+    >>> error = NotConfiguredError("the queue needs a URL", "set SQS_QUEUE_URL to it, or QUEUE_BACKEND to sqlite")
+    >>> error.message
+    'the queue needs a URL: set SQS_QUEUE_URL to it, or QUEUE_BACKEND to sqlite'
+    >>> error.metadata
+    {'setting': 'SQS_QUEUE_URL, QUEUE_BACKEND'}
+    """
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        settings = ", ".join(re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", remedy))
+        super().__init__(f"{problem}: {remedy}", **({"setting": settings} if settings else {}))
 
 
 UNUSABLE: Final = (DependencyUnavailableError, NotConfiguredError)

@@ -79,7 +79,7 @@ class AppSyncPublisher:
         parts = urlsplit(endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise NotConfiguredError(
-                f"the alerts' push ({endpoint!r} is no URL)", "APPSYNC_ENDPOINT to https://<api>/event"
+                f"the alerts' push needs a URL, and {endpoint!r} is none", "set APPSYNC_ENDPOINT to https://<api>/event"
             )
         self._url = f"{parts.scheme}://{parts.netloc}/event"
         self._host = host or parts.netloc
@@ -95,7 +95,7 @@ class AppSyncPublisher:
             ("appsync:EventPublish",),
             self._region,
         )
-        self._session = open_session(self._region, self.resource, "APPSYNC_ENDPOINT empty")
+        self._session = open_session(self._region, self.resource, "leave APPSYNC_ENDPOINT empty")
         if not api_key:
             self._sign(b"")  # a missing region or credential is told now, not with the first alert
         from botocore.httpsession import URLLib3Session
@@ -137,12 +137,12 @@ class AppSyncPublisher:
         with self.resource.translated():
             region = self._region or self._session.region_name
             if not region:
-                raise NotConfiguredError(f"the region of {self.resource.name}", "AWS_REGION")
+                raise NotConfiguredError(f"the region of {self.resource.name} is not known", "set AWS_REGION")
             credentials = self._session.get_credentials()
             if credentials is None:
                 raise NotConfiguredError(
-                    f"AWS credentials are missing; the {self.resource.kind} {self.resource}",
-                    "APPSYNC_API_KEY, AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret",
+                    f"AWS credentials are missing for the {self.resource.kind} {self.resource}",
+                    "set APPSYNC_API_KEY, AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret",
                 )
             SigV4Auth(credentials.get_frozen_credentials(), "appsync", region).add_auth(request)
         return request.prepare()
@@ -163,8 +163,8 @@ class AppSyncPublisher:
         failure = failures[0] if failures else {}
         if self._api_key and response.status_code in (401, 403):
             raise NotConfiguredError(
-                f"AppSync refuses the key for {self.resource}; the alerts' push",
-                "APPSYNC_API_KEY to a key of that API that has not expired",
+                f"AppSync refuses the key for {self.resource}",
+                "set APPSYNC_API_KEY to a key of that API that has not expired",
             )
         kind = str(failure.get("errorType") or response.headers.get("x-amzn-errortype") or response.status_code)
         text = str(failure.get("message") or content[:200].decode(errors="replace"))

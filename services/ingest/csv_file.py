@@ -35,7 +35,7 @@ class CsvSource:
         self, path: Path, interval_seconds: float, seen: Mapping[Series, datetime], symbols: Collection[str] = ()
     ) -> None:
         if not path.exists():
-            raise NotConfiguredError(f"{path} does not exist; the CSV source", "CSV_PATH to a CSV file or folder")
+            raise NotConfiguredError(f"{path} does not exist", "set CSV_PATH to a CSV file or folder")
         self._path = path
         self._interval = interval_seconds
         self._seen = dict(seen)
@@ -47,7 +47,9 @@ class CsvSource:
             self._read()
         except InvalidRequestError as error:
             if any(file.read_bytes().count(b"\n") > 1 for file in self._files()):
-                raise NotConfiguredError(f"{error.message}; the CSV source", "CSV_PATH to another file") from error
+                raise NotConfiguredError(
+                    f"the CSV source cannot use its file ({error.message})", "set CSV_PATH to another file"
+                ) from error
             _log.warning("the CSV source waits for its first rows: %s", error.message)
 
     @property

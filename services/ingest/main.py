@@ -42,7 +42,7 @@ def make_source(settings: IngestSettings, progress: Progress) -> QuoteSource | N
         )
     if settings.source == "csv":
         if settings.csv_path is None:
-            raise NotConfiguredError("the CSV source", "CSV_PATH to a CSV file or folder")
+            raise NotConfiguredError("the CSV source needs a file", "set CSV_PATH to a CSV file or folder")
         symbols = () if settings.symbols == "default" else settings.polled_symbols
         return CsvSource(settings.csv_path, settings.poll_interval_seconds, progress.advanced(), symbols)
     return None

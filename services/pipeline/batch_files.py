@@ -138,12 +138,14 @@ def open_batch_files(location: str, region: str = "") -> BatchFiles:
     """
     if not location.startswith(_S3):
         if "://" in location:
-            raise NotConfiguredError(f"batches at {location}", "BATCHES_URI to a folder or s3://bucket/prefix")
+            raise NotConfiguredError(
+                f"batches cannot lie at {location}", "set BATCHES_URI to a folder or s3://bucket/prefix"
+            )
         return FolderFiles(Path(location))
     parts = urlsplit(location)
     if not parts.netloc:
-        raise NotConfiguredError(f"{location} names no bucket; it", "BATCHES_URI to s3://bucket/prefix")
-    client = open_client("s3", region, _resource(location), "BATCHES_URI to a folder", read_seconds=_ANSWER_SECONDS)
+        raise NotConfiguredError(f"{location} names no bucket", "set BATCHES_URI to s3://bucket/prefix")
+    client = open_client("s3", region, _resource(location), "set BATCHES_URI to a folder", read_seconds=_ANSWER_SECONDS)
     return S3Files(client, parts.netloc, parts.path.strip("/"))
 
 
@@ -165,5 +167,5 @@ def read_manifest(uri: str, region: str = "") -> bytes:
     folder, _, name = uri.rpartition("/")
     content = open_batch_files(folder or ".", region).get(name)
     if content is None:
-        raise NotConfiguredError(f"there is no manifest at {uri}; the batch", "BATCH_MANIFEST_URI to one that exists")
+        raise NotConfiguredError(f"there is no manifest at {uri}", "set BATCH_MANIFEST_URI to one that exists")
     return content

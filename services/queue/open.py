@@ -14,7 +14,7 @@ def open_queue(settings: QueueSettings) -> Queue:
     if settings.queue_backend == "sqlite":
         return SqliteQueue(settings.queue_path, synchronous=settings.queue_synchronous)
     if not settings.sqs_queue_url:
-        raise NotConfiguredError("the SQS queue", "SQS_QUEUE_URL to the queue's URL")
+        raise NotConfiguredError("nobody knows where the SQS queue is", "set SQS_QUEUE_URL to its URL")
     from services.queue.sqs import SqsQueue  # boto3 is optional and slow to import
 
     return SqsQueue.connect(

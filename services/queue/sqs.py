@@ -60,13 +60,13 @@ class SqsQueue:
         """
         if not queue_url.endswith(".fifo"):
             raise NotConfiguredError(
-                f"{queue_url} is no FIFO queue; the queue", "SQS_QUEUE_URL to one (its name ends in .fifo)"
+                f"{queue_url} is no FIFO queue", "set SQS_QUEUE_URL to one (its name ends in .fifo)"
             )
         client = open_client(
             "sqs",
             region or _region_of(queue_url),
             _resource(queue_url),
-            "QUEUE_BACKEND=sqlite",
+            "set QUEUE_BACKEND=sqlite",
             read_seconds=_MAX_WAIT_SECONDS + 10,
         )
         queue = cls(client, queue_url, dead_letter_queue_url=dead_letter_queue_url)
@@ -200,7 +200,8 @@ class SqsQueue:
         url = self._find_dead_letter_url()
         if not url:
             raise NotConfiguredError(
-                "the dead-letter queue", "SQS_DEAD_LETTER_QUEUE_URL, or a redrive policy on the queue"
+                "nobody knows where the dead-letter queue is",
+                "set SQS_DEAD_LETTER_QUEUE_URL, or a redrive policy on the queue",
             )
         digest = hashlib.sha256("\0".join((letter.group_id, letter.reason, letter.body)).encode()).hexdigest()
         attributes = dict(letter.attributes)

@@ -81,16 +81,16 @@ class AwsResource:
             yield
         except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
             raise NotConfiguredError(
-                f"AWS credentials are missing ({error}); the {self.kind} {self}",
-                "AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret",
+                f"AWS credentials are missing for the {self.kind} {self} ({error})",
+                "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret",
             ) from error
         except (aws.SSOError, aws.CredentialRetrievalError, aws.TokenRetrievalError) as error:
             raise NotConfiguredError(
-                f"AWS credentials cannot be renewed ({error}); the {self.kind} {self}",
-                "AWS_PROFILE to one that is signed in (aws sso login)",
+                f"AWS credentials cannot be renewed ({error}) for the {self.kind} {self}",
+                "set AWS_PROFILE to one that is signed in (aws sso login)",
             ) from error
         except (aws.NoRegionError, aws.InvalidRegionError) as error:
-            raise NotConfiguredError(f"the region of {self.name}", "AWS_REGION") from error
+            raise NotConfiguredError(f"the region of {self.name} is not known", "set AWS_REGION") from error
         except aws.ClientError as error:
             raise self.error_of(error.response.get("Error", {})) from error
         except aws.EndpointConnectionError as error:
@@ -106,26 +106,27 @@ class AwsResource:
         code, text = failure.get("Code", ""), failure.get("Message", "")
         if code in _MISSING:
             return NotConfiguredError(
-                f"there is no {self.kind} at {self}; it", f"{self.setting} to one that exists, or AWS_REGION to its own"
+                f"there is no {self.kind} at {self}", f"set {self.setting} to one that exists, or AWS_REGION to its own"
             )
         if code in _EXPIRED:
             return NotConfiguredError(
-                f"AWS credentials have expired ({code}); the {self.kind} {self}", "credentials that are still good"
+                f"AWS credentials have expired ({code}) for the {self.kind} {self}",
+                "sign in again (aws sso login), or set AWS_ACCESS_KEY_ID, its secret and AWS_SESSION_TOKEN anew",
             )
         why = f"{code}: {text}" if text else code
         if code in _UNKNOWN:
             return NotConfiguredError(
-                f"AWS does not accept these credentials ({why}); the {self.kind} {self}",
-                "AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret, to some that it knows; and look at this clock",
+                f"AWS does not accept these credentials for the {self.kind} {self} ({why})",
+                "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret, to some that it knows; and look at this clock",
             )
         if code in _ELSEWHERE:
             return NotConfiguredError(
-                f"the {self.kind} {self} is in another region ({why}); it", "AWS_REGION to its own"
+                f"the {self.kind} {self} is in another region ({why})", "set AWS_REGION to its own"
             )
         if code in _FORBIDDEN:
             return NotConfiguredError(
-                f"AWS refuses the use of the {self.kind} {self} ({why}); it",
-                f"credentials that allow {self._denied(text)}",
+                f"AWS refuses the use of the {self.kind} {self} ({why})",
+                f"use credentials that allow {self._denied(text)}",
             )
         if code in THROTTLED:
             return DependencyUnavailableError(
@@ -151,19 +152,19 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
-def open_client(service: str, region: str, resource: AwsResource, embedded: str, *, read_seconds: float) -> Any:
+def open_client(service: str, region: str, resource: AwsResource, instead: str, *, read_seconds: float) -> Any:
     """A boto3 client, safe to share between threads.
 
     Args:
         service: AWS's name of the service.
         region: Where; empty takes it from the AWS configuration.
         resource: What it is for.
-        embedded: The setting that does without AWS.
+        instead: What to do to go without AWS, as a clause: "set QUEUE_BACKEND=sqlite".
         read_seconds: Longest wait for an answer.
 
     Raises: NotConfiguredError when boto3, region or profile is missing.
     """
-    session = open_session(region, resource, embedded)
+    session = open_session(region, resource, instead)
     from botocore.config import Config
 
     config = Config(
@@ -177,7 +178,7 @@ def open_client(service: str, region: str, resource: AwsResource, embedded: str,
         return session.client(service, config=config)
 
 
-def open_session(region: str, resource: AwsResource, embedded: str) -> Any:
+def open_session(region: str, resource: AwsResource, instead: str) -> Any:
     """A boto3 session: the default chain's credentials, as they are now. The arguments are those of `open_client`.
 
     Raises: NotConfiguredError when boto3 or the profile is missing.
@@ -186,7 +187,7 @@ def open_session(region: str, resource: AwsResource, embedded: str) -> Any:
         import boto3
     except ImportError as error:
         raise NotConfiguredError(
-            f"AWS needs boto3 (pip install -e '.[aws]'); the {resource.kind}", f"{embedded} to do without"
+            f"the {resource.kind} {resource} needs boto3", f"install it (pip install -e '.[aws]'), or {instead}"
         ) from error
     with resource.translated():
         return boto3.Session(region_name=region or None)

@@ -138,7 +138,7 @@ def open_channel(address: str, settings: ClientSettings, *, health_service: str 
     if settings.tls_ca_file is None:
         host = address.rpartition("/")[2].rpartition(":")[0]
         if token and not is_loopback(host):
-            raise NotConfiguredError(f"TLS, without which no token is sent to {address},", "TLS_CA_FILE")
+            raise NotConfiguredError(f"a token is sent to {address} only over TLS", "set TLS_CA_FILE")
         return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
 
     def connect(material: TlsMaterial) -> grpc.aio.Channel:

@@ -65,7 +65,7 @@ class DynamoDbTable:
         *,
         dependency: str = "store",
         setting: str = "STORE_TABLE",
-        embedded: str = "STORE_BACKEND=sqlite",
+        instead: str = "set STORE_BACKEND=sqlite",
     ) -> "DynamoDbTable":
         """The table in `region`; empty takes the AWS configuration's. Nothing is asked of AWS yet.
 
@@ -74,10 +74,10 @@ class DynamoDbTable:
             region: Where.
             dependency: What the table is to us, for messages.
             setting: Environment variable that names the table.
-            embedded: The setting that does without AWS.
+            instead: What to do to go without AWS.
         """
         resource = _resource(name, region, dependency, setting)
-        client = open_client("dynamodb", region, resource, embedded, read_seconds=_ANSWER_SECONDS)
+        client = open_client("dynamodb", region, resource, instead, read_seconds=_ANSWER_SECONDS)
         return cls(client, name, dependency=dependency, setting=setting)
 
     def create(self) -> None:

@@ -107,8 +107,8 @@ class EmbeddedDatabase:
             self._check_owner(owner)
             if found != version:
                 raise NotConfiguredError(
-                    f"{self._subject}'s file {self.path} has format {found}, not {version}; {self._subject}",
-                    f"{self._setting} to another file",
+                    f"{self._subject}'s file {self.path} has format {found}, not {version}",
+                    f"set {self._setting} to another file",
                 )
 
     @property
@@ -118,8 +118,7 @@ class EmbeddedDatabase:
     def _check_owner(self, owner: int) -> None:
         if owner != self._application_id:
             raise NotConfiguredError(
-                f"{self.path} belongs to something else and is left as it is; {self._subject}",
-                f"{self._setting} to another file",
+                f"{self.path} belongs to something else and is left as it is", f"set {self._setting} to another file"
             )
 
     @contextmanager
@@ -133,12 +132,12 @@ class EmbeddedDatabase:
                 ) from error
             if opening or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
                 raise NotConfiguredError(
-                    f"{self._subject} cannot use {self.path} ({error}); it", f"{self._setting} to a writable file"
+                    f"{self._subject} cannot use {self.path} ({error})", f"set {self._setting} to a writable file"
                 ) from error
             raise DependencyUnavailableError(self._subject, f"{self.path}: {error}") from error
         except OSError as error:
             raise NotConfiguredError(
-                f"{self._subject} cannot make {self.path} ({error.strerror}); it", f"{self._setting} to a writable file"
+                f"{self._subject} cannot make {self.path} ({error.strerror})", f"set {self._setting} to a writable file"
             ) from error
 
     def _check_in_place(self) -> None:

@@ -37,7 +37,7 @@ def write_secret_files(environment: Mapping[str, str]) -> list[Path]:
         if not path:
             continue
         if not pem:
-            raise NotConfiguredError(f"there is nothing to write to {path}; it", pem_variable)
+            raise NotConfiguredError(f"there is nothing to write to {path}", f"set {pem_variable}")
         written.append(_write(Path(path), pem, path_variable))
     return written
 
@@ -59,7 +59,7 @@ def fetch_lambda_secrets() -> None:
 
 def _value(arn: str, setting: str) -> str:
     resource = AwsResource("secrets", "secret", arn, setting, ("secretsmanager:GetSecretValue",))
-    client = open_client("secretsmanager", "", resource, f"{setting} empty", read_seconds=_ANSWER_SECONDS)
+    client = open_client("secretsmanager", "", resource, f"leave {setting} empty", read_seconds=_ANSWER_SECONDS)
     with resource.translated():
         value: str = client.get_secret_value(SecretId=arn)["SecretString"]
     return value
@@ -75,5 +75,5 @@ def _write(path: Path, pem: str, setting: str) -> Path:
         return scratch.replace(path)
     except OSError as error:
         raise NotConfiguredError(
-            f"{path} cannot be written ({error.strerror}); it", f"{setting} to a file in a folder that may be written"
+            f"{path} cannot be written ({error.strerror})", f"set {setting} to a file in a folder that may be written"
         ) from error

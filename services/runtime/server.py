@@ -168,12 +168,14 @@ def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
     known = mutual or bool(settings.auth_token.get_secret_value())
     if not is_loopback(settings.grpc_host) and not (files.certificate and files.key and known):
         raise NotConfiguredError(
-            f"listening on {settings.grpc_host}, which other machines can reach,",
-            "TLS_CERT_FILE, TLS_KEY_FILE, and AUTH_TOKEN or TLS_CLIENT_CA_FILE",
+            f"other machines can reach {settings.grpc_host}, where only TLS with a token, or mutual TLS, may listen",
+            "set TLS_CERT_FILE, TLS_KEY_FILE, and AUTH_TOKEN or TLS_CLIENT_CA_FILE",
         )
     if files.certificate is None and files.key is None:
         if mutual:
-            raise NotConfiguredError("mutual TLS", "TLS_CERT_FILE and TLS_KEY_FILE, too,")
+            raise NotConfiguredError(
+                "mutual TLS needs the server's own certificate and key", "set TLS_CERT_FILE and TLS_KEY_FILE, too"
+            )
         return None
     watch = TlsWatch(files)
     return grpc.dynamic_ssl_server_credentials(
@@ -206,7 +208,8 @@ def make_server(settings: ServerSettings) -> tuple[grpc.aio.Server, int]:
             port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise NotConfiguredError(
-            f"cannot listen on {address} (is another program using the port?); this server", "GRPC_PORT to a free port"
+            f"this server cannot listen on {address} (is another program using the port?)",
+            "set GRPC_PORT to a free port",
         ) from error
     return server, port
 

@@ -47,7 +47,7 @@ def load(files: TlsFiles) -> TlsMaterial:
     a passphrase, and a certificate that is not valid now.
     """
     if (files.certificate is None) != (files.key is None):
-        raise NotConfiguredError("TLS", "both TLS_CERT_FILE and TLS_KEY_FILE")
+        raise NotConfiguredError("TLS needs a certificate and its key", "set both TLS_CERT_FILE and TLS_KEY_FILE")
     authority = None
     if files.authority is not None:
         authority = _read(files.authority, files.authority_setting)
@@ -64,7 +64,7 @@ def _read(path: Path, setting: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise NotConfiguredError(
-            f"TLS cannot read {path} ({error.strerror}); it", f"{setting} to a readable file"
+            f"TLS cannot read {path} ({error.strerror})", f"set {setting} to a readable file"
         ) from error
 
 
@@ -72,14 +72,14 @@ def _check_authority(path: Path, pem: bytes, setting: str) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode("ascii"))
     except (ssl.SSLError, UnicodeDecodeError, ValueError) as error:
-        raise NotConfiguredError(f"TLS finds no certificate in {path}; it", f"{setting} to a PEM file") from error
+        raise NotConfiguredError(f"TLS finds no certificate in {path}", f"set {setting} to a PEM file") from error
 
 
 def _check_pair(certificate: Path, key: Path) -> None:
     """Let OpenSSL judge certificate and key, by a handshake with oneself in memory."""
 
     def no_passphrase() -> str:
-        raise NotConfiguredError(f"TLS wants no passphrase, and {key} has one; it", "TLS_KEY_FILE to a plain key")
+        raise NotConfiguredError(f"TLS wants no passphrase, and {key} has one", "set TLS_KEY_FILE to a plain key")
 
     shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
@@ -87,11 +87,11 @@ def _check_pair(certificate: Path, key: Path) -> None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise NotConfiguredError(
-                f"TLS finds that {key} is not the key of {certificate}; it", "TLS_CERT_FILE and TLS_KEY_FILE to a pair"
+                f"TLS finds that {key} is not the key of {certificate}", "set TLS_CERT_FILE and TLS_KEY_FILE to a pair"
             ) from error
         raise NotConfiguredError(
-            f"TLS finds no certificate in {certificate}, or no key in {key}; it",
-            "TLS_CERT_FILE and TLS_KEY_FILE to PEM files",
+            f"TLS finds no certificate in {certificate}, or no key in {key}",
+            "set TLS_CERT_FILE and TLS_KEY_FILE to PEM files",
         ) from error
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
@@ -101,8 +101,8 @@ def _check_pair(certificate: Path, key: Path) -> None:
         _handshake(shown, trusting)
     except ssl.SSLCertVerificationError as error:
         raise NotConfiguredError(
-            f"TLS refuses {certificate} ({error.verify_message}); it",
-            "TLS_CERT_FILE to a certificate that is valid now",
+            f"TLS refuses {certificate} ({error.verify_message})",
+            "set TLS_CERT_FILE to a certificate that is valid now",
         ) from error
 
 

@@ -75,7 +75,7 @@ async def build(lifetime: Lifetime, settings: ScorerSettings) -> Sequence[Mount]
     observe_deployment(service.watch)
     if settings.use_sqs_data_source:
         if gateway is None:
-            raise NotConfiguredError("USE_SQS_DATA_SOURCE without a gateway to record to", "GATEWAY_ADDRESS")
+            raise NotConfiguredError("USE_SQS_DATA_SOURCE needs a gateway to record to", "set GATEWAY_ADDRESS")
         queue = await asyncio.to_thread(open_queue, settings)
         lifetime.on_close(queue.close)
         lifetime.need("the queue", lambda: asyncio.to_thread(queue.check))

@@ -53,8 +53,8 @@ def decode_batch(settings: RunOnceSettings) -> list[Quote | InvalidQuoteError]:
         text = read_manifest(settings.batch_manifest_uri, settings.aws_region).decode(errors="replace")
     if not text:
         raise NotConfiguredError(
-            "a one-shot scorer without a batch",
-            "BATCH_MARKET_DATA to a JSON array of messages, or BATCH_MANIFEST_URI to a file that holds one",
+            "a one-shot scorer needs a batch",
+            "set BATCH_MARKET_DATA to a JSON array of messages, or BATCH_MANIFEST_URI to a file that holds one",
         )
     try:
         messages = json.loads(text)
@@ -79,7 +79,7 @@ def decode_batch(settings: RunOnceSettings) -> list[Quote | InvalidQuoteError]:
 async def run(settings: RunOnceSettings) -> tuple[Mapping[str, Any], TaskReport]:
     """Score and record the batch. Returns its summary, and the report for the dispatcher."""
     if settings.gateway_address == NO_GATEWAY:
-        raise NotConfiguredError("a one-shot scorer without a gateway to record to", "GATEWAY_ADDRESS")
+        raise NotConfiguredError("a one-shot scorer needs a gateway to record to", "set GATEWAY_ADDRESS")
     decoded = await asyncio.to_thread(decode_batch, settings)
     quotes = [each for each in decoded if isinstance(each, Quote)]
     async with open_channel(settings.gateway_address, settings, health_service=HEALTH_SERVICE) as channel:

@@ -102,6 +102,6 @@ class ModelLoader:
         except NotFoundError as error:
             there = ", ".join(metadata.version for metadata in self.registry.versions()) or "none"
             raise NotConfiguredError(
-                f"model version {version!r} is not in {self.registry.folder}, where there is {there}; the scorer",
-                f"{setting} to a version that is there, or to nothing for the newest",
+                f"model version {version!r} is not in {self.registry.folder}, where there is {there}",
+                f"set {setting} to a version that is there, or to nothing for the newest",
             ) from error

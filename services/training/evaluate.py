@@ -108,7 +108,7 @@ def evaluate(
             section.draw(folder, figures["pumps"])
         output.write_text(card.render(version.metadata, figures, folder.name), encoding="utf-8")
     except ModuleNotFoundError as error:
-        missing = NotConfiguredError(f"evaluation ({error.name} is missing)", "up with: pip install -e '.[train]'")
+        missing = NotConfiguredError(f"evaluation needs {error.name}", "install it with pip install -e '.[train]'")
         _console.print(missing.message, style="red", highlight=False)
         raise typer.Exit(exit_code_of(missing)) from error
     except TapewatchError as error:

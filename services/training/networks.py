@@ -30,7 +30,7 @@ def tensorflow() -> Any:
     try:
         import tensorflow as tf
     except ImportError:
-        raise NotConfiguredError("training (TensorFlow is missing)", "up with: pip install -e '.[train]'") from None
+        raise NotConfiguredError("training needs TensorFlow", "install it with pip install -e '.[train]'") from None
     return tf
 
 

@@ -53,8 +53,7 @@ def test_every_declared_dependency_has_its_sentence() -> None:
         (
             "bokeh_sampledata",
             ("run",),
-            "tapewatch: the bundled tape needs bokeh-sampledata, which is not configured: set it up: "
-            "pip install -e .\n",
+            "tapewatch: the bundled tape needs bokeh-sampledata: install it with pip install -e .\n",
         ),
     ],
 )

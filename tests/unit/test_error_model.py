@@ -31,7 +31,7 @@ EXAMPLES: list[TapewatchError] = [
     domain.PredecessorFailedError("live/x"),
     domain.ModelUnusableError("models/1", "is damaged"),
     domain.UnauthenticatedError(),
-    domain.NotConfiguredError("the queue", "SQS_QUEUE_URL"),
+    domain.NotConfiguredError("the queue needs a URL", "set SQS_QUEUE_URL"),
     domain.ResumeTokenInvalidError("of another store"),
     domain.ConflictError("lost"),
 ]
@@ -71,6 +71,13 @@ def test_the_caller_tells_invalid_from_transient(error: TapewatchError) -> None:
     else:
         assert not isinstance(back, domain.InvalidRequestError)
         assert back.retryable
+
+
+def test_what_is_not_configured_is_a_sentence_and_names_the_variables_to_set() -> None:
+    error = domain.NotConfiguredError("the queue needs a URL", "set SQS_QUEUE_URL to it, or QUEUE_BACKEND to sqlite")
+    assert error.message == "the queue needs a URL: set SQS_QUEUE_URL to it, or QUEUE_BACKEND to sqlite"
+    assert error.metadata == {"setting": "SQS_QUEUE_URL, QUEUE_BACKEND"}
+    assert domain.NotConfiguredError("training needs TensorFlow", "install it").metadata == {}
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda e: type(e).__name__)
