@@ -70,7 +70,11 @@ def elasticmq(folder: Path) -> Server:
 
 
 def dynamodb_local(folder: Path, *, durable: bool = False) -> Server:
-    """AWS's own DynamoDB for developers, in memory; `durable` keeps its tables in the folder over a restart."""
+    """AWS's own DynamoDB for developers, in memory; `durable` keeps its tables in the folder over a restart.
+
+    It listens on every interface, and nothing binds it to loopback: of its options only the port concerns the socket,
+    and its code makes Jetty's server from that alone (`new Server(port)`, which no system property changes).
+    """
     jars = installed(INSTALLED / "dynamodb-local" / ".installed").parent
     port = free_port()
     command = [_java(), _HEAP, f"-Djava.library.path={jars}", "-cp", f"{jars}/*"]
