@@ -5,11 +5,13 @@ has what the caller wants), and depth is approximate.
 """
 
 import hashlib
+import heapq
 import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -74,36 +76,50 @@ class SqsQueue:
         return queue
 
     def send(self, messages: Sequence[OutgoingMessage]) -> list[SentMessage]:
-        """Make messages durable, in order, ten at a time; what SQS refuses for the moment is sent again with jitter.
+        """Make messages durable, each group's in order; what SQS refuses for the moment is sent again with jitter.
 
-        A group's later messages wait until its refused ones are in. SQS does not say whether a message was a duplicate.
+        A call carries ten messages at most, and of one group a single one: SQS may refuse an entry and take a later one
+        of its group, which would be before it for good. SQS does not say whether a message was a duplicate.
         """
-        results: list[SentMessage] = []
-        for batch in _batches(messages):
-            entries = [
-                {
-                    "Id": str(i),
-                    "MessageBody": message.body,
-                    "MessageGroupId": message.group_id,
-                    "MessageDeduplicationId": message.deduplication_id,
-                    "MessageAttributes": _to_attributes(message.attributes),
-                }
-                for i, message in enumerate(batch)
-            ]
-            ids = self._send_batch(self._url, entries)
-            results += [SentMessage(ids[str(i)]) for i in range(len(batch))]
-        return results
+        waiting: dict[str, deque[int]] = {}
+        for i, message in enumerate(messages):
+            waiting.setdefault(message.group_id, deque()).append(i)
+        ids: dict[int, str] = {}
+        refusals: Counter[int] = Counter()
+        while waiting:
+            batch = _next_batch(messages, waiting)
+            ids |= self._send_batch({i: messages[i] for i in batch})
+            for i in batch:
+                group = messages[i].group_id
+                if i not in ids:
+                    refusals[i] += 1
+                elif len(waiting[group]) > 1:
+                    waiting[group].popleft()
+                else:
+                    del waiting[group]
+            if refused := [refusals[i] for i in batch if i not in ids]:
+                _pause(self._url, max(refused))
+        return [SentMessage(ids[i]) for i in range(len(messages))]
 
-    def _send_batch(self, url: str, entries: list[dict[str, Any]]) -> dict[str, str]:
-        sent: dict[str, str] = {}
-
-        def call(pending: Sequence[Mapping[str, Any]]) -> Any:
-            response = self._client.send_message_batch(QueueUrl=url, Entries=list(pending))  # type: ignore[arg-type]
-            sent.update((item["Id"], item["MessageId"]) for item in response.get("Successful", []))
-            return response
-
-        _until_done(url, entries, call)
-        return sent
+    def _send_batch(self, messages: Mapping[int, OutgoingMessage]) -> dict[int, str]:
+        """Ids of those that SQS took. Raises: DependencyUnavailableError when it refuses one for good."""
+        entries = [
+            {
+                "Id": str(i),
+                "MessageBody": message.body,
+                "MessageGroupId": message.group_id,
+                "MessageDeduplicationId": message.deduplication_id,
+                "MessageAttributes": _to_attributes(message.attributes),
+            }
+            for i, message in messages.items()
+        ]
+        with _translated(self._url):
+            response = self._client.send_message_batch(QueueUrl=self._url, Entries=entries)  # type: ignore[arg-type]
+        for item in response.get("Failed", []):
+            if item.get("SenderFault"):
+                code, text = item.get("Code", ""), item.get("Message", "")
+                raise DependencyUnavailableError("queue", f"{self._url} refuses a message: {code} {text}")
+        return {int(item["Id"]): item["MessageId"] for item in response.get("Successful", [])}
 
     def receive(self, max_messages: int, visibility_seconds: float, wait_seconds: float = 0) -> list[ReceivedMessage]:
         """Up to `max_messages`; only the first of the calls behind it waits."""
@@ -142,7 +158,6 @@ class SqsQueue:
                 self._url,
                 entries,
                 lambda pending: self._client.delete_message_batch(QueueUrl=self._url, Entries=list(pending)),  # type: ignore[arg-type]
-                ignore_sender_faults=True,
             )
 
     def change_visibility(self, receipt_handles: Sequence[str], visibility_seconds: float) -> None:
@@ -160,7 +175,6 @@ class SqsQueue:
                     QueueUrl=self._url,
                     Entries=list(pending),  # type: ignore[arg-type]
                 ),
-                ignore_sender_faults=True,
             )
 
     def depth(self) -> QueueDepth:
@@ -206,14 +220,10 @@ class SqsQueue:
         digest = hashlib.sha256("\0".join((letter.group_id, letter.reason, letter.body)).encode()).hexdigest()
         attributes = dict(letter.attributes)
         attributes[REASON_ATTRIBUTE] = _sendable(letter.reason)[:_MAX_REASON_CHARACTERS]
-        entry = {
-            "Id": "0",
-            "MessageBody": letter.body,
-            "MessageGroupId": letter.group_id or "dead-letters",
-            "MessageDeduplicationId": digest,
-            "MessageAttributes": _to_attributes(dict(list(attributes.items())[-BATCH_LIMIT:])),
-        }
-        self._send_batch(url, [entry])
+        message = OutgoingMessage(
+            letter.body, letter.group_id or "dead-letters", digest, dict(list(attributes.items())[-BATCH_LIMIT:])
+        )
+        SqsQueue(self._client, url).send([message])
 
     def list_dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """Some of the dead letters, hidden for a second while they are read; of each group the first ten at least."""
@@ -237,51 +247,48 @@ class SqsQueue:
         self._client.close()
 
 
-def _batches(messages: Sequence[OutgoingMessage]) -> Iterator[list[OutgoingMessage]]:
-    """Runs of at most ten messages within SQS's limit on a batch's bytes."""
-    batch: list[OutgoingMessage] = []
+def _next_batch(messages: Sequence[OutgoingMessage], waiting: Mapping[str, Sequence[int]]) -> list[int]:
+    """The first messages of at most ten groups, within SQS's limit on a call's bytes.
+
+    Those of the longest groups, so that calls stay full to the end.
+    """
+    batch: list[int] = []
     size = 0
-    for message in messages:
-        bytes_ = len(message.body.encode()) + sum(len(k) + len(v.encode()) + 6 for k, v in message.attributes.items())
-        if batch and (len(batch) == BATCH_LIMIT or size + bytes_ > BATCH_BYTES_LIMIT):
-            yield batch
-            batch, size = [], 0
-        batch.append(message)
-        size += bytes_
-    if batch:
-        yield batch
+    for group in heapq.nlargest(BATCH_LIMIT, waiting.values(), key=len):
+        message = messages[group[0]]
+        size += len(message.body.encode()) + sum(len(k) + len(v.encode()) + 6 for k, v in message.attributes.items())
+        if batch and size > BATCH_BYTES_LIMIT:
+            break
+        batch.append(group[0])
+    return batch
+
+
+def _pause(url: str, attempt: int) -> None:
+    """Wait before the next attempt. Raises: DependencyUnavailableError after the last one."""
+    if attempt == _ATTEMPTS:
+        raise DependencyUnavailableError("queue", f"{url} took only a part of the messages after {_ATTEMPTS} attempts")
+    time.sleep(backoff_seconds(attempt))
 
 
 def _until_done(
-    url: str,
-    entries: Sequence[Mapping[str, Any]],
-    call: Callable[[Sequence[Mapping[str, Any]]], Any],
-    *,
-    ignore_sender_faults: bool = False,
+    url: str, entries: Sequence[Mapping[str, Any]], call: Callable[[Sequence[Mapping[str, Any]]], Any]
 ) -> None:
-    """Call with the entries, again with those that failed for the moment, with full jitter.
+    """Call with entries in no order, again with those that failed for the moment, with full jitter.
 
-    Raises: DependencyUnavailableError when some still fail, or when SQS refuses one for good.
+    What SQS refuses for good, such as a receipt handle that is not the current one, is left.
+
+    Raises: DependencyUnavailableError when some still fail.
     """
     pending = list(entries)
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            time.sleep(backoff_seconds(attempt))
+    attempt = 0
+    while pending:
         with _translated(url):
             response = call(pending)
-        failed = {item["Id"]: item for item in response.get("Failed", [])}
-        if refused := [item for item in failed.values() if item.get("SenderFault")]:
-            if not ignore_sender_faults:
-                code, text = refused[0].get("Code", ""), refused[0].get("Message", "")
-                raise DependencyUnavailableError("queue", f"{url} refuses a message: {code} {text}")
-            failed = {i: item for i, item in failed.items() if not item.get("SenderFault")}
-        # After the first failure everything later goes again too, else a group's order would break;
-        # what is already in is removed by its deduplication id.
-        first = next((i for i, entry in enumerate(pending) if entry["Id"] in failed), None)
-        if first is None:
-            return
-        pending = pending[first:]
-    raise DependencyUnavailableError("queue", f"{url} took only a part of the messages after {_ATTEMPTS} attempts")
+        again = {item["Id"] for item in response.get("Failed", []) if not item.get("SenderFault")}
+        pending = [entry for entry in pending if entry["Id"] in again]
+        if pending:
+            attempt += 1
+            _pause(url, attempt)
 
 
 def _received(message: Mapping[str, Any]) -> ReceivedMessage:

@@ -1,5 +1,6 @@
 """What only the SQS adapter does: partial failures, limits, and AWS's errors as sentences."""
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,8 +39,8 @@ def queue(sqs: Any) -> SqsQueue:
     return SqsQueue(sqs, URL)
 
 
-def messages(count: int, size: int = 1) -> list[OutgoingMessage]:
-    return [OutgoingMessage(f"{i}".ljust(size), "g", f"id-{i}") for i in range(count)]
+def messages(count: int, size: int = 1, groups: int = 1) -> list[OutgoingMessage]:
+    return [OutgoingMessage(f"{i}".ljust(size), f"g{i % groups}", f"id-{i}") for i in range(count)]
 
 
 def successful(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -53,26 +54,43 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
-def test_what_failed_for_the_moment_is_sent_again_in_order(no_waiting: list[float]) -> None:
-    failures = 2
+def test_no_message_overtakes_one_of_its_group_that_was_refused_for_the_moment(no_waiting: list[float]) -> None:
+    """Each entry of a call may be refused or taken by itself, so that order is that of the taking."""
+    chance = random.Random(1)
+    taken: list[str] = []
 
     def answer(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        nonlocal failures
-        if not failures:
-            return {"Successful": successful(entries)}
-        failures -= 1
-        return {
-            "Successful": successful([*entries[:1], *entries[2:]]),
-            "Failed": [{"Id": entries[1]["Id"], "Code": "InternalError", "SenderFault": False}],
-        }
+        assert len({entry["MessageGroupId"] for entry in entries}) == len(entries), "a later one would overtake"
+        refused = [entry for entry in entries if chance.random() < 0.2]
+        good = [entry for entry in entries if entry not in refused]
+        taken.extend(entry["MessageBody"] for entry in good)
+        failed = [{"Id": entry["Id"], "Code": "InternalError", "SenderFault": False} for entry in refused]
+        return {"Successful": successful(good), "Failed": failed}
 
     sqs = Sqs(answer)
-    sent = queue(sqs).send(messages(4))
-    assert [s.message_id for s in sent] == ["m-0", "m-1", "m-2", "m-3"]
-    # What came after the failed one goes again as well: a group's order must hold.
-    assert sqs.batches == [["0", "1", "2", "3"], ["1", "2", "3"], ["2", "3"]]
-    assert len(no_waiting) == 2
-    assert all(0 <= pause <= 0.4 for pause in no_waiting)
+    sent = queue(sqs).send(messages(300, groups=12))
+    assert [s.message_id for s in sent] == [f"m-{i}" for i in range(300)]
+    assert sorted(taken, key=int) == [str(i) for i in range(300)], "each once"
+    for group in range(12):
+        assert [int(body) for body in taken if int(body) % 12 == group] == list(range(group, 300, 12))
+    assert no_waiting, "nothing was refused"
+    assert all(0 <= pause <= 6.4 for pause in no_waiting)
+
+
+def test_what_is_taken_at_last_costs_no_further_waiting(no_waiting: list[float]) -> None:
+    refusals = 5
+
+    def answer(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            return {"Failed": [{"Id": entries[0]["Id"], "Code": "InternalError", "SenderFault": False}]}
+        return {"Successful": successful(entries)}
+
+    sqs = Sqs(answer)
+    assert [s.message_id for s in queue(sqs).send(messages(2))] == ["m-0", "m-1"]
+    assert sqs.batches == [["0"]] * 6 + [["1"]]
+    assert len(no_waiting) == 5
 
 
 def test_what_keeps_failing_is_unavailable(no_waiting: list[float]) -> None:
@@ -91,11 +109,16 @@ def test_what_aws_refuses_for_good_is_not_tried_again() -> None:
     assert len(sqs.batches) == 1
 
 
-def test_batches_stay_within_ten_messages_and_the_byte_limit() -> None:
+def test_calls_carry_at_most_ten_groups_one_message_each_and_the_bytes_allowed() -> None:
     sqs = Sqs(lambda entries: {"Successful": successful(entries)})
-    queue(sqs).send(messages(23))
-    queue(sqs).send(messages(5, size=100_000))
+    queue(sqs).send(messages(23, groups=23))
+    queue(sqs).send(messages(5, size=100_000, groups=5))
     assert [len(batch) for batch in sqs.batches] == [10, 10, 3, 2, 2, 1]
+    sqs.batches.clear()
+    queue(sqs).send([*messages(20, groups=20), *messages(40, groups=4)])
+    assert len(sqs.batches) == 11, "the longest groups first: the others fill the calls beside them"
+    queue(sqs).send(messages(3))
+    assert sqs.batches[11:] == [["0"], ["1"], ["2"]]
 
 
 @pytest.mark.parametrize(
