@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from datetime import date
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,15 @@ def test_crossovers_are_where_the_cheapest_changes() -> None:
     before, after = (replace(load, symbols=n) for n in (count - 1, count + 1))
     assert total(task_per_batch, before, PRICES) <= total(warm, before, PRICES)
     assert total(warm, after, PRICES) < total(task_per_batch, after, PRICES)
+
+
+def test_every_shipped_price_has_its_date_and_source() -> None:
+    table = json.loads((files("services.costs") / "prices.json").read_text())
+    for region in table.values():
+        for entry in region["prices"].values():
+            assert date(2026, 1, 1) < date.fromisoformat(entry["as_of"])
+            assert "AWS" in entry["source"]
+            assert entry["unit"]
 
 
 def test_own_prices_and_what_is_wrong_with_them(tmp_path: Path) -> None:
