@@ -73,7 +73,9 @@ def explain(error: Exception, location: str) -> str:
     if "HTTP status 301" in text or "PERMANENT_REDIRECT" in text:
         return f"the bucket of {location} is in another region: set AWS_REGION to its own ({text})"
     if "EXPIRED" in text.upper():
-        return f"AWS credentials have expired; {location} needs some that are still good ({text})"
+        return f"AWS credentials have expired for {location}: sign in again (aws sso login), or set new ones ({text})"
+    if "HTTP status 400" in text and "No response body" in text:  # S3's answer to HEAD never says why
+        return f"S3 refuses {location} without a word, as it does when AWS credentials have expired ({text})"
     return f"{location}: {text}"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -41,41 +42,32 @@ def open_lake(location: str) -> "duckdb.DuckDBPyConnection":
             "a query of the lake needs DuckDB", "install it with pip install -e '.[lake]'"
         ) from error
     filesystem, root = open_filesystem(location, "LAKE_URI")
-    _check_there(filesystem, root, location)
     connection = duckdb.connect(":memory:", config={"enable_external_access": "false"})
-    for name, schema in TABLES.items():
-        connection.register(name, _dataset(filesystem, f"{root}/{name}", schema, location))
+    try:
+        # The paths, not the folders: what a killed writer left behind is no part.
+        parts = {name: lake.part_paths(filesystem, f"{root}/{name}") for name in TABLES}
+        # An empty lake has a folder; where there is none, the name is wrong.
+        if not any(parts.values()) and filesystem.get_file_info(root).type is fs.FileType.NotFound:
+            raise unreadable(location, "does not exist")
+        for name, schema in TABLES.items():
+            connection.register(name, _dataset(filesystem, f"{root}/{name}", parts[name], schema))
+    except (OSError, pa.ArrowException) as error:
+        raise DependencyUnavailableError("lake", explain(error, location)) from error
     return connection
 
 
-def _check_there(filesystem: fs.FileSystem, root: str, location: str) -> None:
-    """An empty lake has a folder; where there is none, the name is wrong."""
-    try:
-        found = filesystem.get_file_info(root).type
-    except (OSError, pa.ArrowException) as error:
-        raise DependencyUnavailableError("lake", explain(error, location)) from error
-    if found is fs.FileType.NotFound:
-        raise unreadable(location, "does not exist")
-
-
-def _dataset(filesystem: fs.FileSystem, folder: str, schema: pa.Schema, location: str) -> Any:
+def _dataset(filesystem: fs.FileSystem, folder: str, paths: Sequence[str], schema: pa.Schema) -> Any:
     columns = schema.append(_DAY)
-    try:
-        # The paths, not the folder: what a killed writer left behind is no part.
-        paths = lake.part_paths(filesystem, folder)
-        if not paths:
-            return columns.empty_table()
-        partitioning = ds.partitioning(pa.schema([_DAY]), flavor="hive")
-        return ds.dataset(
-            paths,
-            schema=columns,
-            format="parquet",
-            filesystem=filesystem,
-            partitioning=partitioning,
-            partition_base_dir=folder,
-        )
-    except (OSError, pa.ArrowException) as error:
-        raise DependencyUnavailableError("lake", explain(error, location)) from error
+    if not paths:
+        return columns.empty_table()
+    return ds.dataset(
+        list(paths),
+        schema=columns,
+        format="parquet",
+        filesystem=filesystem,
+        partitioning=ds.partitioning(pa.schema([_DAY]), flavor="hive"),
+        partition_base_dir=folder,
+    )
 
 
 def query(location: str, sql: str, how: str, console: Console) -> int:

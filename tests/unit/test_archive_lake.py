@@ -1,4 +1,5 @@
 import random
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.archive import lake
+from services.archive.filesystem import explain
 from services.domain.errors import InvalidRequestError
 from services.domain.quote import Quote
 from services.domain.score import Quality, Reason, RecordedQuote, Score, ScoredQuote
@@ -159,3 +161,15 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert not lake.is_lake(str(tmp_path))
     with pytest.raises(InvalidRequestError, match="holds no parts of a lake"):
         lake.read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AWS Error UNKNOWN (HTTP status 400) during ListObjectsV2 operation: Unable to parse ExceptionName: "
+        "ExpiredToken Message: The provided token has expired.",
+        "AWS Error UNKNOWN (HTTP status 400) during HeadObject operation: No response body.",
+    ],
+)
+def test_expired_credentials_are_told_also_where_s3_says_nothing(text: str) -> None:
+    assert re.search("s3://b/lake.*expired|expired.*s3://b/lake", explain(OSError(text), "s3://b/lake"))
