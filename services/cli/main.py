@@ -1,17 +1,15 @@
 """The entry point of `tapewatch`: whatever a user can mend ends a command in one sentence, never in a traceback.
 
-It imports the commands late: Ctrl-C while they load must end in order as well.
+Whatever it needs is imported late, the standard library too: Ctrl-C while it loads must end in order as well, and what
+this module itself imports is loaded before `main` can see to that.
 """
 
 import sys
-from collections.abc import Sequence
-
-from services.runtime.exit_codes import EXIT_INTERRUPTED, EXIT_MISCONFIGURED
 
 _GROUPS = ("ingest", "dispatch", "scorer", "gateway", "model", "lake")
 
 
-def _command(arguments: Sequence[str]) -> str:
+def _command(arguments: list[str]) -> str:
     """What was called, without its options.
 
     >>> _command(["gateway", "serve"]), _command(["run", "--from", "x.csv"])
@@ -21,7 +19,7 @@ def _command(arguments: Sequence[str]) -> str:
     return " ".join(["tapewatch", *(word for word in words if not word.startswith("-"))])
 
 
-def _sentences(error: Exception, command: str) -> Sequence[str]:
+def _sentences(error: Exception, command: str) -> list[str]:
     """What to tell the user, a line each; nothing when the error is a fault of ours."""
     if isinstance(error, ModuleNotFoundError):
         from services.cli.dependencies import missing_package
@@ -47,6 +45,7 @@ def _sentences(error: Exception, command: str) -> Sequence[str]:
 def _exit_code(error: Exception) -> int:
     """Of an error that has its sentences."""
     from services.domain.errors import TapewatchError
+    from services.runtime.exit_codes import EXIT_MISCONFIGURED
 
     if not isinstance(error, TapewatchError):
         return EXIT_MISCONFIGURED
@@ -62,6 +61,8 @@ def main() -> None:
 
         app()
     except KeyboardInterrupt:
+        from services.runtime.exit_codes import EXIT_INTERRUPTED
+
         raise SystemExit(EXIT_INTERRUPTED) from None
     except Exception as error:
         sentences = _sentences(error, _command(sys.argv[1:]))
