@@ -94,12 +94,9 @@ class DispatchServicer(DispatchServiceServicer):
 
     async def GetCapacity(self, request: pb.GetCapacityRequest, context: Any) -> pb.GetCapacityResponse:
         """The warm pool, the backlog and the limits."""
-        serving = await asyncio.gather(*(self._pool.serving(address) for address in self._pool.addresses))
+        serving = await self._pool.serving()
         response = pb.GetCapacityResponse(
-            scorers=[
-                pb.WarmScorer(address=address, serving=up)
-                for address, up in zip(self._pool.addresses, serving, strict=True)
-            ],
+            scorers=[pb.WarmScorer(address=address, serving=up) for address, up in serving.items()],
             batch_size_limit=self._settings.dispatch_batch_size,
             concurrency_limit=self._settings.dispatch_concurrency,
             mode=self._service.mode.value,  # type: ignore[arg-type]

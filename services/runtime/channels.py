@@ -38,7 +38,7 @@ _IDEMPOTENT = (
 """Methods that C-core may call again by itself. UpdateAlert is not among them: its caller decides."""
 
 
-def _options(health_service: str | None) -> list[tuple[str, Any]]:
+def _options(health_service: str | None, server_name: str) -> list[tuple[str, Any]]:
     config: dict[str, Any] = {
         "methodConfig": [
             {"name": [{"service": service, "method": method} for method in methods], "retryPolicy": _RETRY_POLICY}
@@ -48,7 +48,9 @@ def _options(health_service: str | None) -> list[tuple[str, Any]]:
     }
     if health_service is not None:
         config["healthCheckConfig"] = {"serviceName": health_service}
+    named: list[tuple[str, Any]] = [("grpc.ssl_target_name_override", server_name)] if server_name else []
     return [
+        *named,
         ("grpc.service_config", json.dumps(config)),
         ("grpc.enable_retries", 1),
         ("grpc.keepalive_time_ms", 30_000),
@@ -115,10 +117,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def open_channel(address: str, settings: ClientSettings, *, health_service: str | None = None) -> grpc.aio.Channel:
+def open_channel(
+    address: str, settings: ClientSettings, *, health_service: str | None = None, server_name: str = ""
+) -> grpc.aio.Channel:
     """A channel to `address` (host:port, or any gRPC target). Must be called on a running event loop; cheap, lazy.
 
-    With `health_service` (a full service name) the channel leaves out servers that say they are not serving it.
+    With `health_service` (a full service name) the channel leaves out servers that say they are not serving it. With
+    `server_name` the server's certificate must be of that name, instead of the address's host.
     Unary calls get the default deadline unless they bring one; streams live until closed, within the deadline of the
     call being served.
 
@@ -134,7 +139,7 @@ def open_channel(address: str, settings: ClientSettings, *, health_service: str 
         _StreamUnary(token, None),
         _StreamStream(token, None),
     ]
-    options = _options(health_service)
+    options = _options(health_service, server_name)
     if settings.tls_ca_file is None:
         host = address.rpartition("/")[2].rpartition(":")[0]
         if token and not is_loopback(host):
