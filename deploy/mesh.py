@@ -264,8 +264,13 @@ class MeshStack(Stack):
                 "detail": {
                     "clusterArn": [self.cluster.cluster_arn],
                     "lastStatus": ["STOPPED"],
-                    "stopCode": ["TaskFailedToStart", "EssentialContainerExited", "TerminationNotice"],
-                    "containers": {"exitCode": [{"anything-but": 0}]},
+                    "$or": [  # a container that never started has no exit code, which anything-but would ask for
+                        {"stopCode": ["TaskFailedToStart", "TerminationNotice"]},
+                        {
+                            "stopCode": ["EssentialContainerExited"],
+                            "containers": {"exitCode": [{"anything-but": 0}]},
+                        },
+                    ],
                 },
             },
             targets=[events.CfnRule.TargetProperty(arn=self._failure_log().log_group_arn, id="log")],

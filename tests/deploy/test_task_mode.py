@@ -8,15 +8,17 @@ never starts, one that dies midway, a message that can never be scored.
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
-from deploy.policies import Templates
+from deploy.policies import ACCOUNT, Templates
 from services.dispatch.batch import TaskState
 from services.dispatch.ledger_dynamodb import DynamoDbLedger
 from services.domain.quote import Quote
@@ -106,9 +108,10 @@ class TaskFlow:
         assert "problem" not in told, told
         return told
 
-    def receive(self, symbol: str) -> None:
-        """The dispatch Lambda is given a batch, by an event as its mapping makes it."""
-        self.lay_faults()
+    def receive(self, symbol: str, *, faults: bool = True) -> None:
+        """The dispatch Lambda is given a batch, by an event as its mapping makes it, and launches its task."""
+        if faults:
+            self.lay_faults()
         assert self.call("dispatch", event(bars(symbol, 0, 4))) == {"batchItemFailures": []}
 
     def lay_faults(self) -> None:
@@ -178,6 +181,88 @@ def test_the_reconcilers_lambda_takes_a_batch_through(flow: TaskFlow) -> None:
     look = partial(flow.call, "reconcile", {})
     flow.mesh.wait_for(partial(flow.settled, "BYRECONCILER", look), 120, "the batch")
     flow.check(bars("BYRECONCILER", 0, 4))
+
+
+def ecs_event(flow: TaskFlow, task: str, **changes: Any) -> dict[str, Any]:
+    """The event that ECS sends of a task, as its developer guide shows it ("Amazon ECS task state change events")."""
+    ecs = boto3.client("ecs", region_name=REGION, endpoint_url=flow.validator.url)
+    (detail,) = ecs.describe_tasks(cluster=NAME, tasks=[task])["tasks"]
+    return {
+        "version": "0",
+        "id": "3317b2af-7005-947d-b652-f55e762e571a",
+        "detail-type": "ECS Task State Change",
+        "source": "aws.ecs",
+        "account": ACCOUNT,
+        "time": "2026-11-20T15:31:00Z",
+        "region": REGION,
+        "resources": [task],
+        "detail": json.loads(json.dumps(detail, default=str)) | changes,
+    }
+
+
+def test_the_rules_take_the_events_that_ecs_sends(flow: TaskFlow) -> None:
+    events = flow.deployed.client("events")
+    flow.receive("BYRULE", faults=False)
+    task = flow.ledger.open()[0].task
+
+    def taken(rule: str, **changes: Any) -> bool:
+        pattern = events.describe_rule(Name=f"{NAME}-{rule}")["EventPattern"]
+        answer = events.test_event_pattern(EventPattern=pattern, Event=json.dumps(ecs_event(flow, task, **changes)))
+        return bool(answer["Result"])
+
+    stopped = {"lastStatus": "STOPPED", "stopCode": "EssentialContainerExited"}
+    assert taken("task-stopped", **stopped)
+    assert not taken("task-stopped", lastStatus="RUNNING")
+    other = ecs_event(flow, task)["detail"]["taskDefinitionArn"].replace(TASK, "gateway")
+    assert not taken("task-stopped", **stopped, taskDefinitionArn=other), "a service's task"
+    assert not taken("task-stopped", **stopped, clusterArn=f"arn:aws:ecs:{REGION}:{ACCOUNT}:cluster/other")
+
+    ended_well = [{"name": "certificates", "exitCode": 0}, {"name": "scorer", "exitCode": 0}]
+    killed = [{"name": "certificates", "exitCode": 0}, {"name": "scorer", "exitCode": 137}]
+    assert taken("task-failures", **stopped, containers=killed)
+    assert not taken("task-failures", **stopped, containers=ended_well)
+    assert not taken("task-failures", lastStatus="STOPPED", stopCode="UserInitiated", containers=killed)
+    never = [{"name": "certificates", "lastStatus": "STOPPED"}, {"name": "scorer", "lastStatus": "STOPPED"}]
+    assert taken("task-failures", lastStatus="STOPPED", stopCode="TaskFailedToStart", containers=never)
+
+
+def test_the_reconcilers_rules_call_it(flow: TaskFlow, capsys: pytest.CaptureFixture[str]) -> None:
+    """What stopped, by the event's rule; what no event told, by the schedule's."""
+    events = flow.deployed.client("events")
+    rule = events.describe_rule(Name=f"{NAME}-task-stopped")
+    pattern = json.loads(rule["EventPattern"])
+
+    def put(event: dict[str, Any]) -> dict[str, Any]:
+        entry = {"DetailType": event["detail-type"], "Source": event["source"], "Detail": json.dumps(event["detail"])}
+        (answer,) = events.put_events(Entries=[entry])["Entries"]
+        return dict(answer)
+
+    (entry,) = flow.ledger.open()  # of the test before
+    flow.mesh.wait_for(lambda: not flow.validator.pids(), 60, "the end of its task")
+    event = ecs_event(flow, entry.task)
+    assert event["detail"]["lastStatus"] == "STOPPED"
+    assert put(event)["ErrorCode"] == "NotAuthorizedForSourceException"
+    with capsys.disabled():
+        print(
+            "\nskipped: the emulator sends no events of ECS, and takes none from others whose source is aws.ecs; here "
+            f"they are another's, and the rule {rule['Name']} is told to take these too"
+        )
+    widened = json.dumps(pattern | {"source": [*pattern["source"], NAME]})
+    events.put_rule(Name=rule["Name"], EventPattern=widened, State="ENABLED")
+    put(ecs_event(flow, entry.task, lastStatus="RUNNING") | {"source": NAME})
+    time.sleep(2)
+    assert flow.ledger.open() == [entry], "nobody looks before a task stops"
+    put(event | {"source": NAME})
+    flow.mesh.wait_for(lambda: not flow.ledger.open(), 60, "the event's call")
+    flow.check(bars("BYRULE", 0, 4))
+
+    flow.receive("BYSCHEDULE", faults=False)
+    flow.mesh.wait_for(lambda: not flow.validator.pids(), 60, "the end of its task")
+    assert len(flow.ledger.open()) == 1
+    events.enable_rule(Name=f"{NAME}-reconcile")
+    flow.mesh.wait_for(lambda: not flow.ledger.open(), 90, "the schedule's call")
+    events.disable_rule(Name=f"{NAME}-reconcile")
+    flow.check(bars("BYSCHEDULE", 0, 4))
 
 
 def test_the_dispatch_service_takes_a_batch_through(flow: TaskFlow) -> None:
