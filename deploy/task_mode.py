@@ -14,7 +14,7 @@ from deploy.storage import BATCHES_PREFIX
 
 CONTAINER: Final = "scorer"
 COMMAND: Final = ("tapewatch", "scorer", "run-once")
-_SETTLE = ("dynamodb:Query", "dynamodb:PutItem", "dynamodb:DeleteItem")
+_SETTLE = ("dynamodb:Query", "dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem")
 _ENTER = ("dynamodb:GetItem", "dynamodb:BatchGetItem")
 """What is needed of the ledger besides, to put a batch behind those that are last in its lanes."""
 

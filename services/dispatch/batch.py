@@ -26,6 +26,7 @@ class TaskState(IntEnum):
     RECORDED = 4
 
 
+BUSY_STATES = frozenset({TaskState.LAUNCHING, TaskState.RUNNING})
 OPEN_STATES = frozenset({TaskState.WAITING, TaskState.LAUNCHING, TaskState.RUNNING})
 
 
@@ -48,7 +49,8 @@ class Entry:
     takes `attempt_messages` messages from the manifest `attempt_digest`. `dead` are positions in the batch's manifest
     that were sent to the dead letters; `settled` counts these and the recorded ones. `crashes` counts tasks in a row
     that died without any progress, `failures` whatever delays the next attempt; `most` limits the messages of an
-    attempt (0: all) while a message that kills its task is being isolated.
+    attempt (0: all) while a message that kills its task is being isolated. `slot` says that the ledger counts it among
+    those with a task, and is the ledger's own.
     """
 
     id: str
@@ -75,11 +77,17 @@ class Entry:
     settled: int = 0
     dead: tuple[int, ...] = ()
     reason: str = ""
+    slot: bool = False
 
     @property
     def open(self) -> bool:
         """Whether something is left to do."""
         return self.state in OPEN_STATES
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has a task, or is about to."""
+        return self.state in BUSY_STATES
 
     @property
     def correlation_id(self) -> str:
@@ -119,9 +127,14 @@ def parse_id(entry_id: str) -> tuple[datetime, str] | None:
         return None
 
 
+def kept(entry: Entry) -> Entry:
+    """The entry as it is kept by the next change: with a version of its own, and counted when it is busy."""
+    return replace(entry, version=entry.version + 1, slot=entry.busy)
+
+
 def entry_to_json(entry: Entry) -> dict[str, Any]:
-    """The entry as JSON values."""
-    values: dict[str, Any] = {each.name: getattr(entry, each.name) for each in fields(entry)}
+    """The entry as JSON values, but for what is the ledger's own."""
+    values: dict[str, Any] = {each.name: getattr(entry, each.name) for each in fields(entry) if each.name != "slot"}
     for name in _TIMES:
         values[name] = None if values[name] is None else values[name].isoformat()
     return values | {"state": int(entry.state)}

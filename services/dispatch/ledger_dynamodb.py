@@ -1,8 +1,9 @@
 """The ledger on DynamoDB: open batches in one partition, finished ones by the day on which they entered.
 
-Items: `open` / digest for each open batch, `tasks#<YYYYMMDD>` / id for each finished one (which expires), and
-`lane#<lane>` / `tail` with the id of the batch that entered last. A batch enters in one transaction with the tails of
-its lanes, on condition that these are still the ones that it was told to wait for.
+Items: `open` / digest for each open batch, `tasks#<YYYYMMDD>` / id for each finished one (which expires),
+`lane#<lane>` / `tail` with the id of the batch that entered last, and `busy` / `count` with how many batches have a
+task. A batch enters in one transaction with the tails of its lanes, on condition that these are still the ones that it
+was told to wait for, and is counted in one transaction with the change by which it gets a task, or has none any more.
 """
 
 import json
@@ -20,6 +21,7 @@ from services.dispatch.batch import (
     enter,
     entry_from_json,
     entry_to_json,
+    kept,
     parse_id,
 )
 from services.domain.errors import ConflictError, DependencyUnavailableError
@@ -32,9 +34,12 @@ from services.runtime.dynamodb_table import (
     delete_write,
     key,
     put_write,
+    update_write,
 )
 
 _OPEN = "open"
+_BUSY = key("busy", "count")
+_COUNTED = "ADD held :change, changes :one"
 _ATTEMPTS = 10
 _LANE_RETENTION = timedelta(days=30)
 """Longer than any batch stays open: the tail of a lane that was not used for so long waits for nobody."""
@@ -50,11 +55,22 @@ def _day(moment: datetime) -> str:
 
 def _item(item_key: Item, entry: Entry) -> Item:
     text = json.dumps(entry_to_json(entry), separators=(",", ":"))
-    return {**item_key, "id": {"S": entry.id}, "version": {"N": str(entry.version)}, "entry": {"S": text}}
+    version = {"N": str(entry.version)}
+    return {**item_key, "id": {"S": entry.id}, "version": version, "slot": {"BOOL": entry.slot}, "entry": {"S": text}}
 
 
 def _entry(item: Item) -> Entry:
-    return entry_from_json(json.loads(item["entry"]["S"]))
+    slot = item.get("slot", {}).get("BOOL", False)
+    return replace(entry_from_json(json.loads(item["entry"]["S"])), slot=slot)
+
+
+def _count(change: int, limit: int | None = None) -> Item:
+    """A transaction's change of how many are busy; with `limit` on condition that they are fewer."""
+    values = {":change": {"N": str(change)}, ":one": {"N": "1"}}
+    if limit is None:
+        return update_write(_BUSY, _COUNTED, "", values)
+    below = "attribute_not_exists(held) OR held < :limit"
+    return update_write(_BUSY, _COUNTED, below, values | {":limit": {"N": str(limit)}})
 
 
 def _expiry(moment: datetime) -> Item:
@@ -98,21 +114,49 @@ class DynamoDbLedger:
 
     def update(self, entry: Entry) -> Entry:
         """Write it on condition of its version; a finished one moves to its day in the same transaction."""
-        kept = replace(entry, version=entry.version + 1)
-        open_key = key(_OPEN, entry.digest)
-        condition = "id = :id AND version = :version"
-        values = {":id": {"S": entry.id}, ":version": {"N": str(entry.version)}}
-        if kept.open:
-            writes = [put_write(_item(open_key, kept), condition, values)]
-        else:
-            done = _item(key(_day(kept.entered_time), kept.id), kept)
-            done |= _expiry((kept.stop_time or kept.entered_time) + self._retention)
-            writes = [delete_write(open_key, condition, values), put_write(done)]
+        changed, writes = self._change(entry)
+        if changed.slot != entry.slot:
+            writes.append(_count(1 if changed.slot else -1))
         try:
             self._table.transact(writes)
         except ConditionFailedError as error:
             raise ConflictError(f"{entry.id} changed since it was read") from error
-        return kept
+        return changed
+
+    def claim(self, entry: Entry, limit: int) -> Entry | None:
+        """Write it and count it in one transaction, on condition that fewer are counted."""
+        changed, writes = self._change(entry)
+        try:
+            self._table.transact([*writes, _count(1, limit)])
+        except ConditionFailedError as error:
+            if 0 in error.failed:
+                raise ConflictError(f"{entry.id} changed since it was read") from error
+            self._correct_count()
+            return None
+        return changed
+
+    def _change(self, entry: Entry) -> tuple[Entry, list[Item]]:
+        changed = kept(entry)
+        open_key = key(_OPEN, entry.digest)
+        condition = "id = :id AND version = :version"
+        values = {":id": {"S": entry.id}, ":version": {"N": str(entry.version)}}
+        if changed.open:
+            return changed, [put_write(_item(open_key, changed), condition, values)]
+        done = _item(key(_day(changed.entered_time), changed.id), changed)
+        done |= _expiry((changed.stop_time or changed.entered_time) + self._retention)
+        return changed, [delete_write(open_key, condition, values), put_write(done)]
+
+    def _correct_count(self) -> None:
+        """Count anew, should the count be wrong: a dispatcher of an older version does not keep it, nor does a hand.
+
+        On condition that nothing was counted meanwhile, so that a right count stays right.
+        """
+        counter = self._table.get(_BUSY)
+        busy = sum(entry.busy for entry in self.open())
+        if counter is None or int(counter["held"]["N"]) == busy:
+            return
+        values = {":busy": {"N": str(busy)}, ":one": {"N": "1"}, ":seen": counter["changes"]}
+        self._table.update(_BUSY, "SET held = :busy ADD changes :one", values, "changes = :seen")
 
     def get(self, entry_id: str) -> Entry | None:
         """By its digest among the open ones, else by its day."""

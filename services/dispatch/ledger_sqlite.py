@@ -7,7 +7,17 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from services.dispatch.batch import Entry, NewBatch, TaskState, enter, entry_from_json, entry_to_json, id_before
+from services.dispatch.batch import (
+    BUSY_STATES,
+    Entry,
+    NewBatch,
+    TaskState,
+    enter,
+    entry_from_json,
+    entry_to_json,
+    id_before,
+    kept,
+)
 from services.domain.errors import ConflictError
 from services.runtime.embedded_database import EmbeddedDatabase
 
@@ -60,15 +70,18 @@ class SqliteLedger:
 
     def update(self, entry: Entry) -> Entry:
         """Write it if its version is the one that is there."""
-        kept = replace(entry, version=entry.version + 1)
         with self._database.transaction() as connection:
-            changed = connection.execute(
-                "UPDATE entries SET open = ?, state = ?, version = ?, entry = ? WHERE id = ? AND version = ?",
-                (kept.open, kept.state, kept.version, _text(kept), kept.id, entry.version),
-            )
-            if not changed.rowcount:
-                raise ConflictError(f"{entry.id} changed since it was read")
-        return kept
+            return _change(connection, entry)
+
+    def claim(self, entry: Entry, limit: int) -> Entry | None:
+        """Count and write in one transaction."""
+        with self._database.transaction() as connection:
+            marks = ", ".join("?" * len(BUSY_STATES))
+            (busy,) = connection.execute(
+                f"SELECT count(*) FROM entries WHERE open = 1 AND state IN ({marks})",  # noqa: S608
+                [int(state) for state in BUSY_STATES],
+            ).fetchone()
+            return _change(connection, entry) if busy < limit else None
 
     def get(self, entry_id: str) -> Entry | None:
         """By its key."""
@@ -103,9 +116,21 @@ def _insert(connection: sqlite3.Connection, entry: Entry) -> None:
     )
 
 
+def _change(connection: sqlite3.Connection, entry: Entry) -> Entry:
+    changed = kept(entry)
+    done = connection.execute(
+        "UPDATE entries SET open = ?, state = ?, version = ?, entry = ? WHERE id = ? AND version = ?",
+        (changed.open, changed.state, changed.version, _text(changed), changed.id, entry.version),
+    )
+    if not done.rowcount:
+        raise ConflictError(f"{entry.id} changed since it was read")
+    return changed
+
+
 def _text(entry: Entry) -> str:
     return json.dumps(entry_to_json(entry), separators=(",", ":"))
 
 
 def _entry(row: tuple[str]) -> Entry:
-    return entry_from_json(json.loads(row[0]))
+    entry = entry_from_json(json.loads(row[0]))
+    return replace(entry, slot=entry.busy)

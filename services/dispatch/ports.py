@@ -93,6 +93,15 @@ class Ledger(Protocol):
         """
         ...
 
+    def claim(self, entry: Entry, limit: int) -> Entry | None:
+        """Keep the changed entry, which is about to have a task, unless `limit` open batches have one: None then.
+
+        However many dispatchers claim at once, never more than `limit` succeed.
+
+        Raises: ConflictError when it changed since it was read.
+        """
+        ...
+
     def get(self, entry_id: str) -> Entry | None:
         """The entry with that id, or None."""
         ...

@@ -116,7 +116,7 @@ class Reconciler:
         now = self._clock()
         stale = [entry for entry in entries if self._launch_is_due(entry, now)]
         failures += await self._each(stale, self._launch_again)
-        busy = sum(entry.state in (TaskState.LAUNCHING, TaskState.RUNNING) for entry in entries)
+        busy = sum(entry.busy for entry in entries)
         open_ids = frozenset(entry.id for entry in entries)
         startable = [entry for entry in entries if ready(entry, open_ids, now)]
         failures += await self._each(startable[: max(0, self._limits.concurrent - busy)], self._launch)
@@ -173,7 +173,9 @@ class Reconciler:
             stop_time=None,
             not_before=None,
         )
-        await self._start(await self._update(claimed))
+        kept = await asyncio.to_thread(self._ledger.claim, claimed, self._limits.concurrent)
+        if kept is not None:  # else another dispatcher's batch took the last place
+            await self._start(kept)
 
     async def _launch_again(self, entry: Entry) -> None:
         """The same attempt with the same token: if it was launched after all, this launches nothing."""

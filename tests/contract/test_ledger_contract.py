@@ -176,3 +176,73 @@ def test_batches_that_enter_at_once_stand_one_behind_the_other(make: MakeLedger)
 
 def test_it_can_be_checked(ledger: Ledger) -> None:
     ledger.check()
+
+
+def launching(entry: Entry) -> Entry:
+    return dataclasses.replace(entry, state=TaskState.LAUNCHING, attempt=entry.attempt + 1)
+
+
+def claimed_at_once(make: MakeLedger, entries: list[Entry], limit: int, dispatchers: int = 4) -> list[Entry]:
+    """What dispatchers get that all claim every entry at the same moment."""
+    ledgers = [make() for _ in range(dispatchers)]
+
+    def claim(ledger: Ledger, entry: Entry) -> Entry | None:
+        try:
+            return ledger.claim(launching(entry), limit)
+        except ConflictError:
+            return None  # another one has it
+
+    with ThreadPoolExecutor(2 * dispatchers) as threads:
+        claims = [threads.submit(claim, ledger, entry) for entry in entries for ledger in ledgers]
+        return [entry for claim_ in claims if (entry := claim_.result()) is not None]
+
+
+def test_no_more_are_claimed_than_the_limit_however_many_claim(ledger: Ledger, make: MakeLedger) -> None:
+    entries = [ledger.enter(batch(f"d{i}", f"lane{i}"), now()) for i in range(12)]
+    first = claimed_at_once(make, entries, 5)
+    assert len({entry.id for entry in first}) == len(first) == 5
+    assert sorted(entry.id for entry in ledger.open() if entry.busy) == sorted(entry.id for entry in first)
+    left = [entry for entry in ledger.open() if not entry.busy]
+    assert claimed_at_once(make, left, 5) == [], "all places are taken"
+
+    running = [ledger.update(dataclasses.replace(entry, state=TaskState.RUNNING)) for entry in first]
+    recorded(ledger, running[0])
+    ledger.update(dataclasses.replace(running[1], state=TaskState.WAITING))
+    again = claimed_at_once(make, left, 5)
+    assert len(again) == 2, "as many as there are places again"
+    assert sum(entry.busy for entry in ledger.open()) == 5
+    assert len(claimed_at_once(make, [each for each in ledger.open() if not each.busy], 7)) == 2, "a higher limit"
+
+
+def test_a_claim_of_what_changed_is_refused_and_takes_no_place(ledger: Ledger) -> None:
+    entry, other = ledger.enter(batch("d1", "a"), now()), ledger.enter(batch("d2", "b"), now())
+    kept = ledger.claim(launching(entry), 2)
+    assert kept is not None
+    assert ledger.open()[0] == kept
+    with pytest.raises(ConflictError):
+        ledger.claim(launching(entry), 2)
+    assert ledger.claim(launching(other), 2) is not None
+
+
+def test_a_claim_that_ends_without_a_task_gives_its_place_back_once(ledger: Ledger) -> None:
+    entries = [ledger.enter(batch(f"d{i}", f"lane{i}"), now()) for i in range(3)]
+    for _ in range(3):
+        kept = ledger.claim(launching(entries[0]), 1)
+        assert kept is not None
+        kept = ledger.update(kept)  # launched again with the same token: still one place
+        assert ledger.claim(launching(entries[1]), 1) is None
+        entries[0] = ledger.update(dataclasses.replace(kept, state=TaskState.WAITING))
+        entries[0] = ledger.update(entries[0])
+    assert ledger.claim(launching(entries[1]), 1) is not None
+
+
+@pytest.mark.parametrize("make", ["dynamodb_local", "ministack"], indirect=True)
+def test_a_wrong_count_is_set_right(ledger: Ledger) -> None:
+    """As after a dispatcher of a version that did not count, which ended a batch."""
+    assert isinstance(ledger, DynamoDbLedger)
+    entries = [ledger.enter(batch(f"d{i}", f"lane{i}"), now()) for i in range(2)]
+    ended = ledger.claim(launching(entries[0]), 1)
+    assert ended is not None
+    recorded(ledger, dataclasses.replace(ended, slot=False))
+    assert ledger.claim(launching(entries[1]), 1) is None, "still counted"
+    assert ledger.claim(launching(entries[1]), 1) is not None, "counted anew"
