@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from services.archive import bokeh
 from services.domain.feature_definitions import FEATURE_NAMES
 from services.training.evaluation import rule
+from services.training.networks import run_tflite
 from services.training.pumps import models, protocol
 from services.training.pumps.protocol import Choice, Rows
 from services.training.pumps.recordings import Pumps, Shifted, against_past, past_names
@@ -105,7 +106,7 @@ def test_the_file_of_a_model_scores_as_its_fitted_parts_do() -> None:
     choice = Choice(onset=(("days", "minutes"),), alert=(("course", "minutes"),))
     rows = np.arange(600)
     chosen = protocol.choose(known, model.parts, choice, rows[:480])
-    scores = model.published(chosen)(rows)
+    scores = run_tflite(models.tflite(chosen, len(model.names)), model.inputs)
     # A share near 1 - 1e-4 that is rounded to float32 moves its log-odds by some 6e-4.
     np.testing.assert_allclose(scores, protocol.mean_scores(chosen)(rows), rtol=0, atol=2e-3)
     assert np.ptp(scores, axis=0).min() > 1.0
@@ -139,6 +140,18 @@ def test_parts_and_thresholds_of_a_fold_are_chosen_without_its_labels() -> None:
         again = protocol.judge(replace(known, label=label), parts, choice)
         assert np.array_equal(again.chosen[test], verdicts.chosen[test])
         assert np.array_equal(again.alerting[test], verdicts.alerting[test])
+
+
+def test_what_follows_a_likely_onset_within_the_course_is_none_by_hand() -> None:
+    known = made(events=2, chunks=6)
+    rows = np.array([0, 1, 2, 4, 5, 6, 7])  # a chunk of the first event is not judged
+    score = np.array([3.0, 4.0, -2.0, 5.0, 1.0, -1.0, 2.0])
+    # 50 s back: chunks 4 and 5 see chunk 2 and 4 only; the second event sees nothing of the first.
+    found = protocol.onset_score(known, rows, score, 50)
+    assert found.tolist() == [3.0, 1.0, -6.0, 5.0, -4.0, -1.0, 2.0]
+    assert protocol.onset_score(known, rows, score, 0).tolist() == score.tolist()
+    later = np.where(rows >= 4, 9.0, score)
+    assert protocol.onset_score(known, rows, later, 50)[:3].tolist() == found[:3].tolist()
 
 
 def test_alerts_close_together_count_once_and_the_hour_after_the_onset_is_free() -> None:

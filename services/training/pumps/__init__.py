@@ -1,5 +1,6 @@
 """The labelled pump-and-dumps: what is measured on them."""
 
+import time
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.training.figures import average_precision
+from services.training.networks import run_tflite
 from services.training.pumps import models, protocol, recordings
 from services.training.pumps.models import Feed
 from services.training.pumps.recordings import Pumps
+
+_TIMED = 1_000
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -36,8 +40,18 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def measured(name: str, pumps: Pumps, model: models.Model) -> dict[str, Any]:
-    """One model's figures under the protocol, of its TFLite files."""
-    return described(name, pumps, protocol.judge(pumps, model.parts, model.choice, model.published))
+    """One model's figures under the protocol, of its TFLite files, and what the last of them costs."""
+    files: list[bytes] = []
+
+    def publish(chosen: protocol.Chosen) -> protocol.Scorer:
+        files.append(models.tflite(chosen, len(model.names)))
+        return lambda rows: run_tflite(files[-1], model.inputs[rows])
+
+    found = described(name, pumps, protocol.judge(pumps, model.parts, model.choice, publish))
+    begin = time.perf_counter()
+    run_tflite(files[-1], model.inputs[:_TIMED], batch=1)
+    seconds = time.perf_counter() - begin
+    return found | {"file_bytes": len(files[-1]), "milliseconds_a_chunk": 1_000.0 * seconds / _TIMED}
 
 
 def described(name: str, pumps: Pumps, verdicts: protocol.Verdicts) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 
@@ -36,9 +37,10 @@ def measure(folder: Path, version: Path) -> PumpFigures:
     if model.names != tuple(column.name for column in metadata.columns):
         raise ModelUnusableError(str(version), "was made for other columns: train it again")
     scores = run_tflite(content, model.inputs)
+    onset = protocol.onset_score(pumps, np.arange(len(scores)), scores[:, 0], metadata.course_seconds)
     verdicts = protocol.Verdicts(
-        score=scores[:, 0],
-        chosen=scores[:, 0] >= metadata.onset_threshold,
+        score=onset,
+        chosen=onset >= metadata.onset_threshold,
         alerting=scores[:, 1] >= metadata.alert_threshold,
         onset_parts=(" + ".join(metadata.onset_parts),),
         alert_parts=(" + ".join(metadata.alert_parts),),

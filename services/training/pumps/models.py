@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from services.domain.feature_definitions import FEATURE_NAMES
 from services.training import tree_tables
-from services.training.networks import run_tflite, tensorflow
+from services.training.networks import tensorflow
 from services.training.pumps.protocol import FOLDS, Choice, Chosen, Fit, Rows, Scorer
 from services.training.pumps.recordings import OF_COINS, PAST_PREFIX, PUBLISHED, Pumps, against_past, past_names
 
@@ -20,11 +20,15 @@ Matrix = NDArray[np.float32]
 MINUTES, DAYS, COURSE = "minutes", "days", "course"
 """The parts: against the last 60 chunks; against hours and days; both, for a pump's course, not its onset alone."""
 
+_ONE_ONSET_SECONDS = 1_800
 CHOICE = Choice(
     onset=((MINUTES,), (DAYS,), (MINUTES, DAYS), (MINUTES, DAYS, COURSE)),
     alert=((MINUTES, DAYS), (COURSE,), (MINUTES, DAYS, COURSE)),
+    course_seconds=_ONE_ONSET_SECONDS,
 )
-DAYS_CHOICE = Choice(onset=((DAYS,), (DAYS, COURSE)), alert=((DAYS,), (COURSE,), (DAYS, COURSE)))
+DAYS_CHOICE = Choice(
+    onset=((DAYS,), (DAYS, COURSE)), alert=((DAYS,), (COURSE,), (DAYS, COURSE)), course_seconds=_ONE_ONSET_SECONDS
+)
 FOREST_CHOICE = Choice(onset=(("forest",),), alert=(("forest",),))
 
 COURSE_SECONDS = 100
@@ -66,11 +70,6 @@ class Model:
     names: tuple[str, ...]
     parts: Mapping[str, Fit]
     choice: Choice
-
-    def published(self, chosen: Chosen) -> Scorer:
-        """Scores rows by the TFLite file of what was chosen: what is measured is what is kept."""
-        content = tflite(chosen, len(self.names))
-        return lambda rows: run_tflite(content, self.inputs[rows])
 
 
 class Trees:

@@ -34,10 +34,14 @@ Fit = Callable[[Rows], Scorer]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What may be chosen from: parts whose mean log-odds find the onset's chunk, and parts whose mean raises alerts."""
+    """What may be chosen from: parts whose mean log-odds find the onset's chunk, and parts whose mean raises alerts.
+
+    `course_seconds` is for how long after a likely onset there is no other: see `onset_score`.
+    """
 
     onset: tuple[tuple[str, ...], ...]
     alert: tuple[tuple[str, ...], ...]
+    course_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,8 @@ def choose(pumps: Pumps, parts: Mapping[str, Fit], choice: Choice, train: Rows) 
             held[name][validation] = scorer(train[validation])
             fitted[name].append(scorer)
     label = pumps.label[train]
-    precisions = {names: average_precision(label, _mean(held, names)) for names in choice.onset}
+    scores = {names: onset_score(pumps, train, _mean(held, names), choice.course_seconds) for names in choice.onset}
+    precisions = {names: average_precision(label, score) for names, score in scores.items()}
     onset = max(precisions, key=lambda names: precisions[names])
     lines = {names: budget(pumps, train, _mean(held, names)) for names in choice.alert}
     shares = {names: detected(pumps, train, _mean(held, names) >= line) for names, line in lines.items()}
@@ -134,7 +139,7 @@ def choose(pumps: Pumps, parts: Mapping[str, Fit], choice: Choice, train: Rows) 
     return Chosen(
         onset,
         alert,
-        best_f1(label, _mean(held, onset)),
+        best_f1(label, scores[onset]),
         lines[alert],
         precisions[onset],
         shares[alert],
@@ -160,12 +165,33 @@ def judge(pumps: Pumps, parts: Mapping[str, Fit], choice: Choice, publish: Publi
     for train, test in folds(pumps.event):
         chosen = choose(pumps, parts, choice, apart(pumps, train, test))
         scores = publish(chosen)(test)
-        score[test] = scores[:, 0]
-        found[test] = scores[:, 0] >= chosen.onset_threshold
+        score[test] = onset_score(pumps, test, scores[:, 0], choice.course_seconds)
+        found[test] = score[test] >= chosen.onset_threshold
         alerting[test] = scores[:, 1] >= chosen.alert_threshold
         onset_parts.append(" + ".join(chosen.onset))
         alert_parts.append(" + ".join(chosen.alert))
     return Verdicts(score, found, alerting, tuple(onset_parts), tuple(alert_parts))
+
+
+def onset_score(pumps: Pumps, rows: Rows, score: Array, seconds: int) -> Array:
+    """Scores less what the highest of the same event's in the `seconds` before has above even odds.
+
+    A pump begins once: what follows a chunk that is likelier than not its onset is its course.
+
+    Args:
+        pumps: The chunks.
+        rows: int64 (m,), rows that are judged, in order.
+        score: float64 (m,), their log-odds.
+        seconds: How far back; 0 leaves the scores as they are.
+    """
+    event, moment = pumps.event[rows], pumps.moment[rows]
+    highest = np.zeros(len(rows))
+    for lag in range(1, len(rows)):
+        near = (event[lag:] == event[:-lag]) & (moment[lag:] - moment[:-lag] <= seconds)
+        if not near.any():
+            break
+        highest[lag:] = np.maximum(highest[lag:], np.where(near, score[:-lag], 0.0))
+    return score - highest
 
 
 def _mean(scores: Mapping[str, Array], names: tuple[str, ...]) -> Array:

@@ -35,7 +35,8 @@ class PumpMetadata:
 
     The file takes rows of `columns`, float32, and gives the log-odds of an onset in the chunk and of a pump under way,
     for `onset_threshold` (best F1) and `alert_threshold` (the alert budget); `onset_parts` and `alert_parts` are the
-    parts they are means of. `feed` is the `models.Feed` that its columns need.
+    parts they are means of. `course_seconds` is `protocol.onset_score`'s.
+    `feed` is the `models.Feed` that its columns need.
     `recordings` is the SHA-256 of the recordings, `training_fingerprint` that of them, code and settings;
     `metrics` are of inner folds.
     """
@@ -49,6 +50,7 @@ class PumpMetadata:
     alert_parts: tuple[str, ...]
     onset_threshold: float
     alert_threshold: float
+    course_seconds: int
     training_fingerprint: str
     recordings: str
     trained_on: str
