@@ -118,13 +118,17 @@ deploy-check: $(VENV)/.dev tools ## Prove what can be proven of the deployment w
 .PHONY: tools
 tools: $(GOBIN)/grpcurl $(GOBIN)/versitygw $(addprefix $(SERVERS)/,ministack/.installed awslambdaric/.installed jaeger/.installed elasticmq/.installed dynamodb-local/.installed) ## Install the programs that the tests need and pip does not have
 
+# Flags that all three builds share: Go compiles again what other flags made.
+GO := CGO_ENABLED=0 go
+GO_FLAGS := -trimpath -ldflags '-s -w'
+
 # Where Go or Maven is not there, the tests that need what they install are skipped, and say so.
 $(GOBIN)/grpcurl:
-	@if command -v go >/dev/null; then GOBIN=$(GOBIN) go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4; \
+	@if command -v go >/dev/null; then GOBIN=$(GOBIN) $(GO) install $(GO_FLAGS) github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4; \
 		else echo "no Go here: the tests that need grpcurl are skipped"; fi
 
 $(GOBIN)/versitygw:
-	@if command -v go >/dev/null; then GOBIN=$(GOBIN) go install github.com/versity/versitygw/cmd/versitygw@v1.8.0; \
+	@if command -v go >/dev/null; then GOBIN=$(GOBIN) $(GO) install $(GO_FLAGS) github.com/versity/versitygw/cmd/versitygw@v1.8.0; \
 		else echo "no Go here: the tests that need versitygw are skipped"; fi
 
 # Environments of their own: ministack pins an old botocore, and a Lambda function has nothing of ours but its zip.
@@ -134,10 +138,9 @@ $(SERVERS)/ministack/.installed $(SERVERS)/awslambdaric/.installed: $(SERVERS)/%
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-# A module of its own pins Jaeger: `go install` refuses it. About four minutes of one core.
-$(SERVERS)/jaeger/.installed: tests/servers/jaeger/go.mod tests/servers/jaeger/go.sum
-	@if command -v go >/dev/null; then cd $(<D) && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' \
-		-o $(CURDIR)/$(@D)/jaeger github.com/jaegertracing/jaeger/cmd/all-in-one && touch $(CURDIR)/$@; \
+# Jaeger's own parts without the databases of its all-in-one, which take longest to build; a module of its own pins them.
+$(SERVERS)/jaeger/.installed: $(addprefix tests/servers/jaeger/,main.go go.mod go.sum)
+	@if command -v go >/dev/null; then cd $(<D) && $(GO) build $(GO_FLAGS) -o $(CURDIR)/$(@D)/jaeger . && touch $(CURDIR)/$@; \
 		else echo "no Go here: the test that needs Jaeger is skipped"; fi
 
 $(SERVERS)/%/.installed: tests/servers/%.pom.xml

@@ -110,24 +110,15 @@ class Jaeger(Server):
 def jaeger(folder: Path) -> Jaeger:
     """Traces in memory: OTLP in, HTTP API out. Every address that it would listen on is named, for loopback."""
     program = installed(INSTALLED / "jaeger" / ".installed").parent / "jaeger"
-    tcp = (
+    names = (
         "query.http-server.host-port",
+        "query.grpc-server.host-port",
         "collector.otlp.grpc.host-port",
         "collector.otlp.http.host-port",
         "collector.grpc-server.host-port",
         "collector.http-server.host-port",
-        "query.grpc-server.host-port",
-        "admin.http.host-port",
-        "http-server.host-port",
     )
-    udp = tuple(f"processor.{name}.server-host-port" for name in ("jaeger-binary", "jaeger-compact", "zipkin-compact"))
-    ports = dict(zip(tcp, free_ports(len(tcp)), strict=True)) | dict.fromkeys(udp, 0)
-    ports["reporter.grpc.host-port"] = ports["collector.grpc-server.host-port"]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     command = [str(program), *(f"--{name}=127.0.0.1:{port}" for name, port in ports.items())]
     otlp = f"http://127.0.0.1:{ports['collector.otlp.grpc.host-port']}"
-    environment = {
-        "SPAN_STORAGE_TYPE": "memory",
-        "OTEL_TRACES_SAMPLER": "always_off",  # of itself
-        "OTEL_EXPORTER_OTLP_ENDPOINT": otlp,
-    }
-    return Jaeger(command, ports["query.http-server.host-port"], folder / "jaeger.log", environment, otlp=otlp)
+    return Jaeger(command, ports["query.http-server.host-port"], folder / "jaeger.log", otlp=otlp)
