@@ -28,7 +28,7 @@ from tapewatch.scorer.v1 import (
     scorer_service_pb2,
     scorer_service_pb2_grpc,
 )
-from tests.e2e.processes import Mesh
+from tests.e2e.processes import Mesh, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -345,7 +345,7 @@ def test_malformed_requests(
             send(call, request_)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, refused.value.details()
         assert field in violations(refused.value)
-    assert running_mesh.command("health", getattr(running_mesh, service)).returncode == 0
+    assert serving(getattr(running_mesh, service))
 
 
 LONG = "A" * 30_000
@@ -460,7 +460,7 @@ def test_absurdly_large_requests(
         with pytest.raises(grpc.RpcError) as refused:
             send(getattr(stub(channel), method), request_)
         assert refused.value.code() in codes, refused.value.details()
-    assert running_mesh.command("health", getattr(running_mesh, service)).returncode == 0
+    assert serving(getattr(running_mesh, service))
 
 
 def test_every_rpc_is_tried() -> None:
