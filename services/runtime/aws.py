@@ -116,7 +116,7 @@ class AwsResource:
         why = f"{code}: {text}" if text else code
         if code in _UNKNOWN:
             return NotConfiguredError(
-                f"AWS does not accept these credentials for the {self.kind} {self} ({why})",
+                f"AWS does not accept these credentials ({why}) for the {self.kind} {self}",
                 "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret, to some that it knows; and look at this clock",
             )
         if code in _ELSEWHERE:
