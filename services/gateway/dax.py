@@ -22,7 +22,7 @@ from services.runtime.aws import AwsResource, open_session
 from services.runtime.backoff import REPAIR_SECONDS, backoff_seconds
 
 _PERMISSIONS: Final = ("dax:GetItem",)
-_WITHOUT: Final = "DAX_ENDPOINT to nothing"
+_WITHOUT: Final = "set DAX_ENDPOINT to nothing"
 _ANSWER_SECONDS = 1.0
 """Longest wait for a connection, and for an answer: the table answers in less, so that more would only delay."""
 
@@ -81,15 +81,16 @@ class DaxDetections:
         """
         if not _is_endpoint(endpoint):
             raise NotConfiguredError(
-                f"DAX ({endpoint!r} is no URL of a cluster)", "DAX_ENDPOINT to daxs://<host> or dax://<host>"
+                f"DAX needs a cluster, and {endpoint!r} is no URL of a cluster",
+                "set DAX_ENDPOINT to daxs://<host> or dax://<host>",
             )
         resource = AwsResource("DAX", "DAX cluster", endpoint, "DAX_ENDPOINT", _PERMISSIONS, region)
         try:
             from amazondax import AmazonDaxClient
         except ImportError as error:
             raise NotConfiguredError(
-                f"DAX needs amazon-dax-client (pip install -e '.[aws]'); the cluster {resource}",
-                f"{_WITHOUT} to do without",
+                f"the cluster {resource} needs amazon-dax-client",
+                f"install it (pip install -e '.[aws]'), or {_WITHOUT}",
             ) from error
         session = open_session(region, resource, _WITHOUT)
         from botocore.config import Config

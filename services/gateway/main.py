@@ -32,7 +32,9 @@ def open_store(settings: GatewaySettings) -> Store:
     """The configured store. Raises: NotConfiguredError or DependencyUnavailableError when it cannot be used."""
     if settings.store_backend == "sqlite":
         if settings.dax_endpoint:
-            raise NotConfiguredError("reading through DAX", "STORE_BACKEND=dynamodb, or DAX_ENDPOINT to nothing")
+            raise NotConfiguredError(
+                "DAX stands before DynamoDB only", "set STORE_BACKEND=dynamodb, or DAX_ENDPOINT to nothing"
+            )
         return SqliteStore(settings.store_path, synchronous=settings.store_synchronous)
     table = DynamoDbTable.connect(settings.store_table, settings.aws_region)
     cache = open_cache(settings)

@@ -224,7 +224,9 @@ def test_what_cannot_be_meant_is_refused(table: str, changed: dict[str, Any], se
 
 def test_without_the_client_the_sentence_says_what_installs_it(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "amazondax", None)
-    with pytest.raises(NotConfiguredError, match=r"amazon-dax-client \(pip install -e '\.\[aws\]'\).*DAX_ENDPOINT"):
+    with pytest.raises(
+        NotConfiguredError, match=r"needs amazon-dax-client: install it \(pip install -e '\.\[aws\]'\).*DAX_ENDPOINT"
+    ):
         open_store(GatewaySettings(dax_endpoint="daxs://host"))
     open_store(GatewaySettings()).close()
 

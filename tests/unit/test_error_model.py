@@ -1,5 +1,7 @@
 """Every domain error has its status, its reason and its details, and survives the way to the caller."""
 
+import ast
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2
@@ -8,6 +10,7 @@ from services.domain import errors as domain
 from services.domain.errors import FieldViolation, TapewatchError
 from services.runtime.errors import CODES, error_from_rpc, error_from_status, exit_code_of, internal_status, status_of
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
+from tests.servers.process import REPOSITORY
 
 
 def subclasses(root: type[TapewatchError]) -> set[type[TapewatchError]]:
@@ -78,6 +81,19 @@ def test_what_is_not_configured_is_a_sentence_and_names_the_variables_to_set() -
     assert error.message == "the queue needs a URL: set SQS_QUEUE_URL to it, or QUEUE_BACKEND to sqlite"
     assert error.metadata == {"setting": "SQS_QUEUE_URL, QUEUE_BACKEND"}
     assert domain.NotConfiguredError("training needs TensorFlow", "install it").metadata == {}
+
+
+def test_every_such_sentence_ends_in_what_to_do() -> None:
+    """The second clause is a command; a name alone would leave "…: QUEUE_URL"."""
+    commands = ("set ", "install ", "use ", "sign in ", "name ", "leave ", "{asks} ")
+    wrong = []
+    for path in sorted((REPOSITORY / "services").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "NotConfiguredError":
+                remedy = ast.unparse(node.args[1]).removeprefix("f").strip("'\"")
+                if not remedy.startswith(commands):
+                    wrong.append(f"{path}:{node.lineno}: {remedy}")
+    assert not wrong
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda e: type(e).__name__)

@@ -133,7 +133,7 @@ def test_without_trades_no_column_needs_them(tmp_path: Path) -> None:
 def test_recordings_that_cannot_be_used_are_named_and_nothing_is_written(tmp_path: Path) -> None:
     arguments = ["--pumps", str(tmp_path), "--output", str(tmp_path / "models")]
     result = CliRunner().invoke(train.app, arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert EVENTS_FILE in result.output
     (tmp_path / EVENTS_FILE).write_bytes(b"")
     (tmp_path / FEATURES_FILE).write_bytes(b"")

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from services.domain.errors import ModelUnusableError, TapewatchError
+from services.runtime.errors import exit_code_of
 from services.training.networks import run_tflite
 from services.training.pumps import models, protocol, recordings
 from services.training.pumps.protocol import PumpFigures
@@ -58,7 +59,7 @@ def forward_test(
         found = measure(pumps, model)
     except TapewatchError as error:
         _console.print(error.message, style="red", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(exit_code_of(error)) from error
     for name, value in asdict(found).items():
         typer.echo(f"{name} = {value:.4f}" if isinstance(value, float) else f"{name} = {value}")
 

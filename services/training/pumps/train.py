@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from services.domain.errors import NotConfiguredError, TapewatchError
+from services.runtime.errors import exit_code_of
 from services.training import tree_tables, version_folder
 from services.training.dataset import instructions
 from services.training.networks import tensorflow
@@ -117,12 +118,12 @@ def train(
     try:
         metadata = run(pumps, output, feed, seed=seed)
     except ModuleNotFoundError as error:
-        missing = NotConfiguredError(f"training ({error.name} is missing)", "up with: pip install -e '.[train]'")
+        missing = NotConfiguredError(f"training needs {error.name}", "install it with pip install -e '.[train]'")
         _console.print(missing.message, style="red", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(exit_code_of(missing)) from error
     except TapewatchError as error:
         _console.print(error.message, style="red", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(exit_code_of(error)) from error
     typer.echo(
         f"{output / metadata.version}: onset {' + '.join(metadata.onset_parts)}, threshold "
         f"{metadata.onset_threshold:.3f}; alert {' + '.join(metadata.alert_parts)}, threshold "
