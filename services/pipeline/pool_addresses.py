@@ -10,7 +10,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 LOOK_SECONDS: Final = 10.0
@@ -53,7 +53,10 @@ class _Name:
     host: str
     port: str
     endpoints: tuple[Endpoint, ...] = ()
-    failing: bool = field(default=False)
+    failing: bool = False
+
+    def __post_init__(self) -> None:
+        self.endpoints = (Endpoint(f"{self.host}:{self.port}"),)
 
     def behind(self, address: str) -> Endpoint:
         host = f"[{address}]" if ":" in address else address
@@ -62,6 +65,8 @@ class _Name:
 
 class PoolAddresses:
     """The endpoints of configured targets (host:port). Those that are no names, and gRPC's own URIs, are as they are.
+
+    A name that was never known is an endpoint itself, which leaves the rest to gRPC.
 
     Args:
         targets: What is configured.
@@ -76,6 +81,7 @@ class PoolAddresses:
         self._resolve = resolve
         self._clock = clock
         self._looked = float("-inf")
+        self._failed: set[str] = set()
         self._looking = asyncio.Lock()
 
     @property
@@ -86,24 +92,23 @@ class PoolAddresses:
             found += [target] if isinstance(target, Endpoint) else target.endpoints
         return tuple(dict.fromkeys(found))
 
-    async def refresh(self, failed: frozenset[str] = frozenset()) -> None:
-        """Look the names up, where it is time to. Never raises: what cannot be looked up stays as it was.
+    def failed(self, address: str) -> None:
+        """Tell that a scorer failed: it is sooner time to look."""
+        self._failed.add(address)
 
-        A name that was never known is an endpoint itself, which leaves the rest to gRPC.
-
-        Args:
-            failed: Addresses of scorers that failed: with some, it is sooner time to look.
-        """
+    async def refresh(self) -> None:
+        """Look the names up, where it is time to. Never raises: what cannot be looked up stays as it was."""
         names = [target for target in self._targets if isinstance(target, _Name)]
         if not names:
             return
         async with self._looking:
-            if self._clock() - self._looked < (SOONEST_SECONDS if failed else LOOK_SECONDS):
+            if self._clock() - self._looked < (SOONEST_SECONDS if self._failed else LOOK_SECONDS):
                 return
-            await asyncio.gather(*(self._look(name, failed) for name in names))
+            await asyncio.gather(*map(self._look, names))
+            self._failed.clear()
             self._looked = self._clock()
 
-    async def _look(self, name: _Name, failed: frozenset[str]) -> None:
+    async def _look(self, name: _Name) -> None:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 addresses = await asyncio.to_thread(self._resolve, name.host)
@@ -111,12 +116,11 @@ class PoolAddresses:
             if not name.failing:
                 _log.warning("%s cannot be looked up, and stays what it was: %s", name.host, error or "no answer")
             name.failing = True
-            name.endpoints = name.endpoints or (Endpoint(f"{name.host}:{name.port}"),)
             return
         name.failing = False
         found = {name.behind(address) for address in addresses}
         if len(addresses) >= ANSWER_LIMIT:  # there may be more than one answer holds: who serves is not gone
-            found |= {each for each in name.endpoints if each.server_name and each.address not in failed}
+            found |= {each for each in name.endpoints if each.server_name and each.address not in self._failed}
         name.endpoints = tuple(sorted(found)) or name.endpoints
 
 

@@ -108,8 +108,7 @@ class WarmPool:
         return gone
 
     async def _refresh(self) -> None:
-        now = time.monotonic()
-        await self._addresses.refresh(frozenset(a for a, m in self._members.items() if m.rests_until > now))
+        await self._addresses.refresh()
         if tuple(endpoint.address for endpoint in self._addresses.endpoints) == self.addresses:
             return
         gone = self._open()
@@ -161,6 +160,7 @@ class WarmPool:
                     )
         except grpc.aio.AioRpcError as error:
             member.rests_until = time.monotonic() + REST_SECONDS
+            self._addresses.failed(address)
             failure = unavailable_from_rpc(error, peer)
         finally:
             await member.released()

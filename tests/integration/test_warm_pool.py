@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from services.domain.errors import DependencyUnavailableError, FieldViolation, InvalidRequestError, TapewatchError
+from services.domain.errors import (
+    DependencyUnavailableError,
+    FieldViolation,
+    InvalidRequestError,
+    NotConfiguredError,
+    TapewatchError,
+)
 from services.domain.quote import Series
 from services.domain.score import Score
 from services.pipeline import pool_addresses
@@ -265,7 +272,9 @@ async def test_a_name_that_cannot_be_looked_up_stays_what_it_was(caplog: pytest.
 
     async def looked(seconds: float, *failed: str) -> list[str]:
         now[0] += seconds
-        await addresses.refresh(frozenset(failed))
+        for address in failed:
+            addresses.failed(address)
+        await addresses.refresh()
         return [endpoint.address for endpoint in addresses.endpoints]
 
     assert await looked(0) == ["10.9.9.9:1", "scorer.internal:2"], "the rest is gRPC's"
@@ -286,7 +295,9 @@ async def test_more_scorers_than_one_answer_holds_stay_known_while_they_serve() 
 
     async def looked(*failed: str) -> list[str]:
         now[0] += pool_addresses.LOOK_SECONDS
-        await addresses.refresh(frozenset(failed))
+        for address in failed:
+            addresses.failed(address)
+        await addresses.refresh()
         return [endpoint.address.partition(":")[0] for endpoint in addresses.endpoints]
 
     assert await looked() == every[:8]
@@ -295,6 +306,11 @@ async def test_more_scorers_than_one_answer_holds_stay_known_while_they_serve() 
     assert await looked("10.0.0.01:1") == every[1:], "gone is what fails and is in no answer"
     answer = every[4:7]
     assert await looked() == every[4:7], "all of them are in such an answer"
+
+
+async def test_a_name_that_a_token_may_not_be_sent_to_is_refused_at_once() -> None:
+    with pytest.raises(NotConfiguredError, match="TLS_CA_FILE"):
+        WarmPool(["scorer.internal:50051"], ClientSettings(auth_token=SecretStr("t0ken")))
 
 
 def test_the_systems_resolver_is_asked() -> None:
