@@ -1,5 +1,6 @@
 """What every ring of tests shares: stand-ins of AWS, and spans; in CI, a skip of what must run is a failure."""
 
+import functools
 import os
 import platform
 import signal
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import botocore.session
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -21,6 +23,9 @@ from tests.servers.stand_ins import Jaeger
 # A runner may start this as a background job, with SIGINT ignored: the commands under test are to see Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Each new session would read its services' descriptions again, megabytes of JSON: hundreds of tests open one.
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 MUST_RUN = ("tests/e2e/", "tests/contract/", "tests/integration/", "tests/deploy/", "tests/unit/test_queue_sqs")
 
