@@ -30,7 +30,7 @@ from tapewatch.scorer.v1 import (
 )
 from tests.e2e.processes import Mesh, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 Case = tuple[str, Callable[[grpc.Channel], Any], str, Message, str]
 FILTER = alert_service_pb2.AlertFilter(min_peak_score=2)
