@@ -43,6 +43,7 @@ def scored(
         trades=7,
         buy_volume=600.25,
         benchmark_return=-0.001,
+        benchmark_volume_ratio=1.25,
         ingest_time=START + timedelta(minutes=minute, microseconds=1),
         batch_id="batch-1",
         traceparent=traceparent,

@@ -1,8 +1,9 @@
 """Bars at rest: one symbol's history as columns, as every reader of this package gives it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,11 +67,11 @@ def quotes(
     *,
     tape: str,
     source: str,
-    benchmark: Callable[[Bars], NDArray[np.float64]] | None = None,
+    benchmark: Callable[[Bars], Mapping[str, NDArray[np.float64]]] = lambda _: {},
 ) -> Iterator[Quote]:
     """The bars of all symbols as quotes, in order of event_time, then of symbol.
 
-    `benchmark` gives the market's return beside each of a symbol's bars, float64 (n,), NaN where it is not known.
+    `benchmark` gives the market beside each of a symbol's bars: fields of Quote, float64 (n,), NaN where not known.
     """
     history = sorted(history, key=lambda bars: bars.symbol)
     if not history:
@@ -78,7 +79,7 @@ def quotes(
     microseconds = np.concatenate([bars.event_time.astype(np.int64) for bars in history])
     which = np.repeat(np.arange(len(history)), [len(bars) for bars in history])
     position = np.concatenate([np.arange(len(bars)) for bars in history])
-    market = np.concatenate([np.full(len(bars), np.nan) if benchmark is None else benchmark(bars) for bars in history])
+    market = [benchmark(bars) for bars in history]
     for row in np.lexsort((which, microseconds)):
         bars, i = history[which[row]], position[row]
         ratio = bars.split_ratio[i]
@@ -95,5 +96,9 @@ def quotes(
             source=source,
             currency=bars.currency,
             split_ratio=None if np.isnan(ratio) else float(ratio),
-            benchmark_return=None if np.isnan(market[row]) else float(market[row]),
+            **_known(market[which[row]], i),
         )
+
+
+def _known(columns: Mapping[str, NDArray[np.float64]], i: int) -> dict[str, Any]:
+    return {name: float(values[i]) for name, values in columns.items() if not np.isnan(values[i])}

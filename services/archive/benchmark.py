@@ -1,4 +1,4 @@
-"""The market's return beside each bar: what the symbols of one archive did on the median.
+"""The market beside each bar: what the symbols of one archive did on the median.
 
 A bar's benchmark is known when the bar is: it looks on bars of the same time and on those before them. It follows from
 the archive alone, so that a replay stamps the same whether it was stopped in between or not, and so that a training on
@@ -13,48 +13,90 @@ from numpy.typing import NDArray
 
 from services.archive.bars import Bars
 
+Array = NDArray[np.float64]
+
 MIN_SERIES = 10
 """Fewest bars of one time whose median stands for the market."""
+
+USUAL_BARS = 60
+"""Bars before one that say what is usual for it."""
+
+_LEAST_BARS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """The market's return at m times in ascending order, for bars of one length.
+    """The market at m times in ascending order, for bars of one length.
 
-    `event_time` is datetime64[us] (m,), `simple_return` float64 (m,), a fraction.
+    `event_time` is datetime64[us] (m,). `simple_return`, a fraction, and `volume_ratio`, a multiple of the usual, are
+    float64 (m,), the latter NaN where there is too little before to know what is usual.
     """
 
     event_time: NDArray[np.datetime64]
-    simple_return: NDArray[np.float64]
+    simple_return: Array
+    volume_ratio: Array
 
-    def beside(self, bars: Bars) -> NDArray[np.float64]:
-        """The benchmark's return over each bar, float64 (n,); NaN where it is not known."""
+    def beside(self, bars: Bars) -> Mapping[str, Array]:
+        """The fields of Quote that say what the market did over each bar, float64 (n,); NaN where it is not known."""
+        fields = {"benchmark_return": self.simple_return, "benchmark_volume_ratio": self.volume_ratio}
         if not len(self.event_time):
-            return np.full(len(bars), np.nan)
+            return dict.fromkeys(fields, np.full(len(bars), np.nan))
         at = np.minimum(np.searchsorted(self.event_time, bars.event_time), len(self.event_time) - 1)
-        return np.where(self.event_time[at] == bars.event_time, self.simple_return[at], np.nan)
+        known = self.event_time[at] == bars.event_time
+        return {name: np.where(known, values[at], np.nan) for name, values in fields.items()}
 
 
 def benchmarks(history: Iterable[Bars]) -> Mapping[int, Benchmark]:
     """The benchmark of each bar length, seconds, in an archive.
 
-    Its return at a time is the median over all series with a bar of that time of ln(close / close of the bar before),
-    splits taken out; times at which fewer than MIN_SERIES series print have none.
+    Its return at a time is the median over all series with a bar of that time of r = ln(close / close of the bar
+    before), splits taken out; times at which fewer than MIN_SERIES series print have none. Its volume ratio is the
+    median of volume / geometric mean of the series' last USUAL_BARS.
     """
-    times: dict[int, list[NDArray[np.datetime64]]] = {}
-    steps: dict[int, list[NDArray[np.float64]]] = {}
+    by_length: dict[int, list[Bars]] = {}
+    for bars in history:
+        by_length.setdefault(bars.interval_seconds, []).append(bars)
+    return {seconds: _benchmark(series) for seconds, series in by_length.items()}
+
+
+def usual_before(values: Array) -> Array:
+    """Mean of up to USUAL_BARS values before each, float64 (n,); NaN with fewer than 20 known. NaN is unknown.
+
+    >>> usual_before(np.arange(1.0, 23.0))[[19, 20, 21]].tolist()
+    [nan, 10.5, 11.0]
+    """
+    known = ~np.isnan(values)
+    total = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
+    count = np.concatenate([[0], np.cumsum(known)])
+    stop = np.arange(len(values))
+    start = np.maximum(stop - USUAL_BARS, 0)
+    counted = count[stop] - count[start]
+    return np.where(counted >= _LEAST_BARS, (total[stop] - total[start]) / np.maximum(counted, 1), np.nan)
+
+
+def _benchmark(history: list[Bars]) -> Benchmark:
+    steps, surprises = [], []
     for bars in history:
         ratio = np.where(np.isnan(bars.split_ratio[1:]), 1.0, bars.split_ratio[1:])
-        times.setdefault(bars.interval_seconds, []).append(bars.event_time[1:])
-        steps.setdefault(bars.interval_seconds, []).append(np.diff(np.log(bars.close)) + np.log(ratio))
-    return {seconds: _median(np.concatenate(times[seconds]), np.concatenate(steps[seconds])) for seconds in times}
+        steps.append(np.diff(np.log(bars.close)) + np.log(ratio))
+        traded = np.where(bars.volume > 0, bars.volume, np.nan)
+        shares = np.log(traded) - np.concatenate([[0.0], np.cumsum(np.log(ratio))])[: len(bars)]
+        surprises.append((shares - usual_before(shares))[1:])
+    time = np.concatenate([bars.event_time[1:] for bars in history])
+    moments, market = _medians(time, np.concatenate(steps))
+    surprise = np.concatenate(surprises)
+    printed = ~np.isnan(surprise)
+    busy, median = _medians(time[printed], surprise[printed])
+    volume = np.full(len(moments), np.nan)
+    volume[np.searchsorted(moments, busy)] = median
+    return Benchmark(moments, np.expm1(market), np.exp(volume))
 
 
-def _median(time: NDArray[np.datetime64], step: NDArray[np.float64]) -> Benchmark:
-    order = np.lexsort((step, time))
-    time, step = time[order], step[order]
+def _medians(time: NDArray[np.datetime64], values: Array) -> tuple[NDArray[np.datetime64], Array]:
+    """Each time that MIN_SERIES values or more are of, and their median."""
+    order = np.lexsort((values, time))
+    time, values = time[order], values[order]
     moments, first, count = np.unique(time, return_index=True, return_counts=True)
     enough = count >= MIN_SERIES
     moments, first, count = moments[enough], first[enough], count[enough]
-    middle = 0.5 * (step[first + (count - 1) // 2] + step[first + count // 2])
-    return Benchmark(moments, np.expm1(middle))
+    return moments, 0.5 * (values[first + (count - 1) // 2] + values[first + count // 2])

@@ -54,6 +54,7 @@ _QUOTE_FIELDS: "list[pa.Field[Any]]" = [
     pa.field("buy_volume", pa.float64()),
     pa.field("split_ratio", pa.float64()),
     pa.field("benchmark_return", pa.float64()),
+    pa.field("benchmark_volume_ratio", pa.float64()),
     pa.field("ingest_time", _TIME),
     pa.field("batch_id", pa.string(), nullable=False),
     pa.field("traceparent", pa.string(), nullable=False),
@@ -172,7 +173,7 @@ def read_table(location: str, tape: str = "") -> pa.Table:
         try:
             # ParquetFile, not read_table: the latter would add dt from the path.
             with filesystem.open_input_file(path) as source:
-                tables.append(pq.ParquetFile(source).read().select(SCHEMA.names).cast(SCHEMA))
+                tables.append(_of_schema(pq.ParquetFile(source).read()))
         except (pa.ArrowException, KeyError, OSError) as error:
             raise unreadable(path, f"is not a part of a lake: {error}") from error
     table = pa.concat_tables(tables)
@@ -187,6 +188,17 @@ def read_table(location: str, tape: str = "") -> pa.Table:
     table = table.filter(pc.field("tape") == tape).sort_by("sequence")
     _, first = np.unique(table["quote_id"].to_numpy(), return_index=True)
     return table.take(np.sort(first)).sort_by(_ORDER)
+
+
+def _of_schema(table: pa.Table) -> pa.Table:
+    """The rows in SCHEMA. A column that a part lacks, because it is older than the column, is unknown throughout.
+
+    Raises: KeyError when it is one that no row can be without.
+    """
+    for field in SCHEMA:
+        if field.nullable and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(SCHEMA.names).cast(SCHEMA)
 
 
 def read_quotes(location: str, tape: str = "") -> list[Quote]:

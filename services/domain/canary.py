@@ -1,28 +1,25 @@
 """Known manipulations to play through the live path: each must alert, or the watch is blind.
 
-Every canary is a series of daily bars, made from its own seed: a quiet history as long as the features look back, then
-the manipulation. Daily, because there the shipped threshold lies well below what such a manipulation scores; on
-one-minute bars the alert budget leaves so little that a missed canary would say nothing of the path. Only the times
-differ between two plays, so a canary that alerted yesterday and is missed today says that something in between broke: a
-feed, a queue, a scorer, a model or its threshold.
+Every canary is a series of daily or of one-minute bars, made from its own seed: a quiet history as long as the features
+look back, then the manipulation. Only the times differ between two plays, so a canary that alerted yesterday and is
+missed today says that something in between broke: a feed, a queue, a scorer, a model or its threshold.
 """
 
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 from services.domain.feature_definitions import WINDOW
 from services.domain.quote import CANARY_TAPE, Quote, Series
 from services.domain.typology import Typology
 
-INTERVAL_SECONDS = 86_400
 QUIET_BARS = WINDOW - 1
 _PRICE = 100.0
 _VOLUME = 20_000.0
-_RETURN_DEVIATION = 0.01
 _LOG_VOLUME_DEVIATION = 0.25
+_DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +37,21 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """One known manipulation. `typology` is what it is; the alert may call it otherwise."""
+    """One known manipulation. `typology` is what it is; the alert may call it otherwise.
+
+    `deviation` is that of a quiet bar's logarithmic return.
+    """
 
     name: str
     symbol: str
     typology: Typology
     seed: int
     bars: tuple[Bar, ...]
+    interval_seconds: int = _DAY_SECONDS
+    deviation: float = 0.01
 
 
-CANARIES = (
+_DAILY = (
     Canary(
         "pump-and-dump",
         "CANARY.PUMP",
@@ -83,6 +85,22 @@ CANARIES = (
 )
 
 
+def _in_minutes(canary: Canary) -> Canary:
+    """The same of one-minute bars: a quiet return is a tenth of a daily one, a manipulated one a seventh."""
+    return replace(
+        canary,
+        name=f"{canary.name}-1m",
+        symbol=f"{canary.symbol}.1M",
+        bars=tuple(replace(b, move=b.move / 7, above=b.above / 7, below=b.below / 7) for b in canary.bars),
+        interval_seconds=60,
+        deviation=canary.deviation / 10,
+    )
+
+
+CANARIES = (*_DAILY, *map(_in_minutes, _DAILY))
+"""All that are played, each of a series of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlayedCanary:
     """A canary at one play's times: `history` first, then `manipulated`, of one series of its own."""
@@ -98,29 +116,31 @@ class PlayedCanary:
 
 
 def at(canary: Canary, now: datetime) -> PlayedCanary:
-    """The canary as if its last bar had begun at `now`.
+    """The canary as if its last bar had begun at `now`, and of one-minute bars in the last US session's midday before.
 
-    The source carries the time to the microsecond, so every play has a series, and with it a history, of its own.
+    Which minute of the session a bar is in changes what is usual, and so the score: it is the same in every play. The
+    source carries the time to the microsecond, so every play has a series, and with it a history, of its own.
     """
     source = f"canary-{now:%Y%m%dt%H%M%S%f}"
     rng = random.Random(canary.seed)  # noqa: S311
     last = len(canary.bars) + QUIET_BARS - 1
+    end = now if canary.interval_seconds >= _DAY_SECONDS else _last_midday(now)
     quotes: list[Quote] = []
     close = _PRICE
     for i in range(last + 1):
         bar = canary.bars[i - QUIET_BARS] if i >= QUIET_BARS else None
         opened = close
-        close = opened * math.exp(rng.gauss(0.0, _RETURN_DEVIATION) + (bar.move if bar else 0.0))
-        above = abs(rng.gauss(0.0, _RETURN_DEVIATION / 2)) + (bar.above if bar else 0.0)
-        below = abs(rng.gauss(0.0, _RETURN_DEVIATION / 2)) + (bar.below if bar else 0.0)
+        close = opened * math.exp(rng.gauss(0.0, canary.deviation) + (bar.move if bar else 0.0))
+        above = abs(rng.gauss(0.0, canary.deviation / 2)) + (bar.above if bar else 0.0)
+        below = abs(rng.gauss(0.0, canary.deviation / 2)) + (bar.below if bar else 0.0)
         volume = _VOLUME * math.exp(rng.gauss(0.0, _LOG_VOLUME_DEVIATION)) * (bar.volume if bar else 1.0)
         quotes.append(
             Quote(
                 tape=CANARY_TAPE,
                 source=source,
                 symbol=canary.symbol,
-                interval_seconds=INTERVAL_SECONDS,
-                event_time=now - timedelta(seconds=INTERVAL_SECONDS * (last - i)),
+                interval_seconds=canary.interval_seconds,
+                event_time=end - timedelta(seconds=canary.interval_seconds * (last - i)),
                 open=opened,
                 high=max(opened, close) * math.exp(above),
                 low=min(opened, close) * math.exp(-below),
@@ -131,6 +151,18 @@ def at(canary: Canary, now: datetime) -> PlayedCanary:
             )
         )
     return PlayedCanary(canary, tuple(quotes[:QUIET_BARS]), tuple(quotes[QUIET_BARS:]))
+
+
+def _last_midday(now: datetime) -> datetime:
+    """The last 16:00 UTC of a weekday, 11:00 or 12:00 in New York, that is not after `now`.
+
+    >>> _last_midday(datetime(2026, 11, 22, 20, 5, tzinfo=UTC)).isoformat()
+    '2026-11-20T16:00:00+00:00'
+    """
+    midday = now.astimezone(UTC).replace(hour=16, minute=0, second=0, microsecond=0)
+    while midday > now or midday.weekday() >= 5:
+        midday -= timedelta(days=1)
+    return midday
 
 
 @dataclass(frozen=True, slots=True)

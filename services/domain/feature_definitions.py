@@ -6,7 +6,7 @@ time between bars))) stretches what is usual over nights and halts and is 1 with
 bars. sigma is the robust deviation of r / f over the history (1.4826 x median |r / f|, at least 0.63 x its mean and
 1 basis point), so one jump in the history does not hide the next. e = r - beta x ln(1 + benchmark return); beta is the
 slope of r (within 5 f sigma) on the benchmark through the origin over the history, a third of the way drawn to 1 (Blume
-1971) and within -1 to 4; 1 with fewer than 20 benchmark returns. A missing benchmark counts as flat.
+1971) and within -1 to 4; 1 with fewer than 20 benchmark returns. A missing benchmark counts as flat, as busy as usual.
 
 A value that cannot be known (no history, a missing volume, a feed without trade counts) is the feature's neutral
 value, 0, unless said otherwise. Every feature is unchanged by scaling all prices and by scaling all volumes.
@@ -21,7 +21,7 @@ from math import exp
 WINDOW = 61
 """Bars that the features look on: the bar judged and 60 before it."""
 
-FORMULA_VERSION = 2
+FORMULA_VERSION = 3
 """Rises with every change of a formula in `services.domain.features`; a golden test holds the values."""
 
 BAR_FIELDS = (
@@ -34,6 +34,7 @@ BAR_FIELDS = (
     "trades",
     "buy_volume",
     "benchmark_return",
+    "benchmark_volume_ratio",
     "event_seconds",
     "interval_seconds",
 )
@@ -91,6 +92,21 @@ _ROBUST = "robust z-score after Iglewicz and Hoaglin 1993"
 FEATURES = (
     FeatureDefinition(
         "return_z", _D, "price change {value} robust deviations", f"r / (f sigma); {_ROBUST}", (-2.2, 2.2)
+    ),
+    FeatureDefinition(
+        "return_standard_z",
+        _D,
+        "price change {value} standard deviations",
+        "r / f / standard deviation of r / f over the history (at least 1 basis point): beside return_z, it tells "
+        "a series that often jumps, or moves in steps of its tick, from a smooth one",
+        (-2.0, 2.0),
+    ),
+    FeatureDefinition(
+        "relative_return_standard_z",
+        _D,
+        "price change beyond the benchmark's {value} standard deviations",
+        "as return_standard_z of e",
+        (-2.0, 2.0),
     ),
     FeatureDefinition(
         "relative_return_z",
@@ -295,6 +311,28 @@ FEATURES = (
         "volume {value} robust deviations",
         f"(ln V - median of the history) / its robust deviation (at least 0.2); {_ROBUST}",
         (-2.0, 2.2),
+    ),
+    FeatureDefinition(
+        "volume_standard_z",
+        _D,
+        "volume {value} standard deviations",
+        "(ln V - mean of the history) / its standard deviation (at least 0.2)",
+        (-2.0, 2.0),
+    ),
+    FeatureDefinition(
+        "relative_volume_z",
+        _D,
+        "volume beyond the market's {value} robust deviations",
+        "volume_z of ln V - ln(benchmark volume ratio): days on which everything is traded more do not count; volume_z "
+        "where the feed has no benchmark volume",
+        (-2.0, 2.2),
+    ),
+    FeatureDefinition(
+        "benchmark_volume_log_ratio",
+        _L,
+        "the market's volume {value} its usual",
+        "ln(benchmark volume ratio), -4 to 4; commonality in trading (Lo and Wang 2000)",
+        (-0.4, 0.4),
     ),
     FeatureDefinition(
         "volume_5_z",

@@ -4,8 +4,9 @@
 state rebuilt from recorded history gives the same features bit for bit. See `feature_definitions` for the formulas.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -95,6 +96,14 @@ def _deviation(distances: Array, count: NDArray[np.int64]) -> Array:
     return np.fmax(1.4826 * _median(distances, count), 0.5 * 1.2533 * mean)
 
 
+def _standard_deviation(values: Array) -> Array:
+    """Row standard deviation that ignores NaN; 0 for rows of NaN only."""
+    count = np.maximum(_count(values), 1)
+    mean = _sum(values) / count
+    found: Array = np.sqrt(_sum((values - mean[:, None]) ** 2) / count)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Usual:
     """Median and robust deviation of each window's history; `known` where it holds enough observations."""
@@ -178,6 +187,7 @@ def _values(windows: Array) -> dict[str, Array]:
     found |= _movement_values(returns, scaled, stretch, history, sigma, known)
     found |= _relative_values(windows, close, returns, stretch, sigma, known)
     found |= _volume_values(volume, returns, scaled, sigma, known, found["return_z"])
+    found |= _market_values(windows, volume)
     found |= _session_values(seconds, interval, volume, scaled)
     found["elapsed_log_ratio"] = _bounded(np.log(apart[:, -1]), 0.0, 9.0)
     found["bar_length"] = _bounded(np.log(interval / 60.0), -5.0, 10.0)
@@ -242,6 +252,9 @@ def _movement_values(
         "largest_step_share_10": _bounded(_quiet_max(np.abs(last)) / total, 0.0, 1.0, moved),
         "volatility_log_ratio": _bounded(np.log(spread / sigma), -3.0, 4.0, known),
         "usual_move": _bounded(np.log(100.0 * stretch[:, -1] * sigma), -5.0, 6.0, known),
+        "return_standard_z": _deviations(
+            scaled[:, -1] / np.fmax(_standard_deviation(scaled[:, :-1].copy()), _RETURN_FLOOR), known
+        ),
         "past_extreme_z": _bounded(extreme / sigma, 0.0, _MAX_DEVIATIONS, known),
         "return_over_past_extreme": _bounded(
             np.log(np.abs(scaled[:, -1]) / np.fmax(extreme, _RETURN_FLOOR)), -3.0, 4.0, known
@@ -275,6 +288,9 @@ def _relative_values(
             np.log(np.abs(scaled[:, -1]) / np.fmax(_quiet_max(history), _RETURN_FLOOR)), -3.0, 4.0, known
         ),
         "relative_volatility_log_ratio": _bounded(np.log(own / sigma), -3.0, 3.0, known),
+        "relative_return_standard_z": _deviations(
+            scaled[:, -1] / np.fmax(_standard_deviation(scaled[:, :-1].copy()), _RETURN_FLOOR), known
+        ),
         "benchmark_move_z": _deviations(beta * flat[:, -1] / (stretch[:, -1] * sigma), known),
     }
     for bars in (3, 10):
@@ -310,7 +326,8 @@ def _volume_values(
 ) -> dict[str, Array]:
     """How much was traded, against the usual and against the price's move."""
     logs = np.log(volume)
-    usual = _usual(logs[:, :-1].copy())
+    past_logs = logs[:, :-1].copy()
+    usual = _usual(past_logs)
     deviation = np.fmax(usual.deviation, _LOG_VOLUME_FLOOR)
     now = logs[:, -1]
     present = usual.known & ~np.isnan(now)
@@ -330,6 +347,11 @@ def _volume_values(
     return {
         "volume_log_ratio": _log_ratio(now - usual.median, present),
         "volume_z": volume_z,
+        "volume_standard_z": _deviations(
+            (now - _sum(past_logs) / np.maximum(_count(past_logs), 1))
+            / np.fmax(_standard_deviation(past_logs), _LOG_VOLUME_FLOOR),
+            present,
+        ),
         "volume_5_z": recent_z(logs[:, -5:]),
         "volume_before_z": recent_z(logs[:, -6:-1]),
         "volume_over_past_extreme": _log_ratio(now - _quiet_max(logs[:, :-1]), present),
@@ -339,6 +361,20 @@ def _volume_values(
         ),
         "signed_volume_10": _bounded(_sum(np.sign(returns[:, -10:]) * ten) / traded, -1.0, 1.0, known & (traded > 0)),
         "missing_volume_share": _bounded(1.0 - bars / closes, 0.0, 1.0, known),
+    }
+
+
+def _market_values(windows: Array, volume: Array) -> dict[str, Array]:
+    """How busy the market is, and the volume beyond that; a bar without a benchmark counts as a usual market."""
+    ratio = np.ascontiguousarray(windows[:, :, _COLUMN["benchmark_volume_ratio"]])
+    market = np.log(np.where(ratio > 0, ratio, 1.0))
+    beyond = np.log(volume) - market
+    usual = _usual(beyond[:, :-1].copy())
+    deviation = np.fmax(usual.deviation, _LOG_VOLUME_FLOOR)
+    present = usual.known & ~np.isnan(beyond[:, -1])
+    return {
+        "benchmark_volume_log_ratio": _bounded(market[:, -1], -4.0, 4.0),
+        "relative_volume_z": _deviations((beyond[:, -1] - usual.median) / deviation, present),
     }
 
 
@@ -388,34 +424,23 @@ class BarColumns(Protocol):
     def split_ratio(self) -> Array: ...  # noqa: D102
 
 
-def bar_rows(
-    bars: BarColumns,
-    *,
-    trades: Array | None = None,
-    buy_volume: Array | None = None,
-    benchmark_return: Array | None = None,
-) -> Array:
+def bar_rows(bars: BarColumns, more: Mapping[str, Array] = MappingProxyType({})) -> Array:
     """All bars of a series as `bar_row` makes them of quotes: float64 (n, len(BAR_FIELDS)).
 
     Args:
         bars: The columns.
-        trades: float64 (n,), number of trades; NaN where unknown.
-        buy_volume: float64 (n,), shares bought by takers; NaN where unknown.
-        benchmark_return: float64 (n,), the benchmark's return over the bar as a fraction; NaN where unknown.
+        more: Further BAR_FIELDS by name (trades, the benchmark's), float64 (n,) each, NaN where unknown.
     """
-    unknown = np.full(len(bars.open), np.nan)
-    columns = {
+    columns = dict.fromkeys(BAR_FIELDS, np.full(len(bars.open), np.nan)) | {
         "open": bars.open,
         "high": bars.high,
         "low": bars.low,
         "close": bars.close,
         "volume": np.where(bars.volume > 0, bars.volume, np.nan),
         "split_ratio": np.where(np.isnan(bars.split_ratio), 1.0, bars.split_ratio),
-        "trades": unknown if trades is None else trades,
-        "buy_volume": unknown if buy_volume is None else buy_volume,
-        "benchmark_return": unknown if benchmark_return is None else benchmark_return,
         "event_seconds": bars.event_time.astype("datetime64[us]").astype(np.int64) / 1e6,
         "interval_seconds": np.full(len(bars.open), float(bars.interval_seconds)),
+        **more,
     }
     return np.stack([columns[name] for name in BAR_FIELDS], axis=1)
 

@@ -72,6 +72,7 @@ class Quote:
     buy_volume: float | None = None
     split_ratio: float | None = None
     benchmark_return: float | None = None
+    benchmark_volume_ratio: float | None = None
     ingest_time: datetime | None = None
     batch_id: str = ""
     traceparent: str = ""
@@ -137,7 +138,7 @@ def violations(quote: Quote, now: datetime) -> tuple[FieldViolation, ...]:
                     refuse(name, f"{price} lies outside low {quote.low} to high {quote.high}")
     if not (math.isfinite(quote.volume) and 0 <= quote.volume <= MAX_VOLUME):
         refuse("volume", f"{quote.volume} is not a finite volume of 0 or more")
-    for name in ("previous_close", "split_ratio"):
+    for name in ("previous_close", "split_ratio", "benchmark_volume_ratio"):
         value = getattr(quote, name)
         if value is not None and not (math.isfinite(value) and 0 < value <= MAX_PRICE):
             refuse(name, f"{value} is not positive and finite")

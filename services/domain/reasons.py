@@ -24,9 +24,14 @@ _RELATIVE_RETURN, _RELATIVE_VOLATILITY = (
 )
 _TWINS = {
     _BY_NAME[f"relative_{name}"][0]: _BY_NAME[name][0]
-    for name in ("return_z", "runup_3_z", "runup_10_z", "return_over_past_extreme")
+    for name in ("return_z", "runup_3_z", "runup_10_z", "return_over_past_extreme", "volume_z")
 }
 """Features that hold the same where the feed has no benchmark: only the second of each pair is named then."""
+_COMPANIONS = {
+    _BY_NAME[f"{name}_z"][0]: _BY_NAME[f"{name}_standard_z"][0] for name in ("return", "relative_return", "volume")
+}
+"""Features and the same in other deviations: only the first of each pair is named, and both are set back."""
+_FIRST = {second: first for first, second in _COMPANIONS.items()}
 
 
 def occlude(features: NDArray[np.float32], margin: Margin, usual: Sequence[FeatureUsual]) -> list[list[int]]:
@@ -51,17 +56,19 @@ def occlude(features: NDArray[np.float32], margin: Margin, usual: Sequence[Featu
     for row in features:
         twins = {first: twin for twin, first in _TWINS.items() if row[first] == row[twin]}
         outside = np.flatnonzero((row < low) | (row > high))
-        named = [_TWINS[i] if i in twins.values() else i for i in map(int, outside)]
-        candidates = list(dict.fromkeys(named)) or [i for i in range(len(row)) if i not in twins.values()]
+        unnamed = {*twins.values(), *_COMPANIONS.values()}
+        named = [_FIRST.get(i, i) for i in map(int, outside)]
+        named = [_TWINS[i] if i in twins.values() else i for i in named]
+        candidates = list(dict.fromkeys(named)) or [i for i in range(len(row)) if i not in unnamed]
         current = row.copy()
         picked: list[int] = []
         best = float(margin(current[None])[0])
         while candidates and len(picked) < MAX_REASONS:
             trials = np.repeat(current[None], len(candidates), axis=0)
             for k, i in enumerate(candidates):
-                trials[k, i] = medians[i]
-                if i in twins:
-                    trials[k, twins[i]] = medians[twins[i]]
+                alike = [i, *([twins[i]] if i in twins else [])]
+                alike += [_COMPANIONS[j] for j in alike if j in _COMPANIONS]
+                trials[k, alike] = medians[alike]
             margins = margin(trials)
             k = int(np.argmin(margins))
             if picked and margins[k] >= best:

@@ -37,6 +37,7 @@ def _values(quote: Quote) -> tuple[float, ...]:
         known(quote.trades),
         known(quote.buy_volume),
         known(quote.benchmark_return),
+        known(quote.benchmark_volume_ratio),
         (quote.event_time - _EPOCH) / timedelta(seconds=1),
         float(quote.interval_seconds),
     )

@@ -37,7 +37,8 @@ class IngestSettings(ServerSettings, QueueSettings):
     yahoo_requests_per_second: float = Field(2.0, gt=0, description="requests to Yahoo Finance, at most, per second")
 
     benchmark_symbol: str = Field(
-        "SPY", description="symbol whose return quotes from Yahoo Finance carry as the market's; empty stamps none"
+        "SPY",
+        description="symbol whose return and volume quotes from Yahoo Finance carry as the market's; empty stamps none",
     )
 
     @property

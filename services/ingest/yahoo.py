@@ -3,13 +3,14 @@
 One symbol a request, through a token bucket. A symbol that fails is tried again with exponential backoff and full
 jitter, then reported and left for the next round; it never stops the others. Too many requests (429) end the round and
 lengthen the pause before the next one. A benchmark symbol, if there is one, is asked for first in each round, and its
-return over the same minute is stamped on the other symbols' quotes; a quote is never held back for it. No news, as when
-the market is closed, is no error. A volume of 0 is passed on as it is: Yahoo prints random zeros, and the features
-treat 0 as missing.
+return and volume over the same minute are stamped on the other symbols' quotes; a quote is never held back for it. No
+news, as when the market is closed, is no error. A volume of 0 is passed on as it is: Yahoo prints random zeros, and the
+features treat 0 as missing.
 """
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,9 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
 
+import numpy as np
+
+from services.archive.benchmark import usual_before
 from services.archive.yahoo import Download, TooManyRequestsError, YahooBar
 from services.domain.quote import LIVE_TAPE, Quote, Series
 from services.ingest.ports import SourceBatch
@@ -73,7 +77,7 @@ class YahooSource:
         self._bucket = TokenBucket(requests_per_second)
         self._clock = clock
         self._benchmark_symbol = benchmark_symbol
-        self._market: dict[datetime, float] = {}
+        self._market: dict[datetime, dict[str, float]] = {}
         self._sleep = sleep
         self._jitter = jitter
         self._series = {symbol: Series(LIVE_TAPE, SOURCE, symbol, BAR_SECONDS) for symbol in symbols}
@@ -102,7 +106,7 @@ class YahooSource:
         asked = list(self._series.values())
         if self._benchmark_symbol:
             try:
-                self._market = returns(await self._fetch(self._benchmark_symbol))
+                self._market = market(await self._fetch(self._benchmark_symbol))
             except TooManyRequestsError as error:
                 self._refusals += 1
                 yield SourceBatch((), dict.fromkeys(asked, f"Yahoo Finance asks to slow down: {error}"))
@@ -143,19 +147,27 @@ class YahooSource:
         """The bars that are closed, complete and not given yet, oldest first."""
         closed = self._clock() - timedelta(seconds=series.interval_seconds)
         seen = self._seen.get(series)
-        market = {} if series.symbol == self._benchmark_symbol else self._market
+        beside = {} if series.symbol == self._benchmark_symbol else self._market
         quotes = [
-            replace(bar.quote(series), benchmark_return=market.get(bar.event_time))
+            replace(bar.quote(series), **beside.get(bar.event_time, {}))  # type: ignore[arg-type]
             for bar in bars
             if bar.event_time <= closed and (seen is None or bar.event_time > seen) and bar.complete
         ]
         return sorted(quotes, key=lambda quote: quote.event_time)
 
 
-def returns(bars: Sequence[YahooBar]) -> dict[datetime, float]:
-    """The return over each bar but the first as a fraction, splits taken out, by its event_time."""
+def market(bars: Sequence[YahooBar]) -> dict[datetime, dict[str, float]]:
+    """What each bar but the first of the benchmark symbol says of the market: fields of Quote, by its event_time.
+
+    Its return as a fraction, splits taken out, and its volume as a multiple of the usual where that is known.
+    """
     whole = sorted((bar for bar in bars if bar.complete), key=lambda bar: bar.event_time)
-    return {
-        bar.event_time: bar.close * (bar.split_ratio if bar.split_ratio > 0 else 1.0) / before.close - 1.0
-        for before, bar in pairwise(whole)
-    }
+    logs = np.array([math.log(bar.volume) if bar.volume > 0 else math.nan for bar in whole])
+    ratios = np.exp(logs - usual_before(logs))
+    found: dict[datetime, dict[str, float]] = {}
+    for (before, bar), ratio in zip(pairwise(whole), ratios[1:].tolist(), strict=True):
+        split = bar.split_ratio if bar.split_ratio > 0 else 1.0
+        found[bar.event_time] = {"benchmark_return": bar.close * split / before.close - 1.0}
+        if not math.isnan(ratio):
+            found[bar.event_time]["benchmark_volume_ratio"] = ratio
+    return found

@@ -6,9 +6,9 @@
      "ingestion_timestamp": "…Z", "batch_id": "<uuid4>"}
 
 `previous_close` may be absent, unknown fields are ignored, and `data` may also hold tape ("live" where absent),
-interval_seconds (60), revision (0), currency, trades, buy_volume, split_ratio and benchmark_return. The trace context
-travels in the message attributes `traceparent` and `tracestate`; in a batch, whose messages have no attributes, as the
-message's own member `traceparent`. No other module knows this format.
+interval_seconds (60), revision (0), currency, trades, buy_volume, split_ratio, benchmark_return and
+benchmark_volume_ratio. The trace context travels in the message attributes `traceparent` and `tracestate`; in a
+batch, whose messages have no attributes, as the message's own member `traceparent`. No other module knows this format.
 """
 
 import hashlib
@@ -117,6 +117,7 @@ def _data(quote: Quote) -> dict[str, Any]:
         "buy_volume": (quote.buy_volume, None),
         "split_ratio": (quote.split_ratio, None),
         "benchmark_return": (quote.benchmark_return, None),
+        "benchmark_volume_ratio": (quote.benchmark_volume_ratio, None),
     }
     return data | {name: value for name, (value, default) in added.items() if value != default}
 
@@ -177,6 +178,7 @@ def decode(body: str, attributes: Mapping[str, str], *, now: datetime | None = N
         "buy_volume": read.optional("buy_volume", read.decimal),
         "split_ratio": read.optional("split_ratio", read.decimal),
         "benchmark_return": read.optional("benchmark_return", read.decimal),
+        "benchmark_volume_ratio": read.optional("benchmark_volume_ratio", read.decimal),
     }
     if wrong:
         raise InvalidQuoteError(wrong)

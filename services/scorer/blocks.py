@@ -28,7 +28,7 @@ from services.scorer.deployment_watch import detections
 from services.scorer.ports import Model
 
 COLUMNS = ("open", "high", "low", "close", "volume")
-OPTIONAL_COLUMNS = ("split_ratio", "trades", "buy_volume", "benchmark_return")
+OPTIONAL_COLUMNS = ("split_ratio", "trades", "buy_volume", "benchmark_return", "benchmark_volume_ratio")
 
 _ROWS = 512
 _SHOWN_BARS = 20
@@ -216,7 +216,7 @@ def _surely_good(block: Block, now: datetime) -> NDArray[np.bool_]:
     latest = (now + MAX_CLOCK_SKEW - _EPOCH) // _MICROSECOND
     good &= (block.times >= earliest) & (block.times <= latest)
     for name, least, most in (
-        ("split_ratio", _LEAST_RATIO, MAX_PRICE),
+        *((name, _LEAST_RATIO, MAX_PRICE) for name in ("split_ratio", "benchmark_volume_ratio")),
         ("trades", 0.0, MAX_VOLUME),
         ("buy_volume", 0.0, MAX_VOLUME),
     ):

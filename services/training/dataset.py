@@ -122,6 +122,15 @@ def split(history: Sequence[Bars]) -> dict[Part, list[Bars]]:
     return sides
 
 
+def before_test(history: Sequence[Bars]) -> list[Bars]:
+    """The series of all but the test side's tickers, cut to the time before its period."""
+    tested = split(history)[Part.TEST]
+    first = min(bars.event_time[0] for bars in tested).astype("datetime64[us]").astype(np.int64)
+    others = history if len(history) < _FEW_SYMBOLS else [b for b in history if part_of(b.symbol) is not Part.TEST]
+    kept = [cut(bars, np.iinfo(np.int64).min, int(first)) for bars in others]
+    return [bars for bars in kept if len(bars) > WINDOW]
+
+
 def cut(bars: Bars, start: int, stop: int) -> Bars:
     """The bars with start <= event_time < stop, both in microseconds since 1970."""
     moments = bars.event_time.astype("datetime64[us]").astype(np.int64)
@@ -131,7 +140,7 @@ def cut(bars: Bars, start: int, stop: int) -> Bars:
 
 
 def _raw(bars: Bars, benchmark: Benchmark | None) -> NDArray[np.float64]:
-    return bar_rows(bars, benchmark_return=None if benchmark is None else benchmark.beside(bars))
+    return bar_rows(bars, {} if benchmark is None else benchmark.beside(bars))
 
 
 def untouched(

@@ -9,16 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.archive.bars import Bars
-from services.domain import reasons
+from services.domain import reasons, session_profile
 from services.domain.feature_definitions import FEATURE_NAMES
 from services.domain.model import ModelMetadata, log_odds, logistic
 from services.domain.typology import OBSERVABLE, Typology
 from services.training import calibrate, dataset, figures, version_folder
 from services.training.dataset import Part, Rows
 from services.training.figures import STRONG
-from services.training.fit import Training, strength_weight
+from services.training.fit import ALERTS_PER_SYMBOL_DAY, Training, strength_weight
 from services.training.held_out import (
-    ALERTS_PER_SYMBOL_DAY,
     BUDGET_SHARE,
     Held,
     Outputs,
@@ -38,6 +37,9 @@ KNOWN_DAYS = (
     ("2020-03-16", "the worst day of March 2020"),
     ("2020-06-15", "an ordinary day, for comparison"),
 )
+BUDGETS = (1.0, 5.0, 25.0, 100.0)
+"""Alerts per 500 symbol-days that the recall is shown for."""
+
 LEFT_OUT = Typology.MOMENTUM_IGNITION
 _RULE_TICKERS = 50
 _PROBE_ROWS = 4_000
@@ -200,11 +202,47 @@ def equities(training: Training, source: Source, version: Version) -> tuple[Figu
         "ensemble_gain": gain(np.arange(len(label))),
         "ensemble_gain_interval": figures.interval(chosen, gain, draws=60),
         "recall": [{"typology": name, "cells": cells} for name, cells in figures.recall_table(test.touched, detected)],
+        "budgets": recall_over_budget(test, margin, version),
+        "hours": hours(source, chosen, both),
         "typology_accuracy": float((test.marked.typology[hit] == test.touched.typology[hit]).mean()),
         "explanations": explanations(version, test),
         "probe": probe(source, training.seed),
     }
     return found, test
+
+
+def hours(source: Source, chosen: Rows, margin: Array) -> Figures:
+    """PR-AUC of short bars within US sessions and outside them; empty for longer bars."""
+    if source.interval_seconds > session_profile.LONGEST_INTERVAL_SECONDS:
+        return {}
+    seconds = chosen.time.astype("datetime64[us]").astype(np.int64) / 1e6
+    within = session_profile.steps(seconds) >= 0
+    label = chosen.label == MANIPULATED
+    return {
+        name: {
+            "bars": int(part.sum()),
+            "manipulated": int(label[part].sum()),
+            "average_precision": figures.average_precision(label[part], margin[part]),
+        }
+        for name, part in (("within US sessions", within), ("outside them", ~within))
+    }
+
+
+def recall_over_budget(test: Held, margin: Array, version: Version) -> list[Figures]:
+    """Event recall at thresholds that other budgets would set on the test bars themselves: what calibrating buys.
+
+    NaN where the bars are too few for one alert within the budget.
+    """
+    plain = test.plain.margin(version.metadata.calibration)
+    days = calibrate.symbol_days(test.untouched)
+    found = []
+    for budget in BUDGETS:
+        recall = float("nan")
+        if budget / 500.0 * days >= 1.0:
+            line = calibrate.budget_margin(test.untouched, plain, budget / 500.0)
+            recall = figures.event_recall(test.touched, margin >= line, STRONG)
+        found.append({"alerts_per_500_symbol_days": budget, "recall": recall})
+    return found
 
 
 def explanations(version: Version, test: Held, most: int = 400) -> Figures:

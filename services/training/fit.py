@@ -1,8 +1,8 @@
 """Fits the networks of one training run: its sources, settings, decisions and progress bars."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from services.archive.bars import Bars
+from services.archive.benchmark import Benchmark
+from services.domain.session_profile import LONGEST_INTERVAL_SECONDS
 from services.domain.typology import OBSERVABLE, Typology
 from services.training import dataset, networks
 from services.training.checkpoint import Checkpoint
@@ -26,6 +28,21 @@ WEAK_WEIGHT = 0.2
 DECIDED_WEIGHT = 20.0
 """How much a bar that an analyst decided counts: as much as that many drawn rows."""
 
+ALERTS_PER_SYMBOL_DAY = 1.0 / 500.0
+"""The alert budget on untouched bars."""
+
+FEW_ALERTS = 10.0
+"""Fewest alerts that the budget must allow on the validation side for the threshold to be set there."""
+
+BEYOND = (16.0, 24.0, 48.0)
+"""Strengths of a few more events, in deviations: else what is stronger than all of STRENGTHS is learnt as normal."""
+
+_OTHER_HOURS = np.timedelta64(12, "h")
+"""So much later a bar of a US session, or of the hours around it, lies outside: as of a market with other hours."""
+_NO_HOURS = np.timedelta64(0, "h")
+
+_BEYOND_SHARE = 0.004
+_PASSES_A_BEYOND = 8
 _NORMAL_PER_MANIPULATED = 4
 _NEAR_BARS = 6
 _STANDARD_ROWS = 300_000
@@ -33,12 +50,16 @@ _STANDARD_ROWS = 300_000
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The two networks as TFLite files: float32, which are shipped, and with int8 weights, whose loss is measured."""
+    """The two networks as TFLite files: float32, which are shipped, and with int8 weights, whose loss is measured.
+
+    `members` are those of each bar length, in seconds, whose members have each left a fold of tickers out.
+    """
 
     autoencoder: bytes
     classifier: bytes
     autoencoder_quantised: bytes
     classifier_quantised: bytes
+    members: Mapping[int, tuple[bytes, ...]]
 
 
 def strength_weight(rows: Rows) -> NDArray[np.float64]:
@@ -104,17 +125,19 @@ class Training:
         `alone` leaves the benchmark out, as of a feed that has none.
         """
         side = source.sides[part]
-        what = ("untouched" if seed is None else f"injected ({seed})") + (", no benchmark" if alone else "")
-        advance = self._advance(
-            f"features of {source.interval_seconds} s bars, {part.value}, {what}",
-            side,
-        )
+        words = f"{part.value}{', no benchmark' if alone else ''}"
         benchmark = None if alone else source.benchmark
         if seed is None:
-            rows = dataset.untouched(side, advance, benchmark=benchmark)
-        else:
-            rows = dataset.injected(side, seed, advance=advance, benchmark=benchmark)
+            return self.untouched(source, side, words, benchmark)
+        advance = self._advance(f"features of {source.interval_seconds} s bars, {words}, injected ({seed})", side)
+        rows = dataset.injected(side, seed, advance=advance, benchmark=benchmark)
         return rows.where(~self.labels.among(side, rows))
+
+    def untouched(self, source: Source, history: Sequence[Bars], words: str, benchmark: Benchmark | None) -> Rows:
+        """The rows of some of a source's bars as they are, without the bars that analysts decided."""
+        advance = self._advance(f"features of {source.interval_seconds} s bars, {words}, untouched", history)
+        rows = dataset.untouched(history, advance, benchmark=benchmark)
+        return rows.where(~self.labels.among(history, rows))
 
     def _advance(self, words: str, side: Sequence[Bars]) -> Callable[[], None]:
         task = self.progress.add_task(words, total=len(side))
@@ -158,38 +181,62 @@ class Training:
             checkpoint=checkpoint,
         )
         by_length = {
-            source.interval_seconds: self._classifier(source, normal, typologies, rng, checkpoint)
+            source.interval_seconds: self._members(source, normal, typologies, rng, checkpoint)
             for source, normal in zip(self.trained, normals, strict=True)
         }
-        classifier = networks.by_bar_length(by_length)
+        classifier = networks.by_bar_length(
+            {seconds: networks.mean_of(members, f"mean_{seconds}s") for seconds, members in by_length.items()}
+        )
         return Exported(
             networks.export(autoencoder),
             networks.export(classifier),
             networks.export(autoencoder, quantised=True),
             networks.export(classifier, quantised=True),
+            {
+                source.interval_seconds: tuple(map(networks.export, by_length[source.interval_seconds]))
+                for source in self.trained
+                if self.folded(source)
+            },
         )
 
-    def _classifier(
+    def folded(self, source: Source) -> bool:
+        """Whether each of the source's members leaves a fold of tickers out: member k each (k + members i)th.
+
+        They do where the validation side is too short to set a threshold on: what each says of the tickers that it
+        has not seen makes up for it.
+        """
+        days = sum(
+            len(np.unique(bars.event_time[dataset.LEAD :].astype("datetime64[D]")))
+            for bars in source.sides[Part.VALIDATION]
+        )
+        several = min(self.members, len(source.sides[Part.TRAIN])) > 1
+        return several and days * ALERTS_PER_SYMBOL_DAY < FEW_ALERTS
+
+    def _members(
         self,
         source: Source,
         normal: Rows,
         typologies: tuple[Typology, ...],
         rng: np.random.Generator,
         checkpoint: Checkpoint,
-    ) -> Any:
-        """The mean of the members that learn from one source: bars of other lengths would only take up their room."""
-        rows, weight = self._classified(source, normal, typologies, rng)
+    ) -> list[Any]:
+        """The networks that learn from one source: bars of other lengths would only take up their room."""
+        rows, weight, fold = self._classified(source, normal, typologies, rng)
         kinds = np.array([int(t) for t in OBSERVABLE])
         label = (rows.label == MANIPULATED).astype(np.float32)
         known = np.isin(rows.typology, kinds)
         kind = np.where(known, np.searchsorted(kinds, rows.typology.astype(np.int64)), -1).astype(np.int64)
         seconds = source.interval_seconds
-        members = [
+
+        def seen(k: int, values: NDArray[Any]) -> NDArray[Any]:
+            return values[fold != k] if self.folded(source) else values
+
+        return [
             networks.train_classifier(
-                rows.features,
-                label,
-                kind,
-                weight,
+                seen(k, rows.features),
+                seen(k, label),
+                seen(k, kind),
+                seen(k, weight),
                 networks.standardise(normal.features),
                 kinds=len(kinds),
                 seed=self.seed + k,
@@ -200,21 +247,24 @@ class Training:
             )
             for k in range(self.members)
         ]
-        return networks.mean_of(members, f"mean_{seconds}s")
 
     def _classified(
         self, source: Source, normal: Rows, typologies: tuple[Typology, ...], rng: np.random.Generator
-    ) -> tuple[Rows, NDArray[np.float32]]:
-        """What the classifier learns from, in random order, and how much each row counts.
+    ) -> tuple[Rows, NDArray[np.float32], NDArray[np.int64]]:
+        """What the classifier learns from, in random order, how much each row counts, and the fold of its ticker.
 
-        A third of the injections and of the normal rows are seen as by a feed without a benchmark.
+        A third of the injections and of the normal rows are seen as by a feed without a benchmark, and half of these,
+        where the session's profile counts, as of a market with other hours.
         """
+        side = source.sides[Part.TRAIN]
+        later = _OTHER_HOURS if source.interval_seconds <= LONGEST_INTERVAL_SECONDS else _NO_HOURS
+        elsewhere = [replace(bars, event_time=bars.event_time + later) for bars in side]
         task = self.progress.add_task(f"injections into {source.interval_seconds} s bars", total=self.passes)
         parts = []
         for k in range(self.passes):
             parts.append(
                 dataset.injected(
-                    source.sides[Part.TRAIN],
+                    elsewhere if k % 6 == 5 else side,
                     self.seed * 1_000 + k,
                     only_near=_NEAR_BARS,
                     benchmark=None if k % 3 == 2 else source.benchmark,
@@ -222,14 +272,29 @@ class Training:
                 )
             )
             self.progress.advance(task)
+        for k in range(-(-self.passes // _PASSES_A_BEYOND)):
+            parts.append(
+                dataset.injected(
+                    side,
+                    self.seed * 1_000 + 800 + k,
+                    only_near=0,
+                    benchmark=source.benchmark,
+                    typologies=typologies,
+                    strengths=BEYOND,
+                    share=_BEYOND_SHARE,
+                )
+            )
         positive = sum(int((near.label == MANIPULATED).sum()) for near in parts)
         drawn = max(1, _NORMAL_PER_MANIPULATED * positive // 3)
-        alone = self.rows(source, Part.TRAIN, alone=True)
         parts += [normal.where(rng.permutation(len(normal))[: 2 * drawn])]
-        parts += [alone.where(rng.permutation(len(alone))[:drawn])]
+        for bars, shift in ((side, _NO_HOURS), (elsewhere, later)):
+            alone = dataset.untouched(bars)
+            alone = alone.where(~self.labels.among(side, replace(alone, time=alone.time - shift)))
+            parts += [alone.where(rng.permutation(len(alone))[: drawn // 2])]
         rows = dataset.concatenate(parts)
         rows = rows.where(~dataset.unjudged(rows))
         said = decided(self.labels, source.history, source.benchmark)
         weight = np.concatenate([strength_weight(rows), np.full(len(said), DECIDED_WEIGHT)])
+        fold = np.concatenate([rows.series.astype(np.int64) % self.members, np.full(len(said), -1)])
         order = rng.permutation(len(weight))
-        return dataset.concatenate([rows, said]).where(order), weight[order].astype(np.float32)
+        return dataset.concatenate([rows, said]).where(order), weight[order].astype(np.float32), fold[order]

@@ -1,7 +1,8 @@
 """What a model's two files say of held-out rows, and what follows: calibration, threshold, first figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,14 +10,13 @@ from numpy.typing import NDArray
 from services.domain.feature_definitions import FEATURE_NAMES
 from services.domain.model import Calibration, log_odds, logistic, surprise
 from services.domain.typology import OBSERVABLE
-from services.training import calibrate, networks
+from services.training import calibrate, dataset, networks
 from services.training.dataset import Part, Rows
 from services.training.figures import STRONG, average_precision, event_recall, judged
-from services.training.fit import Exported, Training, strength_weight
+from services.training.fit import ALERTS_PER_SYMBOL_DAY, Exported, Training, strength_weight
 from services.training.injection import MANIPULATED, TOUCHED
 from services.training.sources import Source
 
-ALERTS_PER_SYMBOL_DAY = 1.0 / 500.0
 BUDGET_SHARE = 0.9
 """Share of the alert budget that the threshold uses up on validation bars: later times are never quite like them."""
 
@@ -50,10 +50,36 @@ class Held:
     marked: Outputs
 
 
-def calibrated(held: Sequence[Held]) -> tuple[Calibration, float, float]:
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """Untouched rows that a threshold is set on, and what networks that have not seen their tickers say of them."""
+
+    rows: Rows
+    outputs: Outputs
+
+
+def out_of_fold(training: Training, source: Source, exported: Exported) -> Unseen:
+    """All untouched bars before the test period, of all but its tickers, by members that have left out their fold."""
+    pool = dataset.before_test(source.history)
+    rows = training.untouched(source, pool, "before the test period", source.benchmark)
+    outputs = Outputs(rows.features, exported.autoencoder, exported.classifier)
+    members = exported.members[source.interval_seconds]
+    fold = {bars.symbol: number % len(members) for number, bars in enumerate(source.sides[Part.TRAIN])}
+    folds = np.array([fold.get(bars.symbol, -1) for bars in pool])
+    for k, member in enumerate(members):
+        own = folds[rows.series] == k
+        if own.any():
+            outputs.probability[own] = networks.run_tflite(member, rows.features[own])[:, 0]
+    return Unseen(rows, outputs)
+
+
+def calibrated(
+    held: Sequence[Held], unseen: Mapping[int, Unseen] = MappingProxyType({})
+) -> tuple[Calibration, float, float]:
     """Calibration, threshold and the autoencoder's weight, from each source's validation rows, longest bars first.
 
     The threshold keeps the alert budget on the longest bars; offsets keep it on the others, and for the halves alone.
+    `unseen` has the rows that it is kept on instead of the validation side's, by the source's place.
     """
     judged = [h.touched.label != TOUCHED for h in held]
     fit = calibrate.fit(
@@ -65,10 +91,10 @@ def calibrated(held: Sequence[Held]) -> tuple[Calibration, float, float]:
     )
     budget = BUDGET_SHARE * ALERTS_PER_SYMBOL_DAY
     halves = {"both": (True, True), "autoencoder_alone": (True, False), "classifier_alone": (False, True)}
+    plain = [unseen.get(i, Unseen(h.untouched, h.plain)) for i, h in enumerate(held)]
     lines = {
         name: [
-            calibrate.budget_margin(h.untouched, h.plain.margin(fit, autoencoder=ae, classifier=cl), budget)
-            for h in held
+            calibrate.budget_margin(u.rows, u.outputs.margin(fit, autoencoder=ae, classifier=cl), budget) for u in plain
         ]
         for name, (ae, cl) in halves.items()
     }

@@ -155,7 +155,7 @@ def train_classifier(
     keras.utils.set_random_seed(seed)
     raw, scaled = _entry(standard)
     hidden = scaled
-    for width in (96, 64, 32):
+    for width in (256, 128, 64):
         hidden = keras.layers.Dense(width, activation="relu")(hidden)
         hidden = keras.layers.Dropout(0.1)(hidden)
     probability = keras.layers.Dense(1, activation="sigmoid", name="probability")(hidden)

@@ -18,11 +18,11 @@ from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE, FeatureUsua
 from services.domain.stability import SCORE
 from services.domain.typology import OBSERVABLE
 from services.runtime.errors import exit_code_of
-from services.training import networks, version_folder
+from services.training import calibrate, networks, version_folder
 from services.training.checkpoint import Checkpoint
 from services.training.dataset import Part, Rows
 from services.training.fit import Training
-from services.training.held_out import calibrated, held_out, measured, quantisation
+from services.training.held_out import calibrated, held_out, measured, out_of_fold, quantisation
 
 MIN_HISTORY_QUOTES = 30
 SCORE_SHARES = 10
@@ -123,8 +123,19 @@ def run(
             [held_out(training, source, part, autoencoder, classifier) for source in training.sources]
             for part in (Part.VALIDATION, Part.TEST)
         )
-    calibration, threshold, weight = calibrated(validation)
+        unseen = {
+            i: out_of_fold(training, source, exported)
+            for i, source in enumerate(training.sources)
+            if source.interval_seconds in exported.members
+        }
+    calibration, threshold, weight = calibrated(validation, unseen)
     figures = measured(calibration, threshold, test) | quantisation(exported, calibration, test[0])
+    figures |= {
+        f"threshold_{source.interval_seconds}s_symbol_days": float(
+            calibrate.symbol_days(unseen[i].rows if i in unseen else validation[i].untouched)
+        )
+        for i, source in enumerate(training.sources)
+    }
     shares = np.arange(1, SCORE_SHARES) / SCORE_SHARES
     scores = np.quantile(logistic(validation[0].plain.margin(calibration)), shares)
     files = {AUTOENCODER_FILE: autoencoder, CLASSIFIER_FILE: classifier}
@@ -166,8 +177,8 @@ def train(
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of model versions to add one to.")] = Path("models"),
     seed: Annotated[int, typer.Option(help="Decides injection, weights and order.")] = 1,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 8,
-    passes: Annotated[int, typer.Option(min=1, help="Injections into the training series.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 6,
+    passes: Annotated[int, typer.Option(min=1, help="Injections into the training series.")] = 24,
     members: Annotated[int, typer.Option(min=1, help="Networks whose mean is the classifier.")] = 3,
     labels: Annotated[
         Path | None, typer.Option(help="Bars that analysts decided: a file of `tapewatch calibrate --export-labels`.")

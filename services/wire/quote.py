@@ -37,6 +37,7 @@ def quote_to_proto(quote: Quote) -> pb.Quote:
         buy_volume=quote.buy_volume,
         split_ratio=quote.split_ratio,
         benchmark_return=quote.benchmark_return,
+        benchmark_volume_ratio=quote.benchmark_volume_ratio,
         batch_id=quote.batch_id,
         traceparent=quote.traceparent,
     )
@@ -86,6 +87,7 @@ def quote_from_proto(message: pb.Quote) -> Quote:
         buy_volume=_optional(message, "buy_volume"),
         split_ratio=_optional(message, "split_ratio"),
         benchmark_return=_optional(message, "benchmark_return"),
+        benchmark_volume_ratio=_optional(message, "benchmark_volume_ratio"),
         ingest_time=ingest_time,
         batch_id=message.batch_id,
         traceparent=message.traceparent,

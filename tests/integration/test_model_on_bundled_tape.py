@@ -67,6 +67,6 @@ def test_every_detection_is_explained_in_words(model: LiteRTModel, tape: Tape) -
 
 def test_the_shipped_model_is_small_whole_and_not_trained_on_what_it_replays(model: LiteRTModel) -> None:
     folder = ModelRegistry().folder / model.metadata.version
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 500_000
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 2_000_000
     assert not model.partial
     assert model.metadata.train_time < datetime.now(UTC)

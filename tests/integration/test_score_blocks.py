@@ -15,6 +15,7 @@ from services.archive.bars import quotes as quotes_of
 from services.domain.quote import Quote
 from services.runtime.channels import open_channel
 from services.runtime.settings import ClientSettings
+from services.scorer.blocks import OPTIONAL_COLUMNS
 from services.scorer.main import build
 from services.scorer.settings import ScorerSettings
 from services.wire.quote import quote_to_proto, series_to_proto
@@ -46,7 +47,7 @@ def block(quotes: Sequence[Quote]) -> block_pb2.Block:
         series=series_to_proto(quotes[0].series),
         event_time_micros=[(q.event_time - EPOCH) // timedelta(microseconds=1) for q in quotes],
         **{name: [getattr(q, name) for q in quotes] for name in ("open", "high", "low", "close", "volume")},
-        **{name: optional(name) for name in ("split_ratio", "trades", "buy_volume", "benchmark_return")},
+        **{name: optional(name) for name in OPTIONAL_COLUMNS},
     )
 
 
@@ -110,6 +111,7 @@ async def test_how_a_series_is_cut_into_blocks_changes_nothing(scorer: Any, seed
             trades=int(random.integers(1, 99)) if random.random() < 0.5 else None,
             buy_volume=float(random.random()) if random.random() < 0.5 else None,
             benchmark_return=float(random.normal(0, 0.01)) if random.random() < 0.9 else None,
+            benchmark_volume_ratio=float(random.lognormal(0, 0.3)) if random.random() < 0.9 else None,
         )
         for i in range(2_500)
     ]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 from typer.testing import CliRunner
 
 from services.domain.feature_definitions import FEATURE_NAMES
@@ -13,6 +14,9 @@ from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE
 from services.scorer.registry import ModelRegistry
 from services.training import networks, train
 from services.training.checkpoint import Checkpoint
+from services.training.dataset import Part
+from services.training.fit import Training
+from services.training.held_out import out_of_fold
 
 pytest.importorskip("tensorflow")
 
@@ -58,6 +62,35 @@ def test_the_exported_classifier_is_the_mean_of_its_members() -> None:
     assert np.abs(alone[0] - alone[1]).max() > 0.01
     together = networks.run_tflite(networks.export(networks.mean_of(members, "mean")), rows)
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-5)
+
+
+def test_a_threshold_without_enough_validation_days_is_set_by_members_that_have_not_seen_the_ticker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[set[bytes]] = []
+    fit = networks.train_classifier
+
+    def watched(features: networks.Matrix, *arguments: Any, **named: Any) -> Any:
+        seen.append({row.tobytes() for row in features})
+        return fit(features, *arguments, **named)
+
+    monkeypatch.setattr(networks, "train_classifier", watched)
+    with Progress(disable=True) as progress:
+        training = Training(["bokeh"], seed=3, epochs=1, passes=1, members=2, progress=progress)
+        (source,) = training.sources
+        normal = training.rows(source, Part.TRAIN)
+        exported = training.networks([normal])
+        unseen = out_of_fold(training, source, exported)
+    assert training.folded(source)
+    for number in range(len(source.sides[Part.TRAIN])):
+        own = [row.tobytes() for row in normal.features[normal.series == number]]
+        without, with_it = seen[number % 2], seen[1 - number % 2]
+        assert not without.intersection(own)
+        assert len(with_it.intersection(own)) > 100
+        here = unseen.rows.series == number
+        assert unseen.rows.time[here].max() < source.sides[Part.TEST][0].event_time[0]
+        said = networks.run_tflite(exported.members[86_400][number % 2], unseen.rows.features[here])[:, 0]
+        np.testing.assert_array_equal(unseen.outputs.probability[here], said)
 
 
 def test_each_bar_length_is_judged_by_the_network_of_the_nearest() -> None:

@@ -1,8 +1,9 @@
-"""The market's return beside each bar: a median of what is known at that time."""
+"""The market's return and volume beside each bar: medians of what is known at that time."""
 
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from services.archive.bars import DAY_SECONDS, Bars
 from services.archive.benchmark import MIN_SERIES, benchmarks
@@ -31,7 +32,7 @@ def market(symbols: int = MIN_SERIES, n: int = 50, seed: int = 1) -> list[Bars]:
 
 def test_it_is_the_median_of_the_returns_of_one_time() -> None:
     history = market()
-    beside = benchmarks(history)[DAY_SECONDS].beside(history[3])
+    beside = benchmarks(history)[DAY_SECONDS].beside(history[3])["benchmark_return"]
     assert np.isnan(beside[0])
     expected = np.median([np.diff(np.log(bars.close)) for bars in history], axis=0)
     np.testing.assert_allclose(np.log1p(beside[1:]), expected, atol=1e-12)
@@ -39,7 +40,8 @@ def test_it_is_the_median_of_the_returns_of_one_time() -> None:
 
 def test_too_few_symbols_are_no_market() -> None:
     history = market(MIN_SERIES - 1)
-    assert np.isnan(benchmarks(history)[DAY_SECONDS].beside(history[0])).all()
+    for values in benchmarks(history)[DAY_SECONDS].beside(history[0]).values():
+        assert np.isnan(values).all()
 
 
 def test_one_symbols_jump_or_split_does_not_move_it() -> None:
@@ -54,10 +56,36 @@ def test_one_symbols_jump_or_split_does_not_move_it() -> None:
 
 def test_changing_the_future_never_changes_the_past() -> None:
     history = market()
-    changed = [replace(bars, close=np.where(np.arange(50) >= 30, bars.close * 3.0, bars.close)) for bars in history]
+    factor = np.where(np.arange(50) >= 30, 3.0, 1.0)
+    changed = [replace(bars, close=bars.close * factor, volume=bars.volume * factor) for bars in history]
     before, after = (benchmarks(part)[DAY_SECONDS].beside(history[0]) for part in (history, changed))
-    np.testing.assert_array_equal(before[:30], after[:30])
-    assert before[30] != after[30]
+    for name in before:
+        np.testing.assert_array_equal(before[name][:30], after[name][:30])
+        assert before[name][30] != after[name][30]
+
+
+def test_the_volume_ratio_is_the_median_of_volumes_against_their_usual() -> None:
+    rng = np.random.default_rng(4)
+    history = [replace(bars, volume=1e4 * (i + 1) * rng.lognormal(0, 0.2, 50)) for i, bars in enumerate(market())]
+    history[2].volume[40] = 0.0  # a random zero of the feed is no volume
+    ratio = benchmarks(history)[DAY_SECONDS].beside(history[0])["benchmark_volume_ratio"]
+    assert np.isnan(ratio[:20]).all()
+    logs = np.log([bars.volume for bars in history if bars is not history[2]])
+    usual = np.median(logs[:, 41] - np.nanmean(logs[:, :41], axis=1))
+    assert ratio[41] == pytest.approx(np.exp(usual), rel=0.05)
+    doubled = [replace(bars, volume=np.where(np.arange(50) == 45, 2.0, 1.0) * bars.volume) for bars in history]
+    after = benchmarks(doubled)[DAY_SECONDS].beside(history[0])["benchmark_volume_ratio"]
+    assert after[45] == pytest.approx(2.0 * ratio[45])
+
+
+def test_a_split_does_not_make_the_market_busy() -> None:
+    rng = np.random.default_rng(5)
+    history = [replace(bars, volume=1e4 * rng.lognormal(0, 0.2, 50)) for bars in market()]
+    ratio = np.where(np.arange(50) == 30, 2.0, 1.0)
+    later = np.cumprod(ratio)
+    split = [replace(bars, close=bars.close / later, volume=bars.volume * later, split_ratio=ratio) for bars in history]
+    before, after = (benchmarks(part)[DAY_SECONDS].volume_ratio for part in (history, split))
+    np.testing.assert_allclose(after, before, rtol=1e-9)
 
 
 def test_bars_of_other_lengths_have_a_market_of_their_own() -> None:

@@ -73,6 +73,7 @@ def test_every_field_is_kept() -> None:
         buy_volume=50.25,
         split_ratio=2.0,
         benchmark_return=-0.01,
+        benchmark_volume_ratio=1.5,
         ingest_time=START,
         batch_id="b",
         traceparent="00-1-2-01",
@@ -97,6 +98,19 @@ def test_quotes_come_back_as_they_were(tmp_path: Path) -> None:
     assert lake.is_lake(str(tmp_path))
     assert lake.read_quotes(str(tmp_path)) == expected
     assert lake.read_quotes(str(tmp_path / "quotes")) == expected
+
+
+def test_a_part_that_is_older_than_a_column_is_read_with_it_unknown(tmp_path: Path) -> None:
+    items = [recorded(i, benchmark_volume_ratio=1.5) for i in range(3)]
+    write(tmp_path, items)
+    (part,) = tmp_path.rglob("*.parquet")
+    table = pq.ParquetFile(part).read()
+    pq.write_table(table.drop_columns(["benchmark_volume_ratio"]), part)
+    expected = [replace(i.scored.quote, benchmark_volume_ratio=None) for i in items]
+    assert lake.read_quotes(str(tmp_path)) == expected
+    pq.write_table(table.drop_columns(["close"]), part)
+    with pytest.raises(InvalidRequestError, match="not a part of a lake"):
+        lake.read_quotes(str(tmp_path))
 
 
 def test_one_part_a_day_with_deterministic_names(tmp_path: Path) -> None:

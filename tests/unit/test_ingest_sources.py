@@ -116,6 +116,14 @@ async def test_the_benchmarks_return_over_the_same_minute_is_stamped() -> None:
     (batch,) = await take(yahoo.source(benchmark="SPY"), 1)
     assert yahoo.asked == ["SPY", "AAPL"]
     assert [q.benchmark_return for q in batch.quotes] == [None, pytest.approx(0.01), pytest.approx(0.0)]
+    assert [q.benchmark_volume_ratio for q in batch.quotes] == [None] * 3  # too few bars to know what is usual
+
+
+async def test_the_benchmarks_volume_is_stamped_against_its_usual_one() -> None:
+    market = [bar(m, volume=300.0 if m == 1 else 100.0) for m in range(30, 0, -1)]
+    yahoo = Yahoo({"AAPL": [[bar(1)]], "SPY": [market]})
+    (batch,) = await take(yahoo.source(benchmark="SPY"), 1)
+    assert [q.benchmark_volume_ratio for q in batch.quotes] == [pytest.approx(3.0)]
 
 
 async def test_a_benchmark_that_cannot_be_read_holds_nothing_up() -> None:

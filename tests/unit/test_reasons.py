@@ -49,6 +49,13 @@ def test_one_price_change_is_not_named_twice_without_a_benchmark() -> None:
     assert [r.feature for r in found] == ["return_z", "volume_z"]
 
 
+def test_one_change_in_two_kinds_of_deviations_is_named_once() -> None:
+    margin = weighted(volume_z=0.2, volume_standard_z=0.5, return_standard_z=0.3, range_z=0.1)
+    changed = row(volume_z=0.9, volume_standard_z=9.0, return_z=9.0, return_standard_z=7.0, range_z=3.0)
+    (found,) = reasons.explain(changed, margin, USUAL)
+    assert [r.feature for r in found] == ["volume_z", "return_z", "range_z"]
+
+
 def test_there_is_always_a_reason() -> None:
     (found,) = reasons.explain(row(), weighted(), USUAL)
     assert len(found) == 1

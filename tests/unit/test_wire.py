@@ -43,6 +43,7 @@ quotes = st.builds(
     buy_volume=st.none() | numbers,
     split_ratio=st.none() | numbers,
     benchmark_return=st.none() | numbers,
+    benchmark_volume_ratio=st.none() | numbers,
     ingest_time=st.none() | moments,
     batch_id=names,
     traceparent=names,

@@ -184,11 +184,11 @@ def chunk_rows(recording: Recording) -> Array:
         "trades": np.add.reduceat(bars["trades"], first),
         # Bought in coins is not recorded: the bought share of the quote currency stands for it.
         "buy_volume": volume * np.add.reduceat(bars["bought"], first) / np.add.reduceat(bars["volume"], first),
-        "benchmark_return": np.full(len(chunk), np.nan),
         "event_seconds": chunk * float(CHUNK_SECONDS),
         "interval_seconds": np.full(len(chunk), float(CHUNK_SECONDS)),
     }
-    return np.stack([values[name] for name in BAR_FIELDS], axis=1)
+    unknown = np.full(len(chunk), np.nan)
+    return np.stack([values.get(name, unknown) for name in BAR_FIELDS], axis=1)
 
 
 def read(folder: Path) -> Pumps:

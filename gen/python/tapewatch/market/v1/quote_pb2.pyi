@@ -49,6 +49,7 @@ class Quote(_message.Message):
     INGEST_TIME_FIELD_NUMBER: _builtins.int
     BATCH_ID_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    BENCHMARK_VOLUME_RATIO_FIELD_NUMBER: _builtins.int
     quote_id: _builtins.str
     """Identity: "<tape>/<source>/<symbol>/<interval seconds>s/<event_time RFC 3339>/<revision>".
     Output of the server. A caller may leave it empty; when set it must agree with the other fields.
@@ -94,6 +95,10 @@ class Quote(_message.Message):
     """Groups the quotes of one poll or one replay step, for example a uuid."""
     traceparent: _builtins.str
     """W3C trace context of the quote's publication. Output of ingest."""
+    benchmark_volume_ratio: _builtins.float
+    """The benchmark's volume over the same bar as a multiple of what is usual for it (2.0 = twice), stamped by ingest
+    where it has one. > 0.
+    """
     @_builtins.property
     def interval(self) -> _duration_pb2.Duration:
         """Length of the bar. Whole seconds, 1 s to 7 days. Empty means 60 s."""
@@ -132,13 +137,16 @@ class Quote(_message.Message):
         ingest_time: _timestamp_pb2.Timestamp | None = ...,
         batch_id: _builtins.str = ...,
         traceparent: _builtins.str = ...,
+        benchmark_volume_ratio: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_benchmark_return", b"_benchmark_return", "_buy_volume", b"_buy_volume", "_previous_close", b"_previous_close", "_split_ratio", b"_split_ratio", "_trades", b"_trades", "benchmark_return", b"benchmark_return", "buy_volume", b"buy_volume", "event_time", b"event_time", "ingest_time", b"ingest_time", "interval", b"interval", "previous_close", b"previous_close", "split_ratio", b"split_ratio", "trades", b"trades"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_benchmark_return", b"_benchmark_return", "_benchmark_volume_ratio", b"_benchmark_volume_ratio", "_buy_volume", b"_buy_volume", "_previous_close", b"_previous_close", "_split_ratio", b"_split_ratio", "_trades", b"_trades", "benchmark_return", b"benchmark_return", "benchmark_volume_ratio", b"benchmark_volume_ratio", "buy_volume", b"buy_volume", "event_time", b"event_time", "ingest_time", b"ingest_time", "interval", b"interval", "previous_close", b"previous_close", "split_ratio", b"split_ratio", "trades", b"trades"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_benchmark_return", b"_benchmark_return", "_buy_volume", b"_buy_volume", "_previous_close", b"_previous_close", "_split_ratio", b"_split_ratio", "_trades", b"_trades", "batch_id", b"batch_id", "benchmark_return", b"benchmark_return", "buy_volume", b"buy_volume", "close", b"close", "currency", b"currency", "event_time", b"event_time", "high", b"high", "ingest_time", b"ingest_time", "interval", b"interval", "low", b"low", "open", b"open", "previous_close", b"previous_close", "quote_id", b"quote_id", "revision", b"revision", "source", b"source", "split_ratio", b"split_ratio", "symbol", b"symbol", "tape", b"tape", "traceparent", b"traceparent", "trades", b"trades", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_benchmark_return", b"_benchmark_return", "_benchmark_volume_ratio", b"_benchmark_volume_ratio", "_buy_volume", b"_buy_volume", "_previous_close", b"_previous_close", "_split_ratio", b"_split_ratio", "_trades", b"_trades", "batch_id", b"batch_id", "benchmark_return", b"benchmark_return", "benchmark_volume_ratio", b"benchmark_volume_ratio", "buy_volume", b"buy_volume", "close", b"close", "currency", b"currency", "event_time", b"event_time", "high", b"high", "ingest_time", b"ingest_time", "interval", b"interval", "low", b"low", "open", b"open", "previous_close", b"previous_close", "quote_id", b"quote_id", "revision", b"revision", "source", b"source", "split_ratio", b"split_ratio", "symbol", b"symbol", "tape", b"tape", "traceparent", b"traceparent", "trades", b"trades", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__benchmark_return: _TypeAlias = _typing.Literal["benchmark_return"]  # noqa: Y015
     _WhichOneofArgType__benchmark_return: _TypeAlias = _typing.Literal["_benchmark_return", b"_benchmark_return"]  # noqa: Y015
+    _WhichOneofReturnType__benchmark_volume_ratio: _TypeAlias = _typing.Literal["benchmark_volume_ratio"]  # noqa: Y015
+    _WhichOneofArgType__benchmark_volume_ratio: _TypeAlias = _typing.Literal["_benchmark_volume_ratio", b"_benchmark_volume_ratio"]  # noqa: Y015
     _WhichOneofReturnType__buy_volume: _TypeAlias = _typing.Literal["buy_volume"]  # noqa: Y015
     _WhichOneofArgType__buy_volume: _TypeAlias = _typing.Literal["_buy_volume", b"_buy_volume"]  # noqa: Y015
     _WhichOneofReturnType__previous_close: _TypeAlias = _typing.Literal["previous_close"]  # noqa: Y015
@@ -149,6 +157,8 @@ class Quote(_message.Message):
     _WhichOneofArgType__trades: _TypeAlias = _typing.Literal["_trades", b"_trades"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__benchmark_return) -> _WhichOneofReturnType__benchmark_return | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__benchmark_volume_ratio) -> _WhichOneofReturnType__benchmark_volume_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__buy_volume) -> _WhichOneofReturnType__buy_volume | None: ...
     @_typing.overload

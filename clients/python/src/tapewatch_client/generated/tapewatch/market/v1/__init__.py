@@ -168,6 +168,12 @@ class Quote(betterproto2.Message):
     W3C trace context of the quote's publication. Output of ingest.
     """
 
+    benchmark_volume_ratio: "float | None" = betterproto2.field(22, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    The benchmark's volume over the same bar as a multiple of what is usual for it (2.0 = twice), stamped by ingest
+    where it has one. > 0.
+    """
+
 
 default_message_pool.register_message("tapewatch.market.v1", "Quote", Quote)
 

@@ -325,6 +325,11 @@ class Block(betterproto2.Message):
     Returns of the benchmark over the same bar as fractions (0.01 = 1 %), > -1. May be empty.
     """
 
+    benchmark_volume_ratio: "list[float]" = betterproto2.field(12, betterproto2.TYPE_DOUBLE, repeated=True)
+    """
+    The benchmark's volumes over the same bar as multiples of what is usual for it, > 0. May be empty.
+    """
+
 
 default_message_pool.register_message("tapewatch.scorer.v1", "Block", Block)
 
