@@ -32,6 +32,7 @@ _TABLE = (
     "dynamodb:UpdateItem",
     "dynamodb:ConditionCheckItem",
 )
+_PROGRESS = ("dynamodb:GetItem", "dynamodb:Query", "dynamodb:PutItem")
 _PARTS = ("s3:PutObject", "s3:AbortMultipartUpload")
 
 
@@ -131,13 +132,15 @@ class MeshStack(Stack):
         role = task_role(self, "IngestRole", self._scene, "ingest")
         allow(role, "Queue", _SEND, storage.queue.queue_arn)
         allow(role, "DeadLetters", _SEND, storage.dead_letters.queue_arn)
+        allow(role, "Progress", _PROGRESS, storage.progress.table_arn)
         allow(role, "ReplayObjects", ("s3:GetObject",), storage.lake.arn_for_objects(f"{LAKE_PREFIX}/*"))
         allow(role, "ReplayListing", ("s3:ListBucket",), storage.lake.bucket_arn)
         environment = self._queue_environment() | {
             "SOURCE": settings.ingest.source,
             "SYMBOLS": settings.ingest.symbols,
             "POLL_INTERVAL_SECONDS": str(settings.ingest.poll_interval_seconds),
-            "INGEST_PATH": "/var/lib/tapewatch/ingest.db",
+            "INGEST_BACKEND": "dynamodb",
+            "INGEST_TABLE": storage.progress.table_name,
         }
         return self._service("ingest", role, settings.ingest, 1, environment)
 

@@ -38,6 +38,7 @@ class StorageStack(Stack):
         self.dead_letters, self.queue = self._queues(settings)
         self.table = self._table("Table", settings.name, settings)
         warm = settings.dispatch.mode == "warm"
+        self.progress = self._table("Progress", f"{settings.name}-ingest", settings)
         self.ledger = None if warm else self._table("Ledger", f"{settings.name}-ledger", settings)
         self._logs_bucket = self._bucket("AccessLogs", lifecycle_rules=[s3.LifecycleRule(expiration=Duration.days(90))])
         self.audit = self._audit(settings)

@@ -44,6 +44,7 @@ _FUNCTION = "tapewatch-dispatch"
 _BUCKET = "tapewatch-lake"
 _TABLE = str(GatewaySettings.model_fields["store_table"].default)
 _LEDGER_TABLE = "tapewatch-ledger"
+_INGEST_TABLE = "tapewatch-ingest"
 _BATCHES_URI = f"s3://{_BUCKET}/batches"
 _CLUSTER = "tapewatch"
 _TASK_FAMILY = "tapewatch-runonce"
@@ -168,7 +169,7 @@ def make_resources(url: str, code: Path, settings: MeshSettings, scorers: int, m
     session = open_session(_REGION, resource, "use `tapewatch up`")
     with resource.translated():
         queue, arn = _make_queue(session.client("sqs"))
-        for table in (_TABLE, _LEDGER_TABLE):
+        for table in (_TABLE, _LEDGER_TABLE, _INGEST_TABLE):
             DynamoDbTable.connect(table, _REGION).create()
         where = {"LocationConstraint": _REGION}
         session.client("s3").create_bucket(Bucket=_BUCKET, CreateBucketConfiguration=where)
@@ -198,6 +199,8 @@ def make_resources(url: str, code: Path, settings: MeshSettings, scorers: int, m
             "ECS_TASK_DEFINITION": _TASK_FAMILY,
             "ECS_CONTAINER_NAME": _CONTAINER,
             "ECS_SUBNET_IDS": "subnet-local",
+            "INGEST_BACKEND": "dynamodb",
+            "INGEST_TABLE": _INGEST_TABLE,
             "STORE_BACKEND": "dynamodb",
             "STORE_TABLE": _TABLE,
             "LAKE_URI": f"s3://{_BUCKET}/lake",

@@ -27,6 +27,14 @@ def ingest_serve() -> None:
     raise SystemExit(serve())
 
 
+@ingest_app.command("create-table")
+def ingest_create_table() -> None:
+    """Make the progress's DynamoDB table INGEST_TABLE where there is none, for local use."""
+    from services.ingest.main import create_table
+
+    raise SystemExit(create_table())
+
+
 @dispatch_app.command("serve")
 def dispatch_serve() -> None:
     """Serve DispatchService, and consume the queue unless EVENT_SOURCE is none."""

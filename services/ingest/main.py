@@ -1,15 +1,17 @@
 """Ingest's composition root."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from services.archive.yahoo import yfinance_download
-from services.domain.errors import NotConfiguredError
+from services.domain.errors import NotConfiguredError, TapewatchError
 from services.ingest.coverage import CoverageBook
 from services.ingest.csv_file import CsvSource
 from services.ingest.metrics import measure_silence
 from services.ingest.ports import Progress, QuoteSource
+from services.ingest.progress_dynamodb import DynamoDbProgress
 from services.ingest.progress_sqlite import SqliteProgress
 from services.ingest.replay import Replays
 from services.ingest.service import IngestService
@@ -19,6 +21,8 @@ from services.ingest.subscribers import Subscribers
 from services.ingest.tracing import ProducerSpans
 from services.ingest.yahoo import YahooSource
 from services.queue.open import open_queue
+from services.runtime.dynamodb_table import DynamoDbTable
+from services.runtime.exit_codes import EXIT_MISCONFIGURED
 from services.runtime.server import Lifetime, Mount, run_server
 from tapewatch.ingest.v1 import ingest_service_pb2
 from tapewatch.ingest.v1.ingest_service_pb2_grpc import add_IngestServiceServicer_to_server
@@ -48,11 +52,40 @@ def make_source(settings: IngestSettings, progress: Progress) -> QuoteSource | N
     return None
 
 
+def _connect_table(settings: IngestSettings) -> DynamoDbTable:
+    return DynamoDbTable.connect(
+        settings.ingest_table,
+        settings.aws_region,
+        dependency="ingest's progress",
+        setting="INGEST_TABLE",
+        embedded="INGEST_BACKEND=sqlite",
+    )
+
+
+def open_progress(settings: IngestSettings) -> Progress:
+    """The configured memory. Raises: NotConfiguredError or DependencyUnavailableError when it cannot be used."""
+    if settings.ingest_backend == "sqlite":
+        return SqliteProgress(settings.ingest_path)
+    return DynamoDbProgress(_connect_table(settings))
+
+
+def create_table() -> int:
+    """Make the configured DynamoDB table, for local use: on AWS the stack makes it. The exit code."""
+    settings = IngestSettings()
+    try:
+        _connect_table(settings).create()
+    except TapewatchError as error:
+        print(f"tapewatch: {error.message}", file=sys.stderr)
+        return EXIT_MISCONFIGURED
+    print(f"the table {settings.ingest_table} is there")
+    return 0
+
+
 async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]:
     """Wire queue, progress and source, and go on with replays that were interrupted."""
     queue = await asyncio.to_thread(open_queue, settings)
     lifetime.on_close(queue.close)
-    progress = await asyncio.to_thread(SqliteProgress, settings.ingest_path)
+    progress = await asyncio.to_thread(open_progress, settings)
     lifetime.on_close(progress.close)
     source = await asyncio.to_thread(make_source, settings, progress)
     tracing = ProducerSpans(settings.queue_name, settings.queue_backend)

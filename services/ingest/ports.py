@@ -2,12 +2,12 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
-from services.domain.quote import Quote, Series
+from services.domain.quote import Quote, Series, format_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,30 @@ class Replay:
         return replace(self, update_time=now, **changes)  # type: ignore[arg-type]
 
 
+_REPLAY_TIMES = ("create_time", "update_time", "position")
+
+
+def replay_to_json(replay: Replay) -> dict[str, Any]:
+    """The replay as JSON values."""
+    values: dict[str, Any] = {each.name: getattr(replay, each.name) for each in fields(replay)}
+    for name in _REPLAY_TIMES:
+        values[name] = None if values[name] is None else format_time(values[name])
+    return values | {"state": int(replay.state)}
+
+
+def replay_from_json(values: Mapping[str, Any]) -> Replay:
+    """The replay of `replay_to_json`."""
+    read = dict(values)
+    for name in _REPLAY_TIMES:
+        read[name] = None if read[name] is None else datetime.fromisoformat(read[name])
+    return Replay(**(read | {"symbols": tuple(read["symbols"]), "state": ReplayState(read["state"])}))
+
+
 class Progress(Protocol):
-    """Remembers, durably, how far replays and sources got. Every method raises DependencyUnavailableError."""
+    """Remembers, durably, how far replays and sources got. Every method raises DependencyUnavailableError.
+
+    Adapters block; callers run them in threads.
+    """
 
     def save(self, replay: Replay) -> None:
         """Keep the replay as it is now."""
@@ -108,4 +130,12 @@ class Progress(Protocol):
 
     def advanced(self) -> dict[Series, datetime]:
         """The newest published event_time of each series."""
+        ...
+
+    def check(self) -> None:
+        """Returns when it can be used. Raises: NotConfiguredError too."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held. Calling it twice is harmless."""
         ...

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from services.domain.quote import Series, format_time
-from services.ingest.ports import Replay, ReplayState
+from services.domain.quote import Series
+from services.ingest.ports import Replay, ReplayState, replay_from_json, replay_to_json
 from services.runtime.embedded_database import EmbeddedDatabase
 
 _SCHEMA = """
@@ -34,19 +34,15 @@ class SqliteProgress:
 
     def save(self, replay: Replay) -> None:
         """Keep the replay as it is now."""
-        values = {name: getattr(replay, name) for name in Replay.__dataclass_fields__}
-        for name in ("create_time", "update_time", "position"):
-            values[name] = None if values[name] is None else format_time(values[name])
+        text = json.dumps(replay_to_json(replay))
         with self._database.transaction() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO replays VALUES (?, ?, ?)", (replay.tape, replay.state, json.dumps(values))
-            )
+            connection.execute("INSERT OR REPLACE INTO replays VALUES (?, ?, ?)", (replay.tape, replay.state, text))
 
     def find(self, tape: str) -> Replay | None:
         """The tape's replay, or None."""
         with self._database.reading() as connection:
             row = connection.execute("SELECT replay FROM replays WHERE tape = ?", (tape,)).fetchone()
-        return None if row is None else _replay(row[0])
+        return None if row is None else replay_from_json(json.loads(row[0]))
 
     def running(self) -> list[Replay]:
         """Replays that were running when last saved."""
@@ -54,7 +50,7 @@ class SqliteProgress:
             rows = connection.execute(
                 "SELECT replay FROM replays WHERE state = ? ORDER BY tape", (ReplayState.RUNNING,)
             ).fetchall()
-        return [_replay(row[0]) for row in rows]
+        return [replay_from_json(json.loads(row[0])) for row in rows]
 
     def advance(self, event_times: Mapping[Series, datetime]) -> None:
         """Keep the newest published event_time of each series."""
@@ -71,12 +67,3 @@ class SqliteProgress:
     def close(self) -> None:
         """Close the file. Calling it twice is harmless."""
         self._database.close()
-
-
-def _replay(text: str) -> Replay:
-    values = json.loads(text)
-    for name in ("create_time", "update_time", "position"):
-        values[name] = None if values[name] is None else datetime.fromisoformat(values[name])
-    values["symbols"] = tuple(values["symbols"])
-    values["state"] = ReplayState(values["state"])
-    return Replay(**values)

@@ -24,9 +24,14 @@ class IngestSettings(ServerSettings, QueueSettings):
     )
     poll_interval_seconds: float = Field(60.0, gt=0, description="time between polls of the source, seconds")
     csv_path: Path | None = Field(None, description="CSV file or folder that SOURCE=csv follows")
+    ingest_backend: Literal["sqlite", "dynamodb"] = Field(
+        "sqlite",
+        description="where to keep replays and how far sources were read: `sqlite` (a file) or `dynamodb` (a table)",
+    )
     ingest_path: Path = Field(
         Path(".tapewatch/ingest.db"), description="file that keeps replays and how far sources were read"
     )
+    ingest_table: str = Field("tapewatch-ingest", description="name of the DynamoDB table that keeps them")
     replay_batch_quotes: int = Field(250, ge=1, le=1_000, description="quotes that a replay sends at once")
     replay_max_ready: int = Field(
         5_000, ge=1, description="messages ready in the queue above which replays wait for the mesh"

@@ -68,8 +68,9 @@ def test_the_table_is_the_one_that_create_table_makes(synthesized: Synthesize) -
 
     DynamoDbTable(Client(), "trial-tasks").create()
     tables = {str(p["TableName"]): p for _, p in synthesized("tasks").resources("AWS::DynamoDB::Table")}
-    table, ledger = tables["trial-tasks"], tables["trial-tasks-ledger"]
-    assert ledger["KeySchema"] == table["KeySchema"]
+    table = tables["trial-tasks"]
+    assert set(tables) == {"trial-tasks", "trial-tasks-ledger", "trial-tasks-ingest"}
+    assert all(each["KeySchema"] == table["KeySchema"] for each in tables.values())
     for name in ("TableName", "KeySchema", "AttributeDefinitions", "BillingMode"):
         assert table[name] == asked["table"][name], name
     wanted = asked["ttl"]["TimeToLiveSpecification"]

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -34,6 +35,7 @@ from tapewatch.ingest.v1 import coverage_pb2, replay_pb2
 from tapewatch.ingest.v1 import ingest_service_pb2 as pb
 from tapewatch.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 from tests.servers.in_process import served
+from tests.servers.process import CREDENTIALS
 
 SERVICE = "tapewatch.ingest.v1.IngestService"
 START = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=3)
@@ -320,22 +322,35 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_process(folder: Path, port: int) -> subprocess.Popen[bytes]:
+@pytest.fixture(params=["sqlite", "dynamodb"])
+def memory(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """The environment of processes that share one memory of their progress."""
+    if request.param == "sqlite":
+        return {"INGEST_PATH": str(tmp_path / "ingest.db")}
+    name = f"ingest-{uuid.uuid4().hex[:12]}"
+    endpoint = request.getfixturevalue("ministack").url
+    environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint, "INGEST_BACKEND": "dynamodb", "INGEST_TABLE": name}
+    command = [sys.executable, "-m", "services.cli.main", "ingest", "create-table"]
+    subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=60)
+    return environment
+
+
+def start_process(folder: Path, port: int, memory: Mapping[str, str]) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "GRPC_PORT": str(port),
         "QUEUE_PATH": str(folder / "queue.db"),
-        "INGEST_PATH": str(folder / "ingest.db"),
+        **memory,
         "REPLAY_MAX_READY": "100000",
     }
     code = "from services.ingest.main import main; raise SystemExit(main())"
     return subprocess.Popen([sys.executable, "-c", code], env=environment)
 
 
-async def test_a_killed_replay_goes_on_by_itself_and_is_fast(tmp_path: Path) -> None:
+async def test_a_killed_replay_goes_on_by_itself_and_is_fast(tmp_path: Path, memory: dict[str, str]) -> None:
     queue = SqliteQueue(tmp_path / "queue.db")
     port = free_port()
-    process = start_process(tmp_path, port)
+    process = start_process(tmp_path, port, memory)
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             request = pb.StartReplayRequest(location="bokeh", tape="run-1")
@@ -350,7 +365,7 @@ async def test_a_killed_replay_goes_on_by_itself_and_is_fast(tmp_path: Path) -> 
         sent = queue.statistics().sent
         assert 3_000 <= sent < 12_154
         played = time.monotonic() - began
-        process = start_process(tmp_path, port)
+        process = start_process(tmp_path, port, memory)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(60):
             stub = IngestServiceStub(channel)
             await stub.GetReplay(pb.GetReplayRequest(tape="run-1"), wait_for_ready=True)

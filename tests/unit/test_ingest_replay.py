@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.domain.errors import InvalidRequestError, NotConfiguredError, NotFoundError
-from services.domain.quote import Quote, Series
+from services.domain.quote import Quote
 from services.ingest.coverage import CoverageBook
 from services.ingest.ports import Replay, ReplayState, TraceContext
 from services.ingest.progress_sqlite import SqliteProgress
@@ -274,20 +274,6 @@ async def test_an_unknown_tape_is_not_found(tmp_path: Path) -> None:
             await w.replays.get("run-9")
         with pytest.raises(NotFoundError):
             await w.replays.cancel("run-9")
-
-
-def test_progress_outlives_its_process(tmp_path: Path) -> None:
-    series = Series("live", "csv", "AAPL", 60)
-    progress = SqliteProgress(tmp_path / "ingest.db")
-    moment = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
-    replay = Replay("run-1", "bokeh", ("AAPL",), 2.5, ReplayState.RUNNING, moment, moment, 7, 1, 9, moment, "why")
-    progress.save(replay)
-    progress.advance({series: moment})
-    progress.close()
-    again = SqliteProgress(tmp_path / "ingest.db")
-    assert again.find("run-1") == replay
-    assert again.running() == [replay]
-    assert again.advanced() == {series: moment}
 
 
 def test_an_unusable_progress_file_is_one_clear_sentence(tmp_path: Path) -> None:
