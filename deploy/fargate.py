@@ -119,6 +119,12 @@ def task_definition(
     )
     certificates.add_mount_points(tls)
     serves = not command
+    if serves:
+        role.add_to_policy(
+            iam.PolicyStatement(
+                sid="Certificates", actions=["secretsmanager:GetSecretValue"], resources=[secret.secret_arn]
+            )
+        )
     container = made.add_container(
         service,
         image=image,
@@ -131,7 +137,9 @@ def task_definition(
         port_mappings=[ecs.PortMapping(container_port=PORTS[service])] if serves else None,
         health_check=_health_check(service) if serves else None,
     )
-    container.add_mount_points(ecs.MountPoint(container_path=TLS_FOLDER, source_volume="tls", read_only=True), *written)
+    # A service renews its certificates there while it serves.
+    certificates_mount = ecs.MountPoint(container_path=TLS_FOLDER, source_volume="tls", read_only=not serves)
+    container.add_mount_points(certificates_mount, *written)
     container.add_container_dependencies(
         ecs.ContainerDependency(container=certificates, condition=ecs.ContainerDependencyCondition.SUCCESS)
     )
@@ -182,6 +190,7 @@ def _environment(scene: Scene, service: str, serves: bool) -> dict[str, str]:
     if not serves:
         return common
     return common | {
+        "TLS_SECRET_ARN": scene.storage.tls[service].secret_arn,
         "GRPC_HOST": "0.0.0.0",  # with certificates on both sides and a token
         "GRPC_PORT": str(PORTS[service]),
         "TLS_CLIENT_CA_FILE": TLS_FILES["TLS_CA_FILE"],

@@ -21,7 +21,7 @@ from services.queue.ports import DeadLetter, DeadLetters
 from services.queue.settings import QueueSettings
 from services.runtime import telemetry_names as names
 from services.runtime.channels import open_channel
-from services.runtime.secret_files import fetch_lambda_secrets
+from services.runtime.secret_files import LambdaSecrets
 from services.runtime.telemetry import Telemetry
 
 SPARE_SECONDS = 1.0
@@ -62,7 +62,7 @@ class _Environment:
     """One Lambda execution environment."""
 
     def __init__(self) -> None:
-        fetch_lambda_secrets()
+        self.secrets = LambdaSecrets()
         settings = DispatchSettings()
         self.telemetry = Telemetry("tapewatch-dispatch", settings)
         self._cold = True
@@ -121,6 +121,7 @@ def _environment() -> _Environment:
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, list[dict[str, str]]]:
     """Process one SQS event; answers `batchItemFailures`."""
     environment = _environment()
+    environment.loop.run_until_complete(environment.secrets.refresh())
     response = environment.loop.run_until_complete(environment.process(event, context))
     environment.loop.run_until_complete(
         environment.launch(context.get_remaining_time_in_millis() / 1_000 - SPARE_SECONDS)

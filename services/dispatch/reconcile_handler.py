@@ -16,7 +16,7 @@ from services.dispatch.settings import DispatchSettings
 from services.domain.errors import TapewatchError
 from services.pipeline.gateway_client import HEALTH_SERVICE, GatewayClient
 from services.runtime.channels import open_channel
-from services.runtime.secret_files import fetch_lambda_secrets
+from services.runtime.secret_files import LambdaSecrets
 from services.runtime.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class _Environment:
     """One Lambda execution environment."""
 
     def __init__(self) -> None:
-        fetch_lambda_secrets()
+        self.secrets = LambdaSecrets()
         settings = DispatchSettings()
         self.telemetry = Telemetry("tapewatch-reconciler", settings)
         self.loop = asyncio.new_event_loop()
@@ -56,6 +56,7 @@ def _environment() -> _Environment:
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Settle what ended and launch what may start; answers how many batches are open, or what is in the way."""
     environment = _environment()
+    environment.loop.run_until_complete(environment.secrets.refresh())
     seconds = context.get_remaining_time_in_millis() / 1_000 - SPARE_SECONDS
     answer = environment.loop.run_until_complete(environment.step(seconds))
     environment.telemetry.flush()

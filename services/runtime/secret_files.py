@@ -2,18 +2,23 @@
 
 On Fargate, ECS gives a container Secrets Manager's values as environment variables; a container that runs first writes
 them to the files (`tapewatch secret-files`). A Lambda, which ECS does not start, asks Secrets Manager itself when a new
-environment starts, so that neither token nor key stands in the function's configuration.
+environment starts, so that neither token nor key stands in the function's configuration. Both ask again from time to
+time for certificates, which are renewed while services run (deploy/certificates.py).
 """
 
+import asyncio
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from services.domain.errors import NotConfiguredError
+from services.domain.errors import NotConfiguredError, TapewatchError
 from services.runtime.aws import AwsResource, open_client
+from services.runtime.stopping import stopped_within
 
 FILES: Final = {"TLS_CERT_FILE": "TLS_CERT_PEM", "TLS_KEY_FILE": "TLS_KEY_PEM", "TLS_CA_FILE": "TLS_CA_PEM"}
 """Variable with a file's path, to the variable with what belongs into it."""
@@ -23,7 +28,12 @@ FIELDS: Final = {"TLS_CERT_FILE": "certificate", "TLS_KEY_FILE": "key", "TLS_CA_
 
 TLS_SECRET_ARN: Final = "TLS_SECRET_ARN"  # noqa: S105, a variable's name
 TOKEN_SECRET_ARN: Final = "TOKEN_SECRET_ARN"  # noqa: S105
+REFRESH_SECONDS: Final = 300.0
+"""How often a running service or Lambda asks for newer certificates."""
+
 _ANSWER_SECONDS = 5.0
+_LAMBDA_SECONDS = 2.0
+_log = logging.getLogger(__name__)
 
 
 def write_secret_files(environment: Mapping[str, str]) -> list[Path]:
@@ -42,19 +52,78 @@ def write_secret_files(environment: Mapping[str, str]) -> list[Path]:
     return written
 
 
-def fetch_lambda_secrets() -> None:
-    """Put into place what TLS_SECRET_ARN and TOKEN_SECRET_ARN name. Does nothing where neither is set.
+def refresh_secret_files(arn: str, paths: Mapping[str, str]) -> list[Path]:
+    """Write what a TLS secret has now to those files whose content is another. Returns them.
+
+    Args:
+        arn: The secret.
+        paths: Variables of FILES to the files.
+
+    Raises: NotConfiguredError when the secret, one of its fields, or the permission to read it is missing, or a file
+    cannot be written; DependencyUnavailableError when Secrets Manager is away.
+    """
+    try:
+        fields = json.loads(_value(arn, TLS_SECRET_ARN))
+        pems = {variable: str(fields[field]) for variable, field in FIELDS.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise NotConfiguredError(
+            f"the secret {arn} has not all of {', '.join(FIELDS.values())}; it", f"{TLS_SECRET_ARN} to a filled one"
+        ) from error
+    changed = [name for name, pem in pems.items() if not _has(Path(paths[name]), pem)]
+    return [_write(Path(paths[name]), pems[name], name) for name in changed]
+
+
+async def follow_secret(arn: str, paths: Mapping[str, str], seconds: float, draining: asyncio.Event) -> None:
+    """Refresh the files every so many seconds until `draining` is set. What cannot be asked for stays what it was."""
+    while not draining.is_set():
+        try:
+            if await asyncio.to_thread(refresh_secret_files, arn, paths):
+                _log.info("the secret %s has new certificates", arn)
+        except TapewatchError as error:
+            _log.warning("certificates are not refreshed: %s", error.message)
+        await stopped_within(seconds, draining)
+
+
+class LambdaSecrets:
+    """What TLS_SECRET_ARN and TOKEN_SECRET_ARN name, put into place for a Lambda's environment.
+
+    Does nothing where neither is set. `clock` is seconds that only go forward.
 
     Raises: NotConfiguredError when a secret, or the permission to read it, is missing.
     """
-    tls, token = os.environ.get(TLS_SECRET_ARN, ""), os.environ.get(TOKEN_SECRET_ARN, "")
-    if tls:
-        fields = json.loads(_value(tls, TLS_SECRET_ARN))
-        folder = Path(tempfile.mkdtemp(prefix="tls-"))
-        for variable, field in FIELDS.items():
-            os.environ[variable] = str(_write(folder / f"{field}.pem", fields[field], variable))
-    if token:
-        os.environ["AUTH_TOKEN"] = _value(token, TOKEN_SECRET_ARN)
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._asked = clock()
+        self._arn = os.environ.get(TLS_SECRET_ARN, "")
+        self._paths: Mapping[str, str] = {}
+        if self._arn:
+            folder = Path(tempfile.mkdtemp(prefix="tls-"))
+            self._paths = {variable: str(folder / f"{field}.pem") for variable, field in FIELDS.items()}
+            refresh_secret_files(self._arn, self._paths)
+            os.environ |= self._paths
+        if token := os.environ.get(TOKEN_SECRET_ARN, ""):
+            os.environ["AUTH_TOKEN"] = _value(token, TOKEN_SECRET_ARN)
+
+    async def refresh(self) -> None:
+        """Ask for newer certificates, where it is time to; soon done, whatever becomes of it."""
+        if not self._arn or self._clock() - self._asked < REFRESH_SECONDS:
+            return
+        self._asked = self._clock()
+        try:
+            async with asyncio.timeout(_LAMBDA_SECONDS):
+                await asyncio.to_thread(refresh_secret_files, self._arn, self._paths)
+        except TimeoutError:
+            _log.warning("certificates are not refreshed: no answer in %.0f s", _LAMBDA_SECONDS)
+        except TapewatchError as error:
+            _log.warning("certificates are not refreshed: %s", error.message)
+
+
+def _has(path: Path, pem: str) -> bool:
+    try:
+        return path.read_text() == pem
+    except (OSError, ValueError):
+        return False
 
 
 def _value(arn: str, setting: str) -> str:

@@ -22,6 +22,7 @@ from services.domain.errors import FileLostError, NotConfiguredError, TapewatchE
 from services.runtime.channels import MESSAGE_BYTES_LIMIT, is_loopback
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 from services.runtime.interceptors import AuthenticationInterceptor, ErrorInterceptor, TracingInterceptor
+from services.runtime.secret_files import follow_secret
 from services.runtime.settings import ServerSettings
 from services.runtime.stopping import stopped_within
 from services.runtime.telemetry import Telemetry
@@ -155,6 +156,19 @@ async def _outlive_no_parent(parent: int, draining: asyncio.Event) -> None:
         await stopped_within(1.0, draining)
 
 
+def _certificate_refresh(settings: ServerSettings, draining: asyncio.Event) -> Coroutine[Any, Any, None]:
+    """What keeps the certificate files as the secret is. Raises: NotConfiguredError when a file is not named."""
+    files = {
+        "TLS_CERT_FILE": settings.tls_cert_file,
+        "TLS_KEY_FILE": settings.tls_key_file,
+        "TLS_CA_FILE": settings.tls_ca_file,
+    }
+    if missing := [name for name, path in files.items() if path is None]:
+        raise NotConfiguredError("certificates from TLS_SECRET_ARN", ", ".join(missing))
+    paths = {name: str(path) for name, path in files.items()}
+    return follow_secret(settings.tls_secret_arn, paths, settings.tls_refresh_seconds, draining)
+
+
 Build = Callable[[Lifetime], Awaitable[Sequence[Mount]]]
 
 
@@ -226,6 +240,8 @@ async def serve(name: str, settings: ServerSettings, build: Build, started: Call
     server, port = make_server(settings)
     if settings.exit_with_parent:
         lifetime.spawn(_outlive_no_parent(settings.exit_with_parent, lifetime.draining), "parent watch")
+    if settings.tls_secret_arn:
+        lifetime.spawn(_certificate_refresh(settings, lifetime.draining), "certificates")
     try:
         mounts = await build(lifetime)
         for mount in mounts:

@@ -78,6 +78,10 @@ class ServerSettings(TelemetrySettings, ClientSettings):
     tls_client_ca_file: Path | None = Field(
         None, description="PEM of the authority that a server checks clients against; turns mutual TLS on"
     )
+    tls_secret_arn: str = Field(
+        "", description="Secrets Manager secret that the TLS files are refreshed from while the service runs"
+    )
+    tls_refresh_seconds: float = Field(300.0, gt=0, description="how often that secret is asked, seconds")
     shutdown_grace_seconds: float = Field(10.0, ge=0, description="time that calls in flight have on shutdown, seconds")
     exit_with_parent: int = Field(
         0, ge=0, description="process id of what started this one: drain when it is gone; 0 stays"

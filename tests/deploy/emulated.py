@@ -126,8 +126,8 @@ def deployment(variant: str, synthesized: Callable[[str], Assembly], folder: Pat
             made.deploy(f"{assembly.prefix}{stack}")
             if stack == "Storage":
                 settings = read(**VARIANTS[variant])
-                assert len(fill(made.client("secretsmanager"), settings, renew=False)) == 5
-                assert fill(made.client("secretsmanager"), settings, renew=False) == [], "filled twice"
+                assert len(fill(made.client("secretsmanager"), settings)) == 5
+                assert fill(made.client("secretsmanager"), settings) == [], "filled twice"
         yield made
     finally:
         patch.undo()

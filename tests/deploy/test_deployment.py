@@ -291,7 +291,7 @@ def test_every_call_is_allowed_and_every_permission_used(flow: Flow, capsys: pyt
     templates = Templates(flow.deployed.assembly, REGION, flow.deployed.physical)
     roles = templates.roles("Tapewatch")
     calls = {call for call in flow.recorder.calls if call.who in ROLES}
-    assert {call.who for call in calls} == {"ingest", "dispatch", "gateway", LAMBDA_KEY}
+    assert {call.who for call in calls} == {"ingest", "dispatch", "scorer", "gateway", LAMBDA_KEY}
     refused: list[Call] = []
     unused: set[str] = set()
     for path, role in roles.items():

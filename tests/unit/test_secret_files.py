@@ -1,6 +1,8 @@
 """Secrets from the environment and from Secrets Manager, into files that only their owner reads."""
 
+import asyncio
 import json
+import logging
 import os
 import stat
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from moto import mock_aws
 
 from services.domain.errors import NotConfiguredError
-from services.runtime.secret_files import fetch_lambda_secrets, write_secret_files
+from services.runtime.secret_files import REFRESH_SECONDS, LambdaSecrets, refresh_secret_files, write_secret_files
 
 PEMS = {"TLS_CERT_PEM": "a certificate", "TLS_KEY_PEM": "a key", "TLS_CA_PEM": "an authority"}
 
@@ -40,11 +42,13 @@ def test_nothing_asked_is_nothing_done(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("TLS_SECRET_ARN", "TOKEN_SECRET_ARN", "AUTH_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
     assert write_secret_files({}) == []
-    fetch_lambda_secrets()
+    LambdaSecrets()
     assert "AUTH_TOKEN" not in os.environ
 
 
-def test_a_lambda_fetches_its_certificates_and_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lambda_fetches_its_certificates_and_token_and_goes_on_asking_for_certificates(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     for variable, value in {
         "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "eu-central-1"
     }.items():  # fmt: skip
@@ -58,10 +62,45 @@ def test_a_lambda_fetches_its_certificates_and_token(monkeypatch: pytest.MonkeyP
         token = secrets.create_secret(Name="token", SecretString="t0ken")["ARN"]
         monkeypatch.setenv("TLS_SECRET_ARN", tls)
         monkeypatch.setenv("TOKEN_SECRET_ARN", token)
-        fetch_lambda_secrets()
+        now = [0.0]
+        kept = LambdaSecrets(lambda: now[0])
         assert os.environ["AUTH_TOKEN"] == "t0ken"
+        files = {name: os.environ[name] for name in paths(Path())}
         read = {name: Path(os.environ[name]).read_text() for name in ("TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CA_FILE")}
         assert read == {"TLS_CERT_FILE": "c", "TLS_KEY_FILE": "k", "TLS_CA_FILE": "a"}
         secrets.delete_secret(SecretId=token, ForceDeleteWithoutRecovery=True)
         with pytest.raises(NotConfiguredError, match="TOKEN_SECRET_ARN"):
-            fetch_lambda_secrets()
+            LambdaSecrets()
+        renewed = json.dumps(fields | {"certificate": "c2", "key": "k2"})
+        secrets.put_secret_value(SecretId=tls, SecretString=renewed)
+
+        def certificate() -> str:
+            asyncio.run(kept.refresh())
+            return Path(files["TLS_CERT_FILE"]).read_text() + Path(files["TLS_KEY_FILE"]).read_text()
+
+        assert certificate() == "ck", "not at each call"
+        now[0] += REFRESH_SECONDS
+        assert certificate() == "c2k2"
+        secrets.delete_secret(SecretId=tls, ForceDeleteWithoutRecovery=True)
+        now[0] += REFRESH_SECONDS
+        with caplog.at_level(logging.WARNING):
+            assert certificate() == "c2k2", "what cannot be asked for stays what it was"
+        assert "TLS_SECRET_ARN" in caplog.text
+
+
+def test_only_what_changed_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    files = paths(tmp_path)
+    with mock_aws():
+        secrets = boto3.client("secretsmanager")
+        fields = {"certificate": "c", "key": "k", "authority": "a"}
+        arn = secrets.create_secret(Name="tls", SecretString=json.dumps(fields))["ARN"]
+        assert len(refresh_secret_files(arn, files)) == 3
+        assert refresh_secret_files(arn, files) == []
+        secrets.put_secret_value(SecretId=arn, SecretString=json.dumps(fields | {"authority": "ab"}))
+        assert refresh_secret_files(arn, files) == [tmp_path / "TLS_CA_FILE.pem"]
+        secrets.put_secret_value(SecretId=arn, SecretString='{"certificate": "c"}')
+        with pytest.raises(NotConfiguredError, match="has not all of certificate, key, authority"):
+            refresh_secret_files(arn, files)
