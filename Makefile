@@ -53,9 +53,12 @@ $(LOCAL_ZIP): deploy/lambda_zip.py $(CONSTRAINTS) $(shell find services gen/pyth
 up-aws-local: $(VENV)/.aws $(SERVERS)/ministack/.installed $(LOCAL_ZIP) ## Keep the mesh up on SQS, Lambda, DynamoDB, S3 and AppSync Events, all on this machine (ARGS="--source yahoo")
 	@$(BIN)/tapewatch up-aws-local --ministack $(SERVERS)/ministack/bin/ministack --function $(LOCAL_ZIP) $(ARGS)
 
+# Many tests wait more than they compute. A file's tests stay together: what they share is made once. 0 uses one process.
+WORKERS ?= 3
+
 .PHONY: test
 test: $(VENV)/.dev tools ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: check
 check: $(VENV)/.dev ## Formatting, linting, strict types, import rules, protos
