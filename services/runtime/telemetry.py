@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
@@ -105,6 +103,10 @@ class Telemetry:
         self._traces = TracerProvider(resource=resource, shutdown_on_exit=False)
         readers = []
         if endpoint:
+            # A tenth of the CPU that starting a process takes, and most export nothing.
+            from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
             self._traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
             readers = [PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=endpoint))]
         self._metrics = MeterProvider(metric_readers=readers, resource=resource, shutdown_on_exit=False)
