@@ -16,8 +16,9 @@ import pytest
 
 from deploy.network import PORTS
 from deploy.policies import Templates
+from services.domain.quote import CANARY_TAPE
 from services.gateway.dynamodb import DynamoDbStore
-from services.gateway.ports import QuoteQuery
+from services.gateway.ports import AlertQuery, QuoteQuery
 from services.runtime.dynamodb_table import DynamoDbTable
 from tests.deploy.call_recorder import Call, CallRecorder, judged
 from tests.deploy.conftest import Synthesize
@@ -207,11 +208,8 @@ class Flow:
         self.store = DynamoDbStore(DynamoDbTable.connect("tapewatch", REGION))
 
     def start(self) -> None:
-        for service in ("gateway", "scorer", "ingest", "dispatch"):
-            self.mesh.start(service)
-        for service in PORTS:
-            address = self.mesh.address(service)
-            self.mesh.wait_for(partial(self._serves, address), 90, f"{address} serving")
+        """The function finds scorer and gateway before ingest and dispatch, with its canaries, send it anything."""
+        self._serve("gateway", "scorer")
         client = self.deployed.client("lambda")
         told = client.get_function_configuration(FunctionName="tapewatch-dispatch")["Environment"]["Variables"]
         here = {
@@ -222,12 +220,24 @@ class Flow:
             "AWS_ENDPOINT_URL_SECRETS_MANAGER": self.recorder.url,
         }
         client.update_function_configuration(FunctionName="tapewatch-dispatch", Environment={"Variables": told | here})
+        self._serve("ingest", "dispatch")
 
-    def _serves(self, address: str) -> bool:
-        return self.mesh.command("dispatch", "health", address).returncode == 0
+    def _serve(self, *services: str) -> None:
+        for service in services:
+            self.mesh.start(service)
+        for service in services:
+            self.mesh.wait_for(partial(self._serves, service), 90, f"{service} serving")
+
+    def _serves(self, service: str) -> bool:
+        return self.mesh.command(service, "health", self.mesh.address(service)).returncode == 0
 
     def bars(self, tape: str) -> int:
         return len(self.store.list_quotes(QuoteQuery(tape, "XYZ"), 1_000, None).items)
+
+    def an_alert_has_grown(self) -> bool:
+        """Whether an alert has a second detection; only the canaries raise any here."""
+        alerts = self.store.list_alerts(AlertQuery(CANARY_TAPE), 100, None).items
+        return any(alert.detection_count > 1 for alert in alerts)
 
     def lake(self) -> str:
         bucket = next(p for logical, p in self.deployed.of_type("AWS::S3::Bucket") if logical.startswith("Lake"))
@@ -283,6 +293,7 @@ def test_quotes_go_through_the_deployed_stack(flow: Flow, tmp_path: Path) -> Non
     again = mesh.command("dispatch", "replay", "--from", flow.lake(), "--tape", "again")
     assert again.returncode == 0, again.stdout + again.stderr
     mesh.wait_for(lambda: flow.bars("again") == BARS, 90, "the lake's quotes once more")
+    mesh.wait_for(flow.an_alert_has_grown, 90, "a canary's second detection")
 
 
 def test_every_call_is_allowed_and_every_permission_used(flow: Flow, capsys: pytest.CaptureFixture[str]) -> None:
