@@ -2,8 +2,8 @@
 
 All trees are walked at once, level by level: each tree's node is a row of one table, and a step looks up the node's
 column and threshold and goes on to its left child or the one after it. Leaves lead to themselves, so after as many
-steps as the deepest tree has levels every tree is at its leaf. This is the tree traversal strategy of Nakandala et al.
-2020 (Hummingbird, OSDI), whose other one, matrix products over all nodes, is for shallow trees.
+steps as a tree has levels it is at its leaf, and is walked no further. This is the tree traversal strategy of Nakandala
+et al. 2020 (Hummingbird, OSDI), whose other one, matrix products over all nodes, is for shallow trees.
 
 Exact: scikit-learn compares float32 values with float64 thresholds, x <= t. The same holds of the largest float32 that
 is no larger than t, so every row ends in the same leaf; only the sums over trees are rounded to float32. A NaN takes
@@ -32,8 +32,8 @@ class TreeTable:
 
     `column` int32 (N,), the input that a node compares; `threshold` float32 (N,), NaN where nothing is larger and at
     a leaf; `left` int32 (N,), the left child, before the right one, or a leaf itself; `missing_right` bool (N,), where
-    a NaN goes; `leaf` float32 (N,), a leaf's value; `roots` int32 (T,); `levels`, the deepest leaf's distance from its
-    root.
+    a NaN goes; `leaf` float32 (N,), a leaf's value; `roots` int32 (T,); `levels` int64 (T,), each tree's deepest
+    leaf's distance from its root.
     """
 
     column: NDArray[np.int32]
@@ -42,7 +42,7 @@ class TreeTable:
     missing_right: NDArray[np.bool_]
     leaf: NDArray[np.float32]
     roots: NDArray[np.int32]
-    levels: int
+    levels: NDArray[np.int64]
     scale: float = 1.0
     base: float = 0.0
 
@@ -118,7 +118,7 @@ class TreeTable:
             missing_right=inner & ~np.concatenate([tree.missing_left for tree, _ in placed]),
             leaf=np.concatenate([tree.leaf for tree, _ in placed]).astype(np.float32),
             roots=starts[:-1].astype(np.int32),
-            levels=max(levels for _, levels in placed),
+            levels=np.array([levels for _, levels in placed]),
             scale=scale,
             base=base,
         )
@@ -180,24 +180,32 @@ def export(ensembles: Sequence[TreeTable], inputs: int, combine: Combine = lambd
     threshold = tf.constant(np.concatenate([table.threshold for table in ensembles]))
     left = tf.constant(np.concatenate([t.left + s for t, s in zip(ensembles, starts[:-1], strict=True)]), tf.int32)
     leaf = tf.constant(np.concatenate([table.leaf for table in ensembles]))
-    roots = tf.constant(np.concatenate([t.roots + s for t, s in zip(ensembles, starts[:-1], strict=True)]), tf.int32)
+    roots = np.concatenate([t.roots + s for t, s in zip(ensembles, starts[:-1], strict=True)])
+    levels = np.concatenate([table.levels for table in ensembles])
+    deepest_first = np.argsort(-levels, kind="stable")
+    first = tf.constant(roots[deepest_first], tf.int32)
     missing_right = np.concatenate([table.missing_right for table in ensembles])
     # Which ensemble a tree is of, as a matrix: the sums over trees are one product.
     share = np.zeros((len(roots), len(ensembles)), np.float32)
     share[np.arange(len(roots)), np.repeat(np.arange(len(ensembles)), [len(t.roots) for t in ensembles])] = 1.0
-    share *= np.array([table.scale for table in ensembles], np.float32)
+    share = (share * np.array([table.scale for table in ensembles], np.float32))[deepest_first]
     base = np.array([table.base for table in ensembles], np.float32)
 
     def outputs(features: Any) -> Any:
-        node = tf.zeros_like(features[:, :1], tf.int32) + roots
-        for _ in range(max(table.levels for table in ensembles)):
+        node, at_leaf, walked = tf.zeros_like(features[:, :1], tf.int32) + first, [], len(roots)
+        for level in range(levels.max()):
+            deeper = int((levels > level).sum())
+            if deeper < walked:
+                at_leaf.append(node[:, deeper:])
+                node, walked = node[:, :deeper], deeper
             value = tf.gather(features, tf.gather(column, node), batch_dims=1)
             right = value > tf.gather(threshold, node)
             if missing_right.any():
                 # A NaN is larger than nothing, so it is on the left so far. (The converter takes not <= to mean >.)
                 right |= tf.gather(missing_right, node) & (value != value)
             node = tf.gather(left, node) + tf.cast(right, tf.int32)
-        return combine(tf.matmul(tf.gather(leaf, node), share) + base)
+        leaves = tf.concat([node, *reversed(at_leaf)], axis=1)
+        return combine(tf.matmul(tf.gather(leaf, leaves), share) + base)
 
     function = tf.function(outputs, input_signature=[tf.TensorSpec([None, inputs], tf.float32, name="features")])
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], function)
