@@ -58,7 +58,7 @@ def _connect_table(settings: IngestSettings) -> DynamoDbTable:
         settings.aws_region,
         dependency="ingest's progress",
         setting="INGEST_TABLE",
-        embedded="INGEST_BACKEND=sqlite",
+        instead="set INGEST_BACKEND=sqlite",
     )
 
 

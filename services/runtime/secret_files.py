@@ -67,7 +67,7 @@ def refresh_secret_files(arn: str, paths: Mapping[str, str]) -> list[Path]:
         pems = {variable: str(fields[field]) for variable, field in FIELDS.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise NotConfiguredError(
-            f"the secret {arn} has not all of {', '.join(FIELDS.values())}; it", f"{TLS_SECRET_ARN} to a filled one"
+            f"the secret {arn} has not all of {', '.join(FIELDS.values())}", f"set {TLS_SECRET_ARN} to a filled one"
         ) from error
     changed = [name for name, pem in pems.items() if not _has(Path(paths[name]), pem)]
     return [_write(Path(paths[name]), pems[name], name) for name in changed]

@@ -164,7 +164,7 @@ def _certificate_refresh(settings: ServerSettings, draining: asyncio.Event) -> C
         "TLS_CA_FILE": settings.tls_ca_file,
     }
     if missing := [name for name, path in files.items() if path is None]:
-        raise NotConfiguredError("certificates from TLS_SECRET_ARN", ", ".join(missing))
+        raise NotConfiguredError("TLS_SECRET_ARN names certificates but no files", f"set {', '.join(missing)}")
     paths = {name: str(path) for name, path in files.items()}
     return follow_secret(settings.tls_secret_arn, paths, settings.tls_refresh_seconds, draining)
 
