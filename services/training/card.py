@@ -45,7 +45,8 @@ manipulations, both TFLite float32; their outputs go into a logistic regression 
 the autoencoder has {metadata.autoencoder_weight:.0%} of the say. Each trained bar length has classifiers of its own,
 in one file; the row's bar length chooses. The threshold, {metadata.threshold:.4f}, is set on
 untouched bars of tickers that the networks had not seen for at most {500 * ALERTS_PER_SYMBOL_DAY:.0f} alert per 500
-symbols and day; shorter bars are held to the same budget by an offset. {_set_on(metadata)}{_quantised(metadata)}
+symbols and day; shorter bars are held to the same budget by an offset.
+{_set_on(metadata)}{_quantised(metadata)}
 
 **Trained on.** {metadata.trained_on}. Fingerprint `{metadata.training_fingerprint[:16]}`.
 {_made_by(metadata)}
@@ -119,7 +120,7 @@ def _hours(parts: dict[str, dict[str, float]]) -> str:
 def _budgets(rows: list[dict[str, float]]) -> str:
     known = [row for row in rows if row["recall"] == row["recall"]]
     return "; ".join(
-        f"{row['recall']:.3f} at {row['alerts_per_500_symbol_days']:g} alerts per 500 symbol-days" for row in known
+        f"{row['recall']:.3f} at {row['alerts_per_500_symbol_days']:g} per 500 symbol-days" for row in known
     )
 
 
@@ -159,7 +160,7 @@ Recall of events at the shipped threshold, by strength:
 
 {_recalls(found["recall"])}
 
-Event recall where these very bars set the threshold, for other budgets (what `tapewatch calibrate` buys):
+Event recall where these very bars set the threshold, by the alerts that it allows (what `tapewatch calibrate` buys):
 {_budgets(found["budgets"])}.
 {_hours(found["hours"])}
 ![Precision and recall]({folder}/precision-recall-{seconds}s.png)
