@@ -7,7 +7,7 @@ metric format (collector/config.yaml). SQS, Lambda, DynamoDB, S3 and EventBridge
 import json
 from typing import Any, Final
 
-from aws_cdk import Duration, Stack
+from aws_cdk import ArnFormat, Duration, Stack
 from aws_cdk import aws_budgets as budgets
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_cloudwatch_actions as actions
@@ -57,6 +57,8 @@ class MonitoringStack(Stack):
         self.topic = sns.Topic(self, "Alarms", display_name="Tapewatch alarms", enforce_ssl=True)
         if settings.monitoring.email:
             self.topic.add_subscription(subscriptions.EmailSubscription(settings.monitoring.email))
+        self._let_publish("Alarms", "cloudwatch.amazonaws.com", ArnLike={"aws:SourceArn": self._alarm_arns()})
+        self._let_publish("Budget", "budgets.amazonaws.com")
         self.alarms: dict[str, cloudwatch.Alarm] = {}
         self._queue_alarms(storage)
         self._dispatch_alarms(mesh)
@@ -65,6 +67,26 @@ class MonitoringStack(Stack):
         self._only_in_market_hours(in_hours)
         self._dashboard(storage, mesh)
         self._budget()
+
+    def _let_publish(self, sid: str, service: str, **conditions: dict[str, str]) -> None:
+        """Let an AWS service tell the topic. A policy of its own replaces SNS's default one, which lets the account."""
+        self.topic.add_to_resource_policy(
+            iam.PolicyStatement(
+                sid=sid,
+                principals=[iam.ServicePrincipal(service)],
+                actions=["sns:Publish"],
+                resources=[self.topic.topic_arn],
+                conditions={"StringEquals": {"aws:SourceAccount": self.account}, **conditions},
+            )
+        )
+
+    def _alarm_arns(self) -> str:
+        """A pattern over this deployment's alarms."""
+        names = f"{self._settings.name}-*"
+        pattern: str = self.format_arn(
+            service="cloudwatch", resource="alarm", resource_name=names, arn_format=ArnFormat.COLON_RESOURCE_NAME
+        )
+        return pattern
 
     def _alarm(
         self,
@@ -248,15 +270,6 @@ class MonitoringStack(Stack):
         )
 
     def _budget(self) -> None:
-        self.topic.add_to_resource_policy(
-            iam.PolicyStatement(
-                sid="Budget",
-                principals=[iam.ServicePrincipal("budgets.amazonaws.com")],
-                actions=["sns:Publish"],
-                resources=[self.topic.topic_arn],
-                conditions={"StringEquals": {"aws:SourceAccount": self.account}},
-            )
-        )
         budget = budgets.CfnBudget
         told = [budget.SubscriberProperty(subscription_type="SNS", address=self.topic.topic_arn)]
         budget(

@@ -6,7 +6,7 @@ the name up. `docs/iam.md` is written from this, and the calls that the componen
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -41,8 +41,9 @@ _ARNS = {
     "AWS::CloudWatch::Alarm": "cloudwatch:{where}:alarm:{name}",
     "AWS::AppSync::Api": "appsync:{where}:apis/{name}",
     "AWS::DAX::Cluster": "dax:{where}:cache/{name}",
+    "AWS::SNS::Topic": "sns:{where}:{name}",
 }
-_REF_IS_ARN = {"AWS::SecretsManager::Secret", "AWS::ECS::TaskDefinition"}
+_REF_IS_ARN = {"AWS::SecretsManager::Secret", "AWS::ECS::TaskDefinition", "AWS::SNS::Topic"}
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,15 @@ class Role:
 
     def may(self, action: str, resource: str, context: Mapping[str, str] | None = None) -> bool:
         """Whether a call is allowed: something allows it, and nothing denies it."""
-        about = [statement for statement in self.statements if statement.covers(action, resource, context)]
-        return bool(about) and all(statement.allows for statement in about)
+        return allowed(self.statements, action, resource, context)
+
+
+def allowed(
+    statements: Iterable[Statement], action: str, resource: str, context: Mapping[str, str] | None = None
+) -> bool:
+    """Whether these statements allow a call: one does, and none denies it."""
+    about = [statement for statement in statements if statement.covers(action, resource, context)]
+    return bool(about) and all(statement.allows for statement in about)
 
 
 class Templates:
@@ -179,6 +187,22 @@ class Templates:
             )
         return found
 
+    def topic_statements(self, service: str) -> dict[str, tuple[Statement, ...]]:
+        """What each topic's policy, by the topic's ARN, says of an AWS service, e.g. `cloudwatch.amazonaws.com`."""
+        found: dict[str, tuple[Statement, ...]] = {}
+        for stack, _, policy in self.resources("AWS::SNS::TopicPolicy"):
+            properties = policy["Properties"]
+            said = [
+                statement
+                for statement in properties["PolicyDocument"]["Statement"]
+                if statement["Principal"] in ("*", {"AWS": "*"})
+                or service in _listed(statement["Principal"].get("Service", []))
+            ]
+            statements = tuple(self._statements(stack, {"PolicyDocument": {"Statement": said}}))
+            for topic in properties["Topics"]:
+                found[self.resolve(stack, topic)] = statements
+        return found
+
     def _statements(self, stack: str, policy: Mapping[str, Any]) -> Iterator[Statement]:
         for statement in policy["PolicyDocument"]["Statement"]:
             yield Statement(
@@ -195,9 +219,10 @@ class Templates:
 
 def _holds(operator: str, wanted: str, given: str | None) -> bool:
     """Whether a condition on one key holds; one on a key that the call does not have never does."""
-    if operator not in ("StringEquals", "ArnEquals"):
+    if operator not in ("StringEquals", "ArnEquals", "ArnLike", "Bool"):
         raise ValueError(f"the condition {operator} is not understood")
-    return given is not None and (given == wanted or (operator == "ArnEquals" and fnmatchcase(given, wanted)))
+    patterns = operator in ("ArnEquals", "ArnLike")  # IAM treats the two alike
+    return given is not None and (given == wanted or (patterns and fnmatchcase(given, wanted)))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -12,6 +12,7 @@ import yaml
 
 from deploy.nag import ACKNOWLEDGED
 from deploy.network import PORTS
+from deploy.policies import ACCOUNT, Templates, allowed
 from deploy.settings import REPOSITORY, read
 from services.runtime import telemetry_names
 from services.runtime.dynamodb_table import DynamoDbTable
@@ -267,6 +268,31 @@ def test_the_collector_passes_on_what_the_alarms_and_the_dashboard_read(synthesi
     assert set(read_by_alarms) | on_dashboard == passed
     for alarm in read_by_alarms.values():
         assert [d["Name"] for d in alarm["Dimensions"]] == ["service.name"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_alarm_may_tell_the_topic(variant: str, synthesized: Synthesize) -> None:
+    assembly = synthesized(variant)
+    templates = Templates(assembly.folder, "eu-central-1")
+    told = templates.topic_statements("cloudwatch.amazonaws.com")
+    encrypted = {"aws:SourceAccount": ACCOUNT, "aws:SecureTransport": "true"}
+    alarms = list(templates.resources("AWS::CloudWatch::Alarm"))
+    assert alarms
+    for stack, logical, alarm in alarms:
+        context = encrypted | {"aws:SourceArn": templates.arn(stack, logical)}
+        for when in ("AlarmActions", "OKActions"):
+            (topic,) = (templates.resolve(stack, action) for action in alarm["Properties"][when])
+            assert allowed(told[topic], "sns:Publish", topic, context), (logical, when)
+            for wrong in (
+                {"aws:SourceAccount": "111111111111"},
+                {"aws:SecureTransport": "false"},
+                {"aws:SourceArn": context["aws:SourceArn"].replace(":alarm:", ":alarm:another-")},
+            ):
+                assert not allowed(told[topic], "sns:Publish", topic, context | wrong), (logical, wrong)
+    budget = templates.topic_statements("budgets.amazonaws.com")
+    assert all(allowed(budget[topic], "sns:Publish", topic, encrypted) for topic in told)
+    stranger = templates.topic_statements("events.amazonaws.com")
+    assert not any(allowed(stranger[topic], "sns:Publish", topic, encrypted) for topic in told)
 
 
 def test_every_alarm_has_its_section_in_operations(synthesized: Synthesize) -> None:
