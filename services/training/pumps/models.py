@@ -20,14 +20,14 @@ Matrix = NDArray[np.float32]
 MINUTES, DAYS, COURSE = "minutes", "days", "course"
 """The parts: against the last 60 chunks; against hours and days; both, for a pump's course, not its onset alone."""
 
-_ONE_ONSET_SECONDS = 1_800
+_COURSES = (0, 1_800)
 CHOICE = Choice(
     onset=((MINUTES,), (DAYS,), (MINUTES, DAYS), (MINUTES, DAYS, COURSE)),
     alert=((MINUTES, DAYS), (COURSE,), (MINUTES, DAYS, COURSE)),
-    course_seconds=_ONE_ONSET_SECONDS,
+    course_seconds=_COURSES,
 )
 DAYS_CHOICE = Choice(
-    onset=((DAYS,), (DAYS, COURSE)), alert=((DAYS,), (COURSE,), (DAYS, COURSE)), course_seconds=_ONE_ONSET_SECONDS
+    onset=((DAYS,), (DAYS, COURSE)), alert=((DAYS,), (COURSE,), (DAYS, COURSE)), course_seconds=_COURSES
 )
 FOREST_CHOICE = Choice(onset=(("forest",),), alert=(("forest",),))
 

@@ -36,12 +36,12 @@ Fit = Callable[[Rows], Scorer]
 class Choice:
     """What may be chosen from: parts whose mean log-odds find the onset's chunk, and parts whose mean raises alerts.
 
-    `course_seconds` is for how long after a likely onset there is no other: see `onset_score`.
+    `course_seconds` are for how long after a likely onset there may be no other: see `onset_score`.
     """
 
     onset: tuple[tuple[str, ...], ...]
     alert: tuple[tuple[str, ...], ...]
-    course_seconds: int = 0
+    course_seconds: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class Chosen:
 
     onset: tuple[str, ...]
     alert: tuple[str, ...]
+    course_seconds: int
     onset_threshold: float
     alert_threshold: float
     average_precision: float
@@ -130,18 +131,23 @@ def choose(pumps: Pumps, parts: Mapping[str, Fit], choice: Choice, train: Rows) 
             held[name][validation] = scorer(train[validation])
             fitted[name].append(scorer)
     label = pumps.label[train]
-    scores = {names: onset_score(pumps, train, _mean(held, names), choice.course_seconds) for names in choice.onset}
-    precisions = {names: average_precision(label, score) for names, score in scores.items()}
-    onset = max(precisions, key=lambda names: precisions[names])
+    scores = {
+        (names, seconds): onset_score(pumps, train, _mean(held, names), seconds)
+        for names in choice.onset
+        for seconds in choice.course_seconds
+    }
+    precisions = {key: average_precision(label, score) for key, score in scores.items()}
+    onset, seconds = max(precisions, key=lambda key: precisions[key])
     lines = {names: budget(pumps, train, _mean(held, names)) for names in choice.alert}
     shares = {names: detected(pumps, train, _mean(held, names) >= line) for names, line in lines.items()}
     alert = max(shares, key=lambda names: shares[names])
     return Chosen(
         onset,
         alert,
-        best_f1(label, scores[onset]),
+        seconds,
+        best_f1(label, scores[onset, seconds]),
         lines[alert],
-        precisions[onset],
+        precisions[onset, seconds],
         shares[alert],
         {name: tuple(scorers) for name, scorers in fitted.items() if name in {*onset, *alert}},
     )
@@ -165,10 +171,11 @@ def judge(pumps: Pumps, parts: Mapping[str, Fit], choice: Choice, publish: Publi
     for train, test in folds(pumps.event):
         chosen = choose(pumps, parts, choice, apart(pumps, train, test))
         scores = publish(chosen)(test)
-        score[test] = onset_score(pumps, test, scores[:, 0], choice.course_seconds)
+        score[test] = onset_score(pumps, test, scores[:, 0], chosen.course_seconds)
         found[test] = score[test] >= chosen.onset_threshold
         alerting[test] = scores[:, 1] >= chosen.alert_threshold
-        onset_parts.append(" + ".join(chosen.onset))
+        once = f", once in {chosen.course_seconds} s" if chosen.course_seconds else ""
+        onset_parts.append(" + ".join(chosen.onset) + once)
         alert_parts.append(" + ".join(chosen.alert))
     return Verdicts(score, found, alerting, tuple(onset_parts), tuple(alert_parts))
 

@@ -55,7 +55,7 @@ def run(folder: Path, output: Path, feed: Feed, *, seed: int) -> PumpMetadata:
         alert_parts=chosen.alert,
         onset_threshold=chosen.onset_threshold,
         alert_threshold=chosen.alert_threshold,
-        course_seconds=model.choice.course_seconds,
+        course_seconds=chosen.course_seconds,
         training_fingerprint=fingerprint,
         recordings=digest,
         trained_on=f"{len(pumps.names)} labelled pumps, {len(pumps.label):,} chunks of {pumps.width} s, "
