@@ -7,8 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from services.archive import bokeh
+from services.domain.canary import CANARIES, Canary, at
 from services.domain.features import bar_rows, bars_windows, compute
 from services.domain.model import Judgements
+from services.domain.series_state import SeriesState
 from services.domain.typology import Typology
 from services.scorer.litert import LiteRTModel
 from services.scorer.registry import ModelRegistry
@@ -63,6 +65,13 @@ def test_every_detection_is_explained_in_words(model: LiteRTModel, tape: Tape) -
             for reason in reasons:
                 assert "usual" in reason.text
                 assert not reason.usual_low <= reason.value <= reason.usual_high
+
+
+@pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)
+def test_every_canary_is_a_detection_with_room_to_spare(model: LiteRTModel, canary: Canary) -> None:
+    played = at(canary, datetime(2026, 7, 5, 3, 31, tzinfo=UTC))
+    windows = SeriesState.from_history(played.history).windows(played.manipulated)
+    assert model.judge(compute(windows)).ensemble.max() > model.metadata.threshold + 0.1
 
 
 def test_the_shipped_model_is_small_whole_and_not_trained_on_what_it_replays(model: LiteRTModel) -> None:
