@@ -1,9 +1,10 @@
 """The network: subnets without a way out, endpoints to AWS instead of NAT, names, and who may talk to whom."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aws_cdk import RemovalPolicy, Stack
+from aws_cdk import CfnOutput, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_logs as logs
@@ -29,6 +30,9 @@ CALLS: Final = (
 )
 """Who calls whom; docs/ARCHITECTURE.md draws it."""
 
+OPERATOR: Final = "operator"
+"""The group of whoever runs `tapewatch` or publishes quotes in the VPC: docs/operations.md says how."""
+
 INTERFACE_ENDPOINTS: Final = {
     "sqs": ec2.InterfaceVpcEndpointAwsService.SQS,
     "ecr.api": ec2.InterfaceVpcEndpointAwsService.ECR,
@@ -42,7 +46,7 @@ INTERFACE_ENDPOINTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """A security group for each service, and one for DAX."""
+    """A security group for each service, the Lambdas and operators, and one for DAX."""
 
     by_service: dict[str, ec2.SecurityGroup]
     cache: ec2.SecurityGroup
@@ -63,6 +67,7 @@ class NetworkStack(Stack):
             self, "Names", name=settings.network.namespace, vpc=self.vpc, description="The mesh's services"
         )
         self.groups = self._groups()
+        self._tell_operators()
 
     def _vpc(self, settings: DeploySettings) -> ec2.Vpc:
         nat = settings.network.nat_gateways
@@ -133,6 +138,24 @@ class NetworkStack(Stack):
         for caller, callee in CALLS:
             made[callee].add_ingress_rule(made[caller], ec2.Port.tcp(PORTS[callee]), f"{caller} calls {callee}")
         made["dispatch"].add_ingress_rule(made["lambda"], ec2.Port.tcp(TELEMETRY_PORT), "telemetry of the Lambda")
+        made[OPERATOR] = self._operator(made)
         cache = ec2.SecurityGroup(self, "CacheGroup", vpc=self.vpc, description="DAX", allow_all_outbound=False)
         cache.add_ingress_rule(made["gateway"], ec2.Port.tcp(CACHE_PORT), "the gateway reads detections")
         return Groups(made, cache)
+
+    def _operator(self, services: Mapping[str, ec2.SecurityGroup]) -> ec2.SecurityGroup:
+        """May call every service, and fetch its image and secrets; nobody may call it."""
+        made = ec2.SecurityGroup(
+            self, "OperatorGroup", vpc=self.vpc, allow_all_outbound=False, description="Tapewatch operators, producers"
+        )
+        made.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "AWS: image, secrets, log")
+        for callee, number in PORTS.items():
+            port = ec2.Port.tcp(number)
+            made.add_egress_rule(services[callee], port, f"operators call {callee}")
+            services[callee].add_ingress_rule(made, port, f"operators call {callee}")
+        return made
+
+    def _tell_operators(self) -> None:
+        """What `aws ecs run-task` is given."""
+        CfnOutput(self, "OperatorGroupId", value=self.groups[OPERATOR].security_group_id)
+        CfnOutput(self, "MeshSubnetIds", value=",".join(self.vpc.select_subnets(subnet_group_name="mesh").subnet_ids))

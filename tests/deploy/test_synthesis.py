@@ -1,5 +1,6 @@
 """The stacks under several settings: what cdk-nag and cfn-lint say, and what each resource must be."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from deploy.nag import ACKNOWLEDGED
-from deploy.network import PORTS
+from deploy.network import CALLS, PORTS
 from deploy.policies import ACCOUNT, Templates, allowed
 from deploy.settings import REPOSITORY, read
 from services.runtime import telemetry_names
@@ -153,6 +155,62 @@ def test_nothing_reaches_the_internet_without_nat(synthesized: Synthesize) -> No
     assert len(list(production.resources("AWS::EC2::NatGateway"))) == 1
     kinds = {p["VpcEndpointType"] for _, p in production.resources("AWS::EC2::VPCEndpoint")}
     assert kinds == {"Gateway"}
+
+
+def test_each_service_admits_its_callers_and_operators(synthesized: Synthesize) -> None:
+    assembly = synthesized("small")
+    kind = {f"{name.capitalize()}Group": name for name in (*PORTS, "lambda", "operator")}
+
+    def named(reference: Any) -> str:
+        return next(name for group, name in kind.items() if f"'{group}" in str(reference))
+
+    admitted = {
+        (named(rule["SourceSecurityGroupId"]), named(rule["GroupId"]), rule["FromPort"])
+        for _, rule in assembly.resources("AWS::EC2::SecurityGroupIngress")
+        if "CacheGroup" not in str(rule["GroupId"]) and rule["FromPort"] in PORTS.values()
+    }
+    calls = {(caller, callee, PORTS[callee]) for caller, callee in CALLS}
+    assert admitted == calls | {("operator", callee, port) for callee, port in PORTS.items()}
+    (operator,) = [p for name, p in assembly.resources("AWS::EC2::SecurityGroup") if "OperatorGroup" in name]
+    assert [(rule["CidrIp"], rule["FromPort"]) for rule in operator["SecurityGroupEgress"]] == [("0.0.0.0/0", 443)]
+    out = {
+        (named(rule["DestinationSecurityGroupId"]), rule["FromPort"])
+        for _, rule in assembly.resources("AWS::EC2::SecurityGroupEgress")
+        if named(rule["GroupId"]) == "operator"
+    }
+    assert out == set(PORTS.items())
+
+
+def test_the_documents_call_the_mesh_as_it_is_deployed(synthesized: Synthesize) -> None:
+    from services.cli.commands import app
+
+    assembly = synthesized("small")
+    outputs = assembly.template("Network")["Outputs"]
+    text = (REPOSITORY / "docs" / "operations.md").read_text()
+    section = text.partition("## Calling the mesh")[2].partition("\n## ")[0]
+    assert "OperatorGroup" in str(outputs["OperatorGroupId"]["Value"])
+    for output in ("OperatorGroupId", "MeshSubnetIds"):
+        assert output in outputs
+        assert output in section
+    assert "OperatorGroupId" in (REPOSITORY / "docs" / "deployment.md").read_text()
+    assert {int(port) for port in re.findall(r"\((50\d{3})\)", section)} == set(PORTS.values())
+    call = re.search(r"--task-definition <name>-(\S+) .*?--overrides '(.*?)'", section, re.DOTALL)
+    assert call is not None
+    (override,) = json.loads(call[2])["containerOverrides"]
+    (task,) = [
+        task
+        for _, task in assembly.resources("AWS::ECS::TaskDefinition")
+        if task["Family"] == f"{assembly.prefix.lower()}-{call[1]}"
+    ]
+    (container,) = [c for c in task["ContainerDefinitions"] if c["Name"] == override["name"]]
+    assert "EntryPoint" not in container
+    program, *words = override["command"]
+    assert program == "tapewatch"
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    command.make_context(program, [word.replace("<namespace>", "tapewatch.internal") for word in words])
+    assert words[-1] == f"dispatch.<namespace>:{PORTS['dispatch']}"
 
 
 def test_the_audit_copy_is_locked_and_follows_the_lake(synthesized: Synthesize) -> None:
