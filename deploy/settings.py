@@ -151,7 +151,7 @@ class Monitoring(_Section):
     """Who is told of what."""
 
     email: str = ""
-    monthly_budget_usd: int = Field(200, ge=1)
+    monthly_budget_usd: int = Field(250, ge=1)
 
 
 class DeploySettings(_Section):

@@ -251,8 +251,15 @@ def cost_command(
     hours: Annotated[float, typer.Option(min=0.1, max=24, help="Market hours a day.")] = 6.5,
     days: Annotated[float, typer.Option(min=1, max=31, help="Market days a month.")] = 21.0,
     batch: Annotated[int, typer.Option(min=1, help="Messages in one task's batch.")] = 10,
-    region: Annotated[str, typer.Option(help="Region of the price table.")] = "us-east-1",
-    prices: Annotated[Path | None, typer.Option(help="Your own price table, as services/costs/prices.json.")] = None,
+    off_hours_scorers: Annotated[
+        int, typer.Option(min=0, help="Warm scorers outside market hours, as scorer.off_hours_minimum.")
+    ] = 1,
+    region: Annotated[
+        str, typer.Option(help="Region: eu-central-1 or us-east-1; others with a table of your own (--prices).")
+    ] = "eu-central-1",
+    prices: Annotated[
+        Path | None, typer.Option(help="Your own price table (JSON), in the form of services/costs/prices.json.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw cost over load into this file (.png, .svg).")] = None,
 ) -> None:
     """What a month on AWS costs: warm, polling, task per batch, task per message; which to choose."""
@@ -260,7 +267,7 @@ def cost_command(
     from services.costs.model import Load
     from services.domain.errors import TapewatchError
 
-    load = Load(symbols, interval, hours, days, batch_messages=batch)
+    load = Load(symbols, interval, hours, days, batch_messages=batch, off_hours_scorers=off_hours_scorers)
     try:
         raise SystemExit(cost(load, region, prices, plot, make_console()))
     except TapewatchError as error:

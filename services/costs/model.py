@@ -1,31 +1,42 @@
-"""Monthly cost of the ways to score a market's quotes on AWS.
+"""Monthly cost of the ways to score a market's quotes on AWS, as `deploy/settings.toml` ships them.
 
-What all designs share is counted in each: SQS requests (sent, received and deleted in batches of 10), the dispatch
-Lambda, DynamoDB writes and cursor reads, and S3 puts. What they differ in is who scores:
+What the designs share is counted in each: SQS requests (sent, received and deleted in batches of 10), DynamoDB's units
+as docs/data-model.md measured them, S3 puts, and what always runs: gateways, ingest, the dispatch service, canaries
+(which in the task designs launch tasks like any quote) and the VPC's interface endpoints.
 
-- warm: scorers that run in market hours (the default design).
+What they differ in is who scores:
+
+- warm: scorers that run in market hours, and fewer of them (`off_hours_scorers`) in the rest of the month, dispatched
+  to by Lambda, whose poller asks the queue around the clock.
 - polling: scorers that run around the clock and ask the queue themselves, without a Lambda.
-- task per batch: one Fargate task for each batch of messages.
+- task per batch: one Fargate task for each batch of messages, and no scorer besides.
 - task per message: one Fargate task for each message.
 
-Free tiers, data transfer, logs and the gateway's own task (the same in all designs) are left out.
+What is left out is in `LEFT_OUT`.
 """
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+from services.domain.canary import CANARIES, at
 from services.domain.errors import FieldViolation, InvalidRequestError
 
 HOURS_A_MONTH: Final = 730.0
 TRADING_DAYS_A_MONTH: Final = 21.0
 _SQS_BATCH = 10
 _SQS_LONG_POLL_SECONDS = 20.0
+_LAMBDA_POLLERS = 5  # connections that Lambda keeps to an idle queue, by AWS's guide to event source mappings
 _MINIMUM_TASK_SECONDS = 60.0
+_PLAYED = [at(canary, datetime(2026, 1, 5, tzinfo=UTC)) for canary in CANARIES]
+CANARY_QUOTES: Final = sum(len(played.history) + len(played.manipulated) for played in _PLAYED)
+"""What one play of all canaries sends."""
+
 _REQUIRED = (
     "fargate_vcpu_hour",
     "fargate_gb_hour",
@@ -35,15 +46,30 @@ _REQUIRED = (
     "dynamodb_write_unit",
     "dynamodb_read_unit",
     "s3_put",
+    "vpc_endpoint_hour",
 )
+ALWAYS_ON: Final = ("canaries", "services", "endpoints")
+"""Parts of a month that the market's quotes do not change."""
+
+LEFT_OUT: Final = (
+    "Secrets Manager",
+    "logs, metrics, alarms and traces",
+    "stored data, its backups and exports",
+    "data transfer, through the endpoints too",
+    "NAT, DAX and AppSync",
+    "free tiers",
+    "taxes",
+)
+"""What no design's month contains."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is watched, and with what.
+    """What is watched, and with what; sizes and counts are those of `deploy/settings.toml`.
 
     `task_seconds` is how long a one-shot task runs with its start (Fargate bills at least 60 s), and
-    `quotes_per_second` what one warm scorer of that size takes. `item_kb` is a stored quote with its score.
+    `quotes_per_second` what one warm scorer of that size takes. `off_hours_scorers` run when the market is closed.
+    Units of the table are measured (docs/data-model.md): each gateway reads counters whatever the load.
     """
 
     symbols: int = 29
@@ -52,17 +78,37 @@ class Load:
     days_a_month: float = TRADING_DAYS_A_MONTH
     vcpu: float = 0.25
     memory_gb: float = 0.5
+    off_hours_scorers: int = 1
     batch_messages: int = 10
     task_seconds: float = 45.0
     quotes_per_second: float = 300.0
-    lambda_gb: float = 0.25
+    lambda_gb: float = 0.5
     lambda_seconds: float = 0.15
-    item_kb: float = 0.8
+    write_units_a_quote: float = 2.4
+    read_units_a_quote: float = 2.0
+    detection_share: float = 0.01
+    write_units_a_detection: float = 28.0
+    canary_interval_seconds: float = 900.0
+    canary_quotes: int = CANARY_QUOTES
+    gateways: int = 2
+    gateway_vcpu: float = 0.5
+    gateway_gb: float = 1.0
+    gateway_read_units_a_day: float = 780_000.0
+    other_services: int = 2
+    zones: int = 2
+    interface_endpoints: int = 6
 
     @property
     def quotes(self) -> float:
         """Quotes a month."""
         return self.symbols * self.hours_a_day * 3_600 / self.interval_seconds * self.days_a_month
+
+    @property
+    def canary_quotes_a_month(self) -> float:
+        """Quotes that canaries send a month, around the clock; none with an interval of 0."""
+        if not self.canary_interval_seconds:
+            return 0.0
+        return HOURS_A_MONTH * 3_600 / self.canary_interval_seconds * self.canary_quotes
 
     @property
     def market_hours(self) -> float:
@@ -81,14 +127,18 @@ Prices = Mapping[str, float]
 def read_prices(region: str, path: Path | None = None) -> tuple[Prices, str]:
     """The region's prices by name, and where they are from, in words. `path` replaces the shipped table.
 
-    Raises: InvalidRequestError naming the file and what it lacks.
+    Raises: InvalidRequestError naming the regions there are, or the file and what it lacks.
     """
     try:
         text = path.read_text() if path is not None else (files("services.costs") / "prices.json").read_text()
         table: dict[str, Any] = json.loads(text)
         regions = sorted(table)
         if region not in table:
-            raise _refused("region", f"{region!r} is not in the price table, which has {', '.join(regions)}")
+            raise _refused(
+                "region",
+                f"{region!r} is not in the price table, which has {' and '.join(regions)}; "
+                "--prices FILE takes your own",
+            )
         entries = table[region]["prices"]
         prices = {name: float(entries[name]["price"]) for name in _REQUIRED}
         dates = sorted({str(entries[name].get("as_of", "undated")) for name in _REQUIRED})
@@ -109,41 +159,99 @@ def _task_hour(load: Load, prices: Prices) -> float:
     return load.vcpu * prices["fargate_vcpu_hour"] + load.memory_gb * prices["fargate_gb_hour"]
 
 
-def shared(load: Load, prices: Prices) -> dict[str, float]:
-    """What every design pays, by part."""
-    batches = load.quotes / _SQS_BATCH
+def _recorded(quotes: float, load: Load, prices: Prices) -> dict[str, float]:
+    """Queued and recorded, by part."""
+    writes = quotes * (load.write_units_a_quote + load.detection_share * load.write_units_a_detection)
+    reads = quotes * load.read_units_a_quote
     return {
-        "SQS": 3 * batches * prices["sqs_fifo_request"],
-        "DynamoDB": load.quotes * math.ceil(load.item_kb) * prices["dynamodb_write_unit"]
-        + batches * prices["dynamodb_read_unit"],
-        "S3": load.market_hours * 60 * prices["s3_put"],
+        "SQS": 3 * quotes / _SQS_BATCH * prices["sqs_fifo_request"],
+        "DynamoDB": writes * prices["dynamodb_write_unit"] + reads * prices["dynamodb_read_unit"],
     }
 
 
-def _dispatch(load: Load, prices: Prices) -> float:
+def _always_on(load: Load, prices: Prices, *, canary_quote: float, task_mode: bool = False) -> dict[str, float]:
+    """What runs whatever the market does. Tasks are launched through one endpoint more."""
+    gateway = load.gateway_vcpu * prices["fargate_vcpu_hour"] + load.gateway_gb * prices["fargate_gb_hour"]
+    counters = load.gateway_read_units_a_day * HOURS_A_MONTH / 24 * prices["dynamodb_read_unit"]
+    endpoints = (load.interface_endpoints + task_mode) * load.zones
+    recorded = sum(_recorded(load.canary_quotes_a_month, load, prices).values())
+    return {
+        "canaries": recorded + load.canary_quotes_a_month * canary_quote,
+        "services": load.gateways * (HOURS_A_MONTH * gateway + counters)
+        + load.other_services * HOURS_A_MONTH * _task_hour(load, prices),
+        "endpoints": endpoints * HOURS_A_MONTH * prices["vpc_endpoint_hour"],
+    }
+
+
+def _month(
+    load: Load,
+    prices: Prices,
+    *,
+    pool: float = 0.0,
+    invoked: float = 0.0,
+    launched: float = 0.0,
+    idle_polls: float,
+    task_mode: bool = False,
+) -> dict[str, float]:
+    """A month by part.
+
+    `pool` is what scorers cost that run anyway; the Lambda `invoked` for and the tasks `launched` for one quote come on
+    top, and so do the queue's `idle_polls`.
+    """
+    recorded = _recorded(load.quotes, load, prices)
+    return {
+        "scorers": pool + load.quotes * launched,
+        "Lambda": load.quotes * invoked,
+        "SQS": recorded["SQS"] + idle_polls * prices["sqs_fifo_request"],
+        "DynamoDB": recorded["DynamoDB"],
+        "S3": load.market_hours * 60 * prices["s3_put"],
+        **_always_on(load, prices, canary_quote=invoked + launched, task_mode=task_mode),
+    }
+
+
+def _invoked(load: Load, prices: Prices) -> float:
+    """The dispatch Lambda, for one quote of a batch."""
     each = prices["lambda_request"] + load.lambda_gb * load.lambda_seconds * prices["lambda_gb_second"]
-    return load.quotes / _SQS_BATCH * each
+    return each / _SQS_BATCH
+
+
+def _long_polls(pollers: float, hours: float) -> float:
+    return pollers * hours * 3_600 / _SQS_LONG_POLL_SECONDS
 
 
 def warm(load: Load, prices: Prices) -> dict[str, float]:
-    """Scorers in market hours, dispatched to by Lambda."""
-    scorers = load.scorers * load.market_hours * _task_hour(load, prices)
-    return {"Fargate": scorers, "Lambda": _dispatch(load, prices), **shared(load, prices)}
+    """Scorers in market hours and some in the rest, dispatched to by Lambda."""
+    hours = load.scorers * load.market_hours + load.off_hours_scorers * _closed_hours(load)
+    return _month(
+        load,
+        prices,
+        pool=hours * _task_hour(load, prices),
+        invoked=_invoked(load, prices),
+        idle_polls=_long_polls(_LAMBDA_POLLERS, HOURS_A_MONTH),
+    )
+
+
+def _closed_hours(load: Load) -> float:
+    return max(0.0, HOURS_A_MONTH - load.market_hours)
 
 
 def polling(load: Load, prices: Prices) -> dict[str, float]:
     """Scorers around the clock that ask the queue themselves."""
-    parts = shared(load, prices)
-    idle = max(0.0, HOURS_A_MONTH - load.market_hours)
-    parts["SQS"] += load.scorers * idle * 3_600 / _SQS_LONG_POLL_SECONDS * prices["sqs_fifo_request"]
-    return {"Fargate": load.scorers * HOURS_A_MONTH * _task_hour(load, prices), "Lambda": 0.0, **parts}
+    pool = load.scorers * HOURS_A_MONTH * _task_hour(load, prices)
+    return _month(load, prices, pool=pool, idle_polls=_long_polls(load.scorers, _closed_hours(load)))
 
 
 def task_per_batch(load: Load, prices: Prices) -> dict[str, float]:
     """One task for each batch."""
     hours = max(_MINIMUM_TASK_SECONDS, load.task_seconds) / 3_600
-    tasks = load.quotes / load.batch_messages * hours * _task_hour(load, prices)
-    return {"Fargate": tasks, "Lambda": _dispatch(load, prices), **shared(load, prices)}
+    return _month(
+        load,
+        prices,
+        invoked=_invoked(load, prices),
+        launched=hours * _task_hour(load, prices) / load.batch_messages,
+        idle_polls=_long_polls(_LAMBDA_POLLERS, HOURS_A_MONTH),
+        task_mode=True,
+    )
 
 
 def task_per_message(load: Load, prices: Prices) -> dict[str, float]:
@@ -163,6 +271,11 @@ DESIGNS: Final[dict[str, Design]] = {
 def total(design: Design, load: Load, prices: Prices) -> float:
     """The design's month."""
     return sum(design(load, prices).values())
+
+
+def scoring(month: Mapping[str, float]) -> float:
+    """What of a month depends on who scores: all but what always runs."""
+    return sum(cost for part, cost in month.items() if part not in ALWAYS_ON)
 
 
 def crossovers(load: Load, prices: Prices, symbols: Sequence[int]) -> list[tuple[int, str]]:

@@ -120,7 +120,10 @@ def test_an_address_argument_that_is_none_is_refused(address: str) -> None:
     ("arguments", "words"),
     [
         (("canary", "no-such-bird"), "no canary named no-such-bird; there are pump-and-dump"),
-        (("cost", "--region", "mars"), "'mars' is not in the price table"),
+        (
+            ("cost", "--region", "mars"),
+            "'mars' is not in the price table, which has eu-central-1 and us-east-1; --prices FILE takes",
+        ),
         (("cost", "--prices", "/no/such.json"), "/no/such.json"),
         (("cost", "--plot", "/no/such.nothing"), "/no/such.nothing ends in none of"),
         (("lake", "query", "SELECT 1", "--lake", "/no/such"), "/no/such does not exist"),

@@ -1,5 +1,7 @@
 """The monthly costs, against figures worked out by hand."""
 
+import inspect
+import io
 import json
 from dataclasses import replace
 from datetime import date
@@ -9,13 +11,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from deploy.settings import read
+from services.cli.commands import cost_command
+from services.cli.cost import cost
 from services.costs.model import (
     DESIGNS,
     Load,
     crossovers,
     polling,
     read_prices,
+    scoring,
     task_per_batch,
     task_per_message,
     total,
@@ -32,12 +39,101 @@ PRICES, _ = read_prices("us-east-1")
 )
 def test_29_symbols_a_minute_in_market_hours(design: object, fargate: float) -> None:
     """0.25 vCPU and 0.5 GB: 0.0123425 USD an hour; 237,510 quotes and 136.5 market hours a month."""
-    assert Load().quotes == pytest.approx(237_510)
-    assert design(Load(), PRICES)["Fargate"] == pytest.approx(fargate, abs=0.06)  # type: ignore[operator]
+    load = Load(off_hours_scorers=0)
+    assert load.quotes == pytest.approx(237_510)
+    assert design(load, PRICES)["scorers"] == pytest.approx(fargate, abs=0.06)  # type: ignore[operator]
+
+
+def test_a_warm_scorer_that_runs_at_night_costs_what_a_polling_one_does() -> None:
+    night = warm(Load(), PRICES)["scorers"] - warm(Load(off_hours_scorers=0), PRICES)["scorers"]
+    assert night == pytest.approx((730 - 136.5) * 0.0123425)
+    assert warm(Load(), PRICES)["scorers"] == pytest.approx(polling(Load(), PRICES)["scorers"])
+
+
+def test_what_always_runs_is_counted() -> None:
+    """Two gateways of 0.5 vCPU and 1 GB, two small services, six endpoints in two zones; counters are read at night."""
+    month = warm(Load(), PRICES)
+    tasks = 730 * (2 * 0.024685 + 2 * 0.0123425)
+    assert month["services"] == pytest.approx(tasks + 2 * 780_000 * 730 / 24 * 1.25e-7)
+    assert month["endpoints"] == pytest.approx(12 * 730 * 0.01)
+    assert task_per_batch(Load(), PRICES)["endpoints"] == pytest.approx(14 * 730 * 0.01)
+    assert scoring(month) == pytest.approx(
+        sum(month.values()) - month["services"] - month["endpoints"] - month["canaries"]
+    )
+
+
+def test_canaries_cost_what_quotes_cost_and_launch_tasks_in_task_mode() -> None:
+    """A play of 8 canaries each quarter of an hour, day and night: more quotes than 29 symbols give."""
+    load = replace(Load(), canary_quotes=100)
+    assert load.canary_quotes_a_month == pytest.approx(292_000)
+    alike = replace(load, symbols=1_000, hours_a_day=2.92, days_a_month=1, interval_seconds=36.0)
+    assert alike.quotes == pytest.approx(load.canary_quotes_a_month)
+    for design in (warm, task_per_batch, task_per_message):
+        month = design(alike, PRICES)
+        recorded = month["Lambda"] + month["DynamoDB"] + 3 * 29_200 * 5e-7
+        launched = 0 if design is warm else month["scorers"]
+        assert month["canaries"] == pytest.approx(recorded + launched)
+    assert warm(replace(load, canary_interval_seconds=0), PRICES)["canaries"] == 0
+
+
+def test_an_idle_queue_is_asked_too() -> None:
+    """By Lambda's five pollers each 20 s, and by a polling scorer when the market is closed."""
+    sent = 3 * 23_751 * 5e-7
+    assert warm(Load(), PRICES)["SQS"] == pytest.approx(sent + 5 * 730 * 180 * 5e-7)
+    assert polling(Load(), PRICES)["SQS"] == pytest.approx(sent + (730 - 136.5) * 180 * 5e-7)
+
+
+def test_units_of_the_table_are_those_that_were_measured() -> None:
+    """docs/data-model.md: 2.4 written and 2 read for a quote, 28 written for a detection, of which 1 % are."""
+    million = replace(Load(), symbols=1_000, interval_seconds=3_600.0, hours_a_day=10.0, days_a_month=100.0)
+    assert million.quotes == pytest.approx(1e6)
+    assert warm(million, PRICES)["DynamoDB"] == pytest.approx(1.50 + 0.175 + 0.25)
+
+
+def test_sizes_are_those_that_are_deployed() -> None:
+    shipped, load = read(), Load()
+    for task, vcpu, gb in (
+        (shipped.scorer, load.vcpu, load.memory_gb),
+        (shipped.ingest, load.vcpu, load.memory_gb),
+        (shipped.gateway, load.gateway_vcpu, load.gateway_gb),
+    ):
+        assert (task.cpu, task.memory_mib) == (vcpu * 1024, gb * 1024)
+    assert shipped.dispatch.memory_mib == load.lambda_gb * 1024
+    assert shipped.gateway.count == load.gateways
+    assert shipped.scorer.off_hours_minimum == load.off_hours_scorers
+    assert len(shipped.availability_zones) == load.zones
+    assert shipped.network.nat_gateways == 0, "then there are endpoints"
+    assert shipped.dispatch.canary_interval_seconds == load.canary_interval_seconds
+
+
+def test_the_region_asked_for_is_the_one_deployed_and_has_prices() -> None:
+    region = inspect.signature(cost_command).parameters["region"].default
+    assert region == read().region
+    prices, provenance = read_prices(region)
+    assert total(warm, Load(), prices) > total(warm, Load(), PRICES)
+    assert region in provenance
+
+
+@pytest.mark.parametrize(
+    ("load", "words"),
+    [
+        (Load(), ["warm: below the range (costs", "task per batch: below", "task per message: below"]),
+        (Load(off_hours_scorers=0), ["warm: within the range (saves 7", "task per batch: below the range (saves 4"]),
+        (Load(symbols=1, interval_seconds=3_600.0), ["task per batch: above the range (saves 9"]),
+        (Load(symbols=1), ["from 1 symbol on"]),
+    ],
+)
+def test_the_old_claim_is_judged_for_each_design(load: Load, words: list[str]) -> None:
+    text = io.StringIO()
+    assert cost(load, "us-east-1", None, None, Console(file=text, width=300)) == 0
+    for each in words:
+        assert each in text.getvalue()
+    assert "Left out: Secrets Manager" in text.getvalue()
+    assert "-0%" not in text.getvalue()
 
 
 def test_a_task_is_billed_for_a_minute_at_least() -> None:
-    short, minute, long = (task_per_batch(replace(Load(), task_seconds=s), PRICES)["Fargate"] for s in (5, 60, 120))
+    short, minute, long = (task_per_batch(replace(Load(), task_seconds=s), PRICES)["scorers"] for s in (5, 60, 120))
     assert short == minute
     assert long == pytest.approx(2 * minute)
 
@@ -52,7 +148,7 @@ def test_more_symbols_never_cost_less(one: int, other: int) -> None:
 
 
 def test_crossovers_are_where_the_cheapest_changes() -> None:
-    load = replace(Load(), interval_seconds=3_600.0)
+    load = replace(Load(), interval_seconds=3_600.0, off_hours_scorers=0, zones=0, canary_quotes=0)
     found = crossovers(load, PRICES, range(1, 1_000))
     assert found[0] == (1, "task per batch")
     (count, name) = found[1]
