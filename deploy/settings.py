@@ -1,15 +1,36 @@
 """What can be deployed: `settings.toml` as a checked model. A wrong value ends in one sentence, before any stack."""
 
+import re
 import tomllib
+from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
+from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from annotated_types import Le
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from services.dispatch.settings import DispatchSettings
+from services.domain.quote import name_violations
+from services.ingest.universe import symbols_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_FILE = REPOSITORY / "deploy" / "settings.toml"
 VISIBILITY_FACTOR = 6
 """Visibility over the Lambda's timeout: AWS's own advice, so that no batch comes again while it is being worked on."""
+
+_DAY = "(SUN|MON|TUE|WED|THU|FRI|SAT)"
+_DAYS = re.compile(rf"{_DAY}(-{_DAY})?(,{_DAY}(-{_DAY})?)*")
+_NETWORK_PREFIXES: Final = range(16, 19)
+"""A VPC takes /16 at most; three zones of a /20 each, and public subnets beside them, need a /18."""
+
+_IN_INFREQUENT_ACCESS_DAYS: Final = 30
+"""What S3 asks for before an object goes on to Glacier."""
+
+_MOST_TASKS = next(
+    bound.le for bound in DispatchSettings.model_fields["max_concurrent_tasks"].metadata if isinstance(bound, Le)
+)
+"""Above it a dispatcher refuses to start."""
 
 _CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
 _FARGATE_MEMORY_MIB = {
@@ -25,10 +46,42 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _network(text: str) -> str:
+    try:
+        network = IPv4Network(text)
+    except ValueError as error:
+        raise ValueError(f"{error}: must be a network like 10.20.0.0/16") from error
+    if network.prefixlen not in _NETWORK_PREFIXES:
+        raise ValueError(f"{text} must be from /{_NETWORK_PREFIXES[0]} to /{_NETWORK_PREFIXES[-1]}")
+    return text
+
+
+def _timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"{name!r} is no time zone of the IANA database, like America/New_York") from error
+    return name
+
+
+def _days(text: str) -> str:
+    if not _DAYS.fullmatch(text):
+        raise ValueError(f"{text!r} must be days like MON-FRI or MON,WED,FRI")
+    return text
+
+
+def _symbols(text: str) -> str:
+    symbols = symbols_of(text)
+    wrong = [each.description for symbol in symbols for each in name_violations(symbol=symbol)]
+    if wrong or not symbols:
+        raise ValueError(f"{text!r} must be default, large_caps, or tickers with commas: {'; '.join(wrong) or 'none'}")
+    return text
+
+
 class Network(_Section):
     """Addresses, ways out, and names."""
 
-    cidr: str = "10.20.0.0/16"
+    cidr: Annotated[str, AfterValidator(_network)] = "10.20.0.0/16"
     nat_gateways: int = Field(0, ge=0, le=3)
     namespace: str = Field("tapewatch.internal", pattern=r"^[a-z0-9.-]+$")
 
@@ -36,10 +89,16 @@ class Network(_Section):
 class MarketHours(_Section):
     """When the market is open, by the clock of its own time zone."""
 
-    timezone: str = "America/New_York"
-    days: str = "MON-FRI"
+    timezone: Annotated[str, AfterValidator(_timezone)] = "America/New_York"
+    days: Annotated[str, AfterValidator(_days)] = "MON-FRI"
     opens: str = Field("09:15", pattern=_CLOCK)
     closes: str = Field("16:15", pattern=_CLOCK)
+
+    @model_validator(mode="after")
+    def _opens_first(self) -> Self:
+        if self.opens >= self.closes:
+            raise ValueError(f"opens {self.opens} is not before closes {self.closes}, on the same day")
+        return self
 
     def cron(self, clock: str) -> str:
         """A clock time on the market's days, as EventBridge Scheduler and Application Auto Scaling take it.
@@ -68,7 +127,7 @@ class Dispatch(_Section):
     batch_size: int = Field(10, ge=1, le=10)
     maximum_concurrency: int = Field(10, ge=2, le=1000)
     canary_interval_seconds: int = Field(900, ge=0)
-    max_concurrent_tasks: int = Field(10, ge=1)
+    max_concurrent_tasks: int = Field(10, ge=1, le=_MOST_TASKS)
 
     @property
     def visibility_seconds(self) -> int:
@@ -94,7 +153,7 @@ class Ingest(Task):
     """The feed."""
 
     source: Literal["none", "yahoo"] = "none"
-    symbols: str = "default"
+    symbols: Annotated[str, AfterValidator(_symbols)] = "default"
     poll_interval_seconds: int = Field(60, ge=1)
 
 
@@ -128,13 +187,22 @@ class Lake(_Section):
     glacier_days: int = Field(365, ge=60)
     query_limit_gib: int = Field(50, ge=1)
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.glacier_days < self.infrequent_access_days + _IN_INFREQUENT_ACCESS_DAYS:
+            raise ValueError(
+                f"glacier_days {self.glacier_days} must be {_IN_INFREQUENT_ACCESS_DAYS} days or more after "
+                f"infrequent_access_days {self.infrequent_access_days}"
+            )
+        return self
+
 
 class Audit(_Section):
     """The copy that nobody can change."""
 
     lock_mode: Literal["GOVERNANCE", "COMPLIANCE"] = "GOVERNANCE"
     retention_years: int = Field(7, ge=1)
-    export_days: str = "SUN"
+    export_days: Annotated[str, AfterValidator(_days)] = "SUN"
 
 
 class Serving(_Section):
@@ -143,14 +211,14 @@ class Serving(_Section):
     events: bool = False
     oidc_issuer: str = ""
     dax: bool = False
-    dax_node_type: str = "dax.t3.small"
+    dax_node_type: str = Field("dax.t3.small", pattern=r"^dax\.[rt]\d[a-z]*\.(small|medium|\d*x?large)$")
     dax_nodes: int = Field(2, ge=1, le=10)
 
 
 class Monitoring(_Section):
     """Who is told of what."""
 
-    email: str = ""
+    email: str = Field("", pattern=r"^([^@\s]+@[^@\s]+\.[^@\s.]+)?$")
     monthly_budget_usd: int = Field(250, ge=1)
 
 
@@ -198,5 +266,8 @@ def read(path: Path = DEFAULT_FILE, **changes: Any) -> DeploySettings:
     try:
         return DeploySettings.model_validate(given)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+        problems = (
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        )
         raise SystemExit(f"{path}: " + "; ".join(problems)) from error

@@ -388,8 +388,41 @@ def test_glue_has_the_columns_that_the_gateway_writes(synthesized: Synthesize) -
         ({"gateway": {"memory_mib": 777}}, "Fargate has no task of 512 CPU units and 777 MiB"),
         ({"availability_zones": ["us-east-1a", "us-east-1b"]}, "us-east-1a, us-east-1b is not in eu-central-1"),
         ({"queue": {"surprise": 1}}, "queue.surprise"),
+        (
+            {"network": {"cidr": "banana"}},
+            "network.cidr: Expected 4 octets in 'banana': must be a network",
+        ),
+        ({"network": {"cidr": "10.20.0.1/16"}}, "10.20.0.1/16 has host bits set"),
+        ({"network": {"cidr": "10.20.0.0/24"}}, "10.20.0.0/24 must be from /16 to /18"),
+        ({"market_hours": {"timezone": "Mars/Olympus"}}, "'Mars/Olympus' is no time zone"),
+        ({"market_hours": {"timezone": "../etc"}}, "'../etc' is no time zone"),
+        ({"market_hours": {"days": "WEEKEND"}}, "market_hours.days: 'WEEKEND' must be days like MON-FRI"),
+        ({"market_hours": {"opens": "17:00"}}, "opens 17:00 is not before closes 16:15"),
+        ({"audit": {"export_days": "nonsense"}}, "audit.export_days: 'nonsense' must be days"),
+        ({"lake": {"infrequent_access_days": 365}}, "glacier_days 365 must be 30 days or more after"),
+        ({"serving": {"dax_node_type": "banana"}}, "serving.dax_node_type"),
+        ({"monitoring": {"email": "nobody"}}, "monitoring.email"),
+        ({"ingest": {"symbols": "aapl;;"}}, "'aapl;;' must be default, large_caps, or tickers with commas"),
+        ({"ingest": {"symbols": ","}}, "',' must be default"),
+        ({"dispatch": {"max_concurrent_tasks": 5_000}}, "dispatch.max_concurrent_tasks: Input should be less than"),
     ],
 )
 def test_wrong_settings_end_in_a_sentence(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SystemExit, match=re.escape(sentence)):
         read(**changes)
+
+
+def test_settings_that_can_be_deployed_are_taken() -> None:
+    taken = read(
+        network={"cidr": "10.0.64.0/18"},
+        market_hours={"timezone": "Europe/Berlin", "days": "MON,WED-FRI", "opens": "08:45", "closes": "17:45"},
+        audit={"export_days": "MON-FRI"},
+        lake={"infrequent_access_days": 30, "glacier_days": 60},
+        serving={"dax_node_type": "dax.r5.24xlarge"},
+        monitoring={"email": "surveillance@example.org"},
+        ingest={"symbols": "brk-b, ^GSPC"},
+        dispatch={"max_concurrent_tasks": 1_000},
+    )
+    assert taken.ingest.symbols == "brk-b, ^GSPC"
+    for kind in ("dax.t2.small", "dax.t3.medium", "dax.r4.large", "dax.r5.xlarge", "dax.r7i.2xlarge"):
+        assert read(serving={"dax_node_type": kind}).serving.dax_node_type == kind
