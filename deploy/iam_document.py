@@ -15,6 +15,7 @@ DOCUMENT: Final = REPOSITORY / "docs" / "iam.md"
 _EVERYTHING: dict[str, Any] = {
     "dispatch": {"mode": "task"},
     "serving": {"events": True, "dax": True},
+    "network": {"nat_gateways": 1},
 }
 """Settings under which every role and every permission exists."""
 

@@ -64,6 +64,8 @@ class MonitoringStack(Stack):
         self._dispatch_alarms(mesh)
         in_hours = self._surveillance_alarms()
         self._storage_alarms(storage)
+        if settings.serving.events:
+            self._push_alarm()
         self._only_in_market_hours(in_hours)
         self._dashboard(storage, mesh)
         self._budget()
@@ -185,6 +187,15 @@ class MonitoringStack(Stack):
             1,
         )
         return [silent, canary]
+
+    def _push_alarm(self) -> None:
+        self._alarm(
+            "push-behind",
+            "Alerts are recorded, and are not pushed to AppSync Events.",
+            service_metric(names.PUSH_BEHIND, "gateway", "Minimum"),  # 0 whenever a gateway had pushed all
+            1,
+            periods=2,
+        )
 
     def _storage_alarms(self, storage: StorageStack) -> None:
         throttled = storage.table.metric("WriteThrottleEvents", period=Duration.minutes(5), statistic="Sum")

@@ -249,6 +249,8 @@ class DeploySettings(_Section):
             raise ValueError(f"{', '.join(strangers)} is not in {self.region}")
         if self.ingest.source == "yahoo" and not self.network.nat_gateways:
             raise ValueError("ingest.source yahoo needs the internet: set network.nat_gateways to 1 or more")
+        if self.serving.events and not self.network.nat_gateways:
+            raise ValueError("serving.events needs the internet: set network.nat_gateways to 1 or more")
         return self
 
 

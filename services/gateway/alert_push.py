@@ -152,7 +152,9 @@ class AlertPush:
             except ConflictError:
                 return None  # another gateway's: look again
             self._taken = end
-        elif progress.pending != self._taken:
+            return end
+        self._behind.set(max(0, self._store.last_change() - progress.last))  # a push that fails must not look like none
+        if progress.pending != self._taken:
             self._batches = None
             if self._foreign is None or self._foreign[0] != progress.pending:
                 self._foreign = progress.pending, now

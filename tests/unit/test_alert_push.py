@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from services.domain.alert import AlertChange, AlertChangeKind, open_alert
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError
@@ -18,6 +21,7 @@ from services.gateway.change_feed import ChangeFeed
 from services.gateway.requests import resume_sequence
 from services.gateway.service import GatewayService
 from services.gateway.sqlite import SqliteStore
+from services.runtime import telemetry_names as names
 from tests.gateway_quotes import NOW, REASON, spike
 
 
@@ -111,6 +115,38 @@ async def test_a_failed_push_goes_on_with_what_is_left(tmp_path: Path) -> None:
     receiver.publish = publish  # type: ignore[method-assign]
     gateway.push.push(2.0)
     assert sorted(receiver.sequences) == [1, 2], "AAPL's is not pushed again"
+
+
+async def test_how_far_pushing_is_behind_is_said_while_nothing_can_be_pushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader])
+    monkeypatch.setattr(metrics, "get_meter", provider.get_meter)
+
+    def behind() -> list[object]:
+        data = reader.get_metrics_data()
+        scopes = data.resource_metrics[0].scope_metrics if data is not None else []
+        found = [metric for scope in scopes for metric in scope.metrics if metric.name == names.PUSH_BEHIND]
+        return [getattr(point, "value", None) for metric in found for point in metric.data.data_points]
+
+    receiver = Receiver()
+    pushing, other = (Gateway(tmp_path / "store.db", receiver) for _ in range(2))
+    for gateway in (pushing, other):
+        gateway.push.push(0.0)
+    assert behind() == [0]
+    receiver.failures = [DependencyUnavailableError("push", "away") for _ in range(3)]
+    for moment in range(3):
+        await pushing.record(spike(moment))
+        with pytest.raises(DependencyUnavailableError):
+            pushing.push.push(float(moment))
+        assert behind() == [moment + 1]
+        other.push.push(float(moment))
+        assert behind() == [moment + 1], "the gateway whose part it is not says so too"
+    while pushing.push.push(4.0):
+        pass
+    assert behind() == [0]
+    provider.shutdown()
 
 
 async def test_two_gateways_push_each_change_once(tmp_path: Path) -> None:
