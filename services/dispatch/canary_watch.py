@@ -39,7 +39,7 @@ class CanaryReport:
 
 
 class CanaryWatch:
-    """Plays all canaries every `interval_seconds`, and says whether they alerted.
+    """Plays all canaries every `interval_seconds`, and says whether they alerted within `deadline_seconds`.
 
     A play ends before the next one is due, so that what breaks is red within two intervals. `tell` is awaited with the
     report after every play.
@@ -51,9 +51,11 @@ class CanaryWatch:
         interval_seconds: float,
         clock: Callable[[], datetime],
         tell: Callable[[CanaryReport], Awaitable[None]],
+        deadline_seconds: float = DEADLINE_SECONDS,
     ) -> None:
         self._path = path
         self._interval = interval_seconds
+        self._deadline = min(deadline_seconds, _SHARE_OF_INTERVAL * interval_seconds)
         self._clock = clock
         self._tell = tell
         self.report = CanaryReport(CanaryState.NOT_PLAYED, interval_seconds)
@@ -65,8 +67,7 @@ class CanaryWatch:
         try:
             while not draining.is_set():
                 begun = loop.time()
-                deadline = min(DEADLINE_SECONDS, _SHARE_OF_INTERVAL * self._interval)
-                playing = asyncio.create_task(play(self._path, CANARIES, self._clock, deadline))
+                playing = asyncio.create_task(play(self._path, CANARIES, self._clock, self._deadline))
                 await asyncio.wait({playing, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if not playing.done():  # a play that the drain cut short says nothing
                     playing.cancel()

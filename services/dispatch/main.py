@@ -116,7 +116,8 @@ async def _watch_canaries(lifetime: Lifetime, settings: DispatchSettings, gatewa
         await lifetime.set_named(HEALTH_SERVICE_CANARY, report.state is CanaryState.GREEN)
 
     path = LivePathClient(ingest, gateway)
-    watch = CanaryWatch(path, settings.canary_interval_seconds, lambda: datetime.now(UTC), tell)
+    interval, deadline = settings.canary_interval_seconds, settings.canary_deadline
+    watch = CanaryWatch(path, interval, lambda: datetime.now(UTC), tell, deadline)
     metrics = CanaryMetrics(lambda: watch.report)
     await lifetime.set_named(HEALTH_SERVICE_CANARY, None)
     lifetime.spawn(watch.run(lifetime.draining), "canaries")

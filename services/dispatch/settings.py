@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from services.pipeline.batch_files import BatchSettings
+from services.pipeline.canary_play import DEADLINE_SECONDS, TASKS_DEADLINE_SECONDS
 from services.queue.settings import QueueSettings
 from services.runtime.settings import ADDRESS, ADDRESSES, ServerSettings
 
@@ -24,6 +25,12 @@ class DispatchSettings(ServerSettings, QueueSettings, BatchSettings):
         0.0,
         ge=0,
         description="time between plays of the canaries, known manipulations that must alert, seconds; 0 plays none",
+    )
+    canary_deadline_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="time in which a canary must alert, at most 0.9 of the interval, seconds; 0 is 120 in `warm` mode, "
+        "else 1800, since its batches go by tasks one after the other",
     )
     event_source: str = Field(
         "embedded", pattern="^(embedded|none)$", description="`embedded` consumes the queue here; `none` with Lambda"
@@ -56,6 +63,12 @@ class DispatchSettings(ServerSettings, QueueSettings, BatchSettings):
     ecs_subnet_ids: str = Field("", description="subnets that tasks run in; several with commas")
     ecs_security_group_ids: str = Field("", description="security groups of tasks; several with commas")
     ecs_assign_public_ip: bool = Field(False, description="give tasks a public address, for subnets without NAT")
+
+    @property
+    def canary_deadline(self) -> float:
+        """The time in which a canary must alert, seconds: as set, or else what the mode needs."""
+        by_mode = DEADLINE_SECONDS if self.dispatch_mode == "warm" else TASKS_DEADLINE_SECONDS
+        return self.canary_deadline_seconds or by_mode
 
     @property
     def ledger_retention(self) -> timedelta:

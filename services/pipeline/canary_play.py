@@ -16,6 +16,10 @@ from services.pipeline.ports import Cursors
 
 DEADLINE_SECONDS = 120.0
 """A canary alerts within two minutes, or it is missed."""
+TASKS_DEADLINE_SECONDS = 1800.0
+"""The same where one-shot tasks score: a play's bars are some fifty batches of ten, those of a symbol one after the
+other, and a task on Fargate takes up to a minute to start.
+"""
 _LOOK_SECONDS = 0.2
 _RETRY_SECONDS = 0.5
 _log = logging.getLogger(__name__)

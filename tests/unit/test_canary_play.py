@@ -13,6 +13,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from services.dispatch.canary_watch import CanaryReport, CanaryState, CanaryWatch
 from services.dispatch.convert import canaries_to_proto
 from services.dispatch.metrics import CanaryMetrics
+from services.dispatch.settings import DispatchSettings
 from services.domain.alert import Alert, add_detection, open_alert
 from services.domain.canary import CANARIES
 from services.domain.errors import DependencyUnavailableError, FieldViolation, InvalidQuoteError
@@ -210,6 +211,33 @@ async def test_a_missed_canary_is_red_within_two_intervals_and_green_again_after
     starts = [report.play_time for report in reports]
     steps = [b - a for a, b in itertools.pairwise(starts) if a and b]
     assert all(timedelta(seconds=interval * 0.4) < step < timedelta(seconds=interval * 2) for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "seconds"),
+    [("warm", 0.0, 120.0), ("task", 0.0, 1800.0), ("auto", 0.0, 1800.0), ("task", 240.0, 240.0)],
+)
+def test_the_deadline_follows_the_mode(mode: str, given: float, seconds: float) -> None:
+    settings = DispatchSettings(dispatch_mode=mode, canary_deadline_seconds=given)  # type: ignore[arg-type]
+    assert settings.canary_deadline == seconds
+
+
+@pytest.mark.parametrize(("interval", "deadline", "words"), [(30.0, 0.4, "within 0 s"), (1.0, 60.0, "within 1 s")])
+async def test_a_play_ends_at_its_deadline_and_before_the_next(interval: float, deadline: float, words: str) -> None:
+    path = Path()
+    path.records = False
+    path.blind = {canary.symbol for canary in CANARIES}
+    told: list[CanaryReport] = []
+
+    async def tell(report: CanaryReport) -> None:
+        told.append(report)
+        draining.set()
+
+    draining = asyncio.Event()
+    begun = asyncio.get_running_loop().time()
+    await asyncio.wait_for(CanaryWatch(path, interval, now, tell, deadline).run(draining), 10)
+    assert asyncio.get_running_loop().time() - begun < 5.0
+    assert all(words in outcome.problem for outcome in told[0].outcomes)
 
 
 async def test_a_play_that_the_drain_cuts_short_says_nothing() -> None:
