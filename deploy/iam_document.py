@@ -13,7 +13,7 @@ from deploy.settings import REPOSITORY, read
 
 DOCUMENT: Final = REPOSITORY / "docs" / "iam.md"
 _EVERYTHING: dict[str, Any] = {
-    "dispatch": {"mode": "task"},
+    "dispatch": {"mode": "task", "canary_interval_seconds": 3600},
     "serving": {"events": True, "dax": True},
     "network": {"nat_gateways": 1},
 }

@@ -35,6 +35,13 @@ _TABLE = (
 _PROGRESS = ("dynamodb:GetItem", "dynamodb:Query", "dynamodb:PutItem")
 _PARTS = ("s3:PutObject", "s3:AbortMultipartUpload")
 
+_NOT_STARTED = (
+    "SERVICE_TASK_PLACEMENT_FAILURE",
+    "SERVICE_TASK_CONFIGURATION_FAILURE",
+    "SERVICE_TASK_START_IMPAIRED",
+)
+"""What ECS says of a service whose tasks it cannot start."""
+
 
 def allow(role: iam.Role, sid: str, actions: tuple[str, ...], *resources: str) -> None:
     """Let a role do exactly this."""
@@ -80,7 +87,7 @@ class MeshStack(Stack):
         self.dispatcher = dispatch_function(self, self._scene, code)
         self.dispatcher.tell(self._tasks.environment())
         self._tasks.permit(self.dispatcher.role)
-        self._tasks.reconcile(code)
+        self.reconciler = self._tasks.reconcile(code)
         self.failures = self._task_failures()
 
     def _service(
@@ -255,24 +262,29 @@ class MeshStack(Stack):
         ]
 
     def _task_failures(self) -> events.CfnRule:
-        """Counts tasks that ended otherwise than by being told to: the alarm on this rule's matches."""
+        """Counts tasks that failed and tasks that a service cannot get: the alarm on this rule's matches."""
+        stopped = {"lastStatus": ["STOPPED"]}
         return events.CfnRule(
             self,
             "TaskFailures",
             name=f"{self._scene.settings.name}-task-failures",
-            description="A task of the mesh failed, was not started, or ran out of memory",
+            description="A task of the mesh failed, was not started or placed, or ran out of memory",
             event_pattern={
                 "source": ["aws.ecs"],
-                "detail-type": ["ECS Task State Change"],
+                "detail-type": ["ECS Task State Change", "ECS Service Action"],
                 "detail": {
                     "clusterArn": [self.cluster.cluster_arn],
-                    "lastStatus": ["STOPPED"],
                     "$or": [  # a container that never started has no exit code, which anything-but would ask for
-                        {"stopCode": ["TaskFailedToStart", "TerminationNotice"]},
-                        {
+                        stopped | {"stopCode": ["TaskFailedToStart", "TerminationNotice"]},
+                        stopped
+                        | {
                             "stopCode": ["EssentialContainerExited"],
                             "containers": {"exitCode": [{"anything-but": 0}]},
                         },
+                        # Its scheduler also stops what scaling and deployments replace: those are no failures.
+                        stopped
+                        | {"stopCode": ["ServiceSchedulerInitiated"], "stoppedReason": [{"prefix": "Task failed "}]},
+                        {"eventName": list(_NOT_STARTED)},
                     ],
                 },
             },

@@ -17,6 +17,7 @@ from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
 from constructs import Construct
 
+from deploy.functions import MeshFunction
 from deploy.mesh import MeshStack
 from deploy.settings import DeploySettings
 from deploy.storage import StorageStack
@@ -161,6 +162,25 @@ class MonitoringStack(Stack):
             1,
         )
 
+        if mesh.reconciler is not None:
+            self._task_mode_alarms(mesh.reconciler)
+
+    def _task_mode_alarms(self, reconciler: MeshFunction) -> None:
+        self._alarm(
+            "oldest-batch",
+            "A batch of task mode is not recorded for longer than it should be, or nobody says whether it is.",
+            service_metric(names.BATCH_OLDEST, "dispatch", "Maximum"),
+            self._settings.dispatch.oldest_batch_alarm_seconds,
+            periods=3,
+            missing=_MISSING.BREACHING,
+        )
+        self._alarm(
+            "reconcile-errors",
+            "The reconciler's Lambda crashed or ran out of time: it answers what is in the way, it does not fail.",
+            reconciler.function.metric_errors(period=Duration.minutes(5)),
+            1,
+        )
+
     def _surveillance_alarms(self) -> list[cloudwatch.Alarm]:
         """Those that only mean something while the market is open."""
         silent = self._alarm(
@@ -171,7 +191,18 @@ class MonitoringStack(Stack):
             periods=2,
             missing=_MISSING.BREACHING,
         )
-        canary = self._alarm(
+        self._alarm(
+            "score-mismatch",
+            "A quote that came again got another score: replay and live differ.",
+            service_metric(names.SCORES_MISMATCHED, "gateway", "Sum"),
+            1,
+        )
+        if not self._settings.dispatch.canary_interval_seconds:
+            return [silent]  # nobody plays any, which is no failure
+        return [silent, self._canary_alarm()]
+
+    def _canary_alarm(self) -> cloudwatch.Alarm:
+        return self._alarm(
             "canary-missed",
             "A known manipulation raised no alert, or none was played.",
             service_metric(names.CANARY_HEALTHY, "dispatch", "Minimum"),
@@ -180,13 +211,6 @@ class MonitoringStack(Stack):
             periods=2,
             missing=_MISSING.BREACHING,
         )
-        self._alarm(
-            "score-mismatch",
-            "A quote that came again got another score: replay and live differ.",
-            service_metric(names.SCORES_MISMATCHED, "gateway", "Sum"),
-            1,
-        )
-        return [silent, canary]
 
     def _push_alarm(self) -> None:
         self._alarm(

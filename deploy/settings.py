@@ -10,9 +10,11 @@ from zoneinfo import ZoneInfo
 from annotated_types import Le
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from services.dispatch.canary_watch import SHARE_OF_INTERVAL
 from services.dispatch.settings import DispatchSettings
 from services.domain.quote import name_violations
 from services.ingest.universe import symbols_of
+from services.pipeline.canary_play import TASKS_DEADLINE_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_FILE = REPOSITORY / "deploy" / "settings.toml"
@@ -128,6 +130,7 @@ class Dispatch(_Section):
     maximum_concurrency: int = Field(10, ge=2, le=1000)
     canary_interval_seconds: int = Field(900, ge=0)
     max_concurrent_tasks: int = Field(10, ge=1, le=_MOST_TASKS)
+    oldest_batch_alarm_seconds: int = Field(1800, ge=60)
 
     @property
     def visibility_seconds(self) -> int:
@@ -249,6 +252,12 @@ class DeploySettings(_Section):
             raise ValueError(f"{', '.join(strangers)} is not in {self.region}")
         if self.ingest.source == "yahoo" and not self.network.nat_gateways:
             raise ValueError("ingest.source yahoo needs the internet: set network.nat_gateways to 1 or more")
+        least = TASKS_DEADLINE_SECONDS / SHARE_OF_INTERVAL
+        if self.dispatch.mode == "task" and 0 < self.dispatch.canary_interval_seconds < least:
+            raise ValueError(
+                "dispatch.mode task scores canaries one batch after the other: set dispatch.canary_interval_seconds to "
+                f"{least:.0f} or more, or to 0 for none"
+            )
         if self.serving.events and not self.network.nat_gateways:
             raise ValueError("serving.events needs the internet: set network.nat_gateways to 1 or more")
         return self

@@ -12,7 +12,7 @@ from services.pipeline.canary_play import DEADLINE_SECONDS, LivePath, play
 from services.runtime.stopping import stopped_within
 
 HEALTH_SERVICE = "tapewatch.canary"
-_SHARE_OF_INTERVAL = 0.9
+SHARE_OF_INTERVAL = 0.9
 """The longest play: a break just after one began is red before the next but one would begin."""
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class CanaryWatch:
     ) -> None:
         self._path = path
         self._interval = interval_seconds
-        self._deadline = min(deadline_seconds, _SHARE_OF_INTERVAL * interval_seconds)
+        self._deadline = min(deadline_seconds, SHARE_OF_INTERVAL * interval_seconds)
         self._clock = clock
         self._tell = tell
         self.report = CanaryReport(CanaryState.NOT_PLAYED, interval_seconds)

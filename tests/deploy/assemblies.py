@@ -17,7 +17,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
                    "gateway": {"count": 3, "cpu": 1024, "memory_mib": 2048}, "architecture": "x86_64",
                    "availability_zones": ["eu-central-1a", "eu-central-1b", "eu-central-1c"],
                    "monitoring": {"email": "surveillance@example.com"}},
-    "tasks": {"name": "trial-tasks", "dispatch": {"mode": "task"}},
+    "tasks": {"name": "trial-tasks", "dispatch": {"mode": "task", "canary_interval_seconds": 3600}},
 }  # fmt: skip
 
 

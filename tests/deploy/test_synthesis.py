@@ -18,7 +18,7 @@ from deploy.policies import ACCOUNT, Templates, allowed
 from deploy.settings import REPOSITORY, read
 from services.runtime import telemetry_names
 from services.runtime.dynamodb_table import DynamoDbTable
-from tests.deploy.assemblies import VARIANTS
+from tests.deploy.assemblies import VARIANTS, Assembly
 from tests.deploy.conftest import Synthesize
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -353,6 +353,57 @@ def test_every_alarm_may_tell_the_topic(variant: str, synthesized: Synthesize) -
     assert not any(allowed(stranger[topic], "sns:Publish", topic, encrypted) for topic in told)
 
 
+def test_only_task_mode_watches_its_batches_and_its_reconciler(synthesized: Synthesize) -> None:
+    def alarms(variant: str) -> dict[str, Any]:
+        return {p["AlarmName"]: p for _, p in synthesized(variant).resources("AWS::CloudWatch::Alarm")}
+
+    tasks, small = alarms("tasks"), alarms("small")
+    ours = {"oldest-batch", "reconcile-errors"}
+    assert {n.removeprefix("trial-tasks-") for n in tasks} - {n.removeprefix("tapewatch-") for n in small} == ours
+    oldest, errors = tasks["trial-tasks-oldest-batch"], tasks["trial-tasks-reconcile-errors"]
+    assert (oldest["Threshold"], oldest["TreatMissingData"]) == (1800, "breaching")
+    assert oldest["Dimensions"] == [{"Name": "service.name", "Value": "tapewatch-dispatch"}]
+    assert (errors["Namespace"], errors["MetricName"]) == ("AWS/Lambda", "Errors")
+    assert "Reconciler" in str(errors["Dimensions"])
+
+
+def test_failures_of_tasks_and_of_their_placement_are_counted(synthesized: Synthesize) -> None:
+    rules = {p["Name"]: p["EventPattern"] for _, p in synthesized("small").resources("AWS::Events::Rule")}
+    pattern = rules["tapewatch-task-failures"]
+    assert set(pattern["detail-type"]) == {"ECS Task State Change", "ECS Service Action"}
+
+    def counted(**detail: str) -> bool:
+        def matches(wanted: list[Any], given: str | None) -> bool:
+            return given is not None and any(
+                given.startswith(one["prefix"]) if isinstance(one, dict) else given == one for one in wanted
+            )
+
+        simple = [each for each in pattern["detail"]["$or"] if "containers" not in each]
+        return any(all(matches(wanted, detail.get(key)) for key, wanted in each.items()) for each in simple)
+
+    stopped = {"lastStatus": "STOPPED", "stopCode": "ServiceSchedulerInitiated"}
+    assert counted(**stopped, stoppedReason="Task failed container health checks")
+    assert not counted(**stopped, stoppedReason="Scaling activity initiated by (deployment ecs-svc/1)")
+    assert counted(lastStatus="STOPPED", stopCode="TaskFailedToStart")
+    assert not counted(lastStatus="DEACTIVATING", stopCode="TaskFailedToStart")
+    assert counted(eventName="SERVICE_TASK_PLACEMENT_FAILURE")
+    assert not counted(eventName="SERVICE_STEADY_STATE")
+
+
+def test_canaries_that_nobody_plays_are_not_missed(code: Path, tmp_path: Path) -> None:
+    from deploy.app import build
+
+    application = build(read(dispatch={"canary_interval_seconds": 0}), code, tmp_path)
+    application.app.synth()
+    assembly = Assembly(Path(application.app.outdir), application.prefix)
+    names = {p["AlarmName"] for _, p in assembly.resources("AWS::CloudWatch::Alarm")}
+    assert "tapewatch-silent-symbol" in names
+    assert "tapewatch-canary-missed" not in names
+    schedules = " ".join(str(p["Target"]) for _, p in assembly.resources("AWS::Scheduler::Schedule"))
+    assert "SilentSymbol" in schedules
+    assert "CanaryMissed" not in schedules
+
+
 def test_every_alarm_has_its_section_in_operations(synthesized: Synthesize) -> None:
     text = (REPOSITORY / "docs" / "operations.md").read_text()
     headings = set(re.findall(r"^### `([a-z-]+)`$", text, re.MULTILINE))
@@ -385,6 +436,7 @@ def test_glue_has_the_columns_that_the_gateway_writes(synthesized: Synthesize) -
     ("changes", "sentence"),
     [
         ({"ingest": {"source": "yahoo"}}, "network.nat_gateways"),
+        ({"dispatch": {"mode": "task"}}, "set dispatch.canary_interval_seconds to 2000 or more, or to 0"),
         ({"serving": {"events": True}}, "serving.events needs the internet: set network.nat_gateways"),
         ({"scorer": {"minimum": 9}}, "scorer.maximum is below a minimum"),
         ({"gateway": {"memory_mib": 777}}, "Fargate has no task of 512 CPU units and 777 MiB"),

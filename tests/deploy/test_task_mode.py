@@ -224,6 +224,15 @@ def test_the_rules_take_the_events_that_ecs_sends(flow: TaskFlow) -> None:
     assert not taken("task-failures", lastStatus="STOPPED", stopCode="UserInitiated", containers=killed)
     never = [{"name": "certificates", "lastStatus": "STOPPED"}, {"name": "scorer", "lastStatus": "STOPPED"}]
     assert taken("task-failures", lastStatus="STOPPED", stopCode="TaskFailedToStart", containers=never)
+    scheduled = {"lastStatus": "STOPPED", "stopCode": "ServiceSchedulerInitiated", "containers": killed}
+    assert taken("task-failures", **scheduled, stoppedReason="Task failed container health checks")
+    assert not taken("task-failures", **scheduled, stoppedReason="Scaling activity initiated by (deployment ecs-svc/1)")
+    placed = {"detail-type": "ECS Service Action", "source": "aws.ecs", "account": ACCOUNT, "region": REGION}
+    for name, counts in (("SERVICE_TASK_PLACEMENT_FAILURE", True), ("SERVICE_STEADY_STATE", False)):
+        detail = {"eventName": name, "clusterArn": f"arn:aws:ecs:{REGION}:{ACCOUNT}:cluster/{NAME}"}
+        pattern = events.describe_rule(Name=f"{NAME}-task-failures")["EventPattern"]
+        answer = events.test_event_pattern(EventPattern=pattern, Event=json.dumps(placed | {"detail": detail}))
+        assert answer["Result"] is counts, name
 
 
 def test_the_reconcilers_rules_call_it(flow: TaskFlow, capsys: pytest.CaptureFixture[str]) -> None:
