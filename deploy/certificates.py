@@ -16,18 +16,21 @@ import argparse
 import datetime
 import json
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import boto3
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deploy.settings import DEFAULT_FILE, DeploySettings, read
+from services.domain.errors import TapewatchError
+from services.runtime.aws import AwsResource, open_client
+from services.runtime.errors import exit_code_of
 from services.runtime.secret_files import REFRESH_SECONDS
 
 SERVICES: Final = ("ingest", "dispatch", "scorer", "gateway", "lambda")
@@ -178,18 +181,35 @@ def main() -> None:
     if given.env_folder is not None:
         print(*write_env_files(given.env_folder, settings), sep="\n")
         return
-    client = boto3.client("secretsmanager", region_name=settings.region)
-    if given.renew:
+    secrets_of = AwsResource(
+        "Secrets Manager",
+        "secret",
+        f"{settings.name}/tls/<service>",
+        f"name in {given.settings}",
+        ("secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue"),
+        settings.region,
+    )
+    try:
+        client = open_client("secretsmanager", settings.region, secrets_of, "give --env-folder", read_seconds=20.0)
+        with secrets_of.translated():
+            print(_renewed(client, settings, given.pause_seconds) if given.renew else _filled(client, settings))
+    except TapewatchError as error:
+        print(f"deploy.certificates: {error.message}", file=sys.stderr)
+        raise SystemExit(exit_code_of(error)) from None
 
-        def pause(done: str) -> None:
-            print(f"{done}; going on in {given.pause_seconds:.0f} s", flush=True)
-            time.sleep(given.pause_seconds)
 
-        renew(client, settings, pause)
-        print("renewed: the former authority is forgotten")
-        return
+def _filled(client: Any, settings: DeploySettings) -> str:
     written = fill(client, settings)
-    print(f"certificates: {', '.join(written) if written else 'all secrets have some'}")
+    return f"certificates: {', '.join(written) if written else 'all secrets have some'}"
+
+
+def _renewed(client: Any, settings: DeploySettings, pause_seconds: float) -> str:
+    def pause(done: str) -> None:
+        print(f"{done}; going on in {pause_seconds:.0f} s", flush=True)
+        time.sleep(pause_seconds)
+
+    renew(client, settings, pause)
+    return "renewed: the former authority is forgotten"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ boto3 is optional and slow to import, so nothing here imports it before it is as
 (`AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_<SERVICE>`) and profiles are the default chain's: none is ours.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -94,7 +95,8 @@ class AwsResource:
         except aws.ClientError as error:
             raise self.error_of(error.response.get("Error", {})) from error
         except aws.EndpointConnectionError as error:
-            where = self.region or "the configured region"
+            named = (self.region, os.environ.get("AWS_REGION"), os.environ.get("AWS_DEFAULT_REGION"))
+            where = next(filter(None, named), "the configured region")
             raise DependencyUnavailableError(
                 self.dependency, f"{self}: {error} (is there a network, and is {where} a region of AWS?)"
             ) from error

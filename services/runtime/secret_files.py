@@ -64,10 +64,13 @@ def refresh_secret_files(arn: str, paths: Mapping[str, str]) -> list[Path]:
     """
     try:
         fields = json.loads(_value(arn, TLS_SECRET_ARN))
-        pems = {variable: str(fields[field]) for variable, field in FIELDS.items()}
+        pems = {variable: str(fields[field]) for variable, field in FIELDS.items() if fields[field]}
+        if missing := sorted(FIELDS.keys() - pems.keys()):
+            raise KeyError(*missing)
     except (ValueError, KeyError, TypeError) as error:
         raise NotConfiguredError(
-            f"the secret {arn} has not all of {', '.join(FIELDS.values())}", f"set {TLS_SECRET_ARN} to a filled one"
+            f"the secret {arn} has not all of {', '.join(FIELDS.values())}",
+            f"fill it (python -m deploy.certificates), or set {TLS_SECRET_ARN} to one that is filled",
         ) from error
     changed = [name for name, pem in pems.items() if not _has(Path(paths[name]), pem)]
     return [_write(Path(paths[name]), pems[name], name) for name in changed]
@@ -130,7 +133,10 @@ def _value(arn: str, setting: str) -> str:
     resource = AwsResource("secrets", "secret", arn, setting, ("secretsmanager:GetSecretValue",))
     client = open_client("secretsmanager", "", resource, f"leave {setting} empty", read_seconds=_ANSWER_SECONDS)
     with resource.translated():
-        value: str = client.get_secret_value(SecretId=arn)["SecretString"]
+        found = client.get_secret_value(SecretId=arn)
+    if not found.get("SecretString"):
+        raise NotConfiguredError(f"the secret {arn} holds no text", f"fill it, or set {setting} to one that is filled")
+    value: str = found["SecretString"]
     return value
 
 

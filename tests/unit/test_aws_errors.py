@@ -56,6 +56,21 @@ def test_a_refusal_says_what_to_do(error: Exception, kind: type[TapewatchError],
         raise error
 
 
+@pytest.mark.parametrize("variable", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_an_endpoint_that_is_not_reached_names_the_region_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for each in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(each, raising=False)
+    away = EndpointConnectionError(endpoint_url="https://sqs.mars-1")
+    anywhere = AwsResource("queue", "queue", "https://q.fifo", "SQS_QUEUE_URL", ("sqs:SendMessage",))
+    with pytest.raises(DependencyUnavailableError, match="is the configured region a region"), anywhere.translated():
+        raise away
+    monkeypatch.setenv(variable, "mars-1")
+    with pytest.raises(DependencyUnavailableError, match="is mars-1 a region"), anywhere.translated():
+        raise away
+
+
 @pytest.mark.parametrize("code", sorted(THROTTLED))
 def test_every_throttle_is_tried_again_later(code: str) -> None:
     raised = QUEUE.error_of({"Code": code})

@@ -88,6 +88,34 @@ def test_a_lambda_fetches_its_certificates_and_token_and_goes_on_asking_for_cert
         assert "TLS_SECRET_ARN" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["random text", "{}", "[]", "null", '{"certificate": "c", "key": "", "authority": "a"}'],
+)
+def test_a_lambda_whose_tls_secret_is_not_filled_says_so(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.delenv("TOKEN_SECRET_ARN", raising=False)
+    with mock_aws():
+        arn = boto3.client("secretsmanager").create_secret(Name="tls", SecretString=value)["ARN"]
+        monkeypatch.setenv("TLS_SECRET_ARN", arn)
+        with pytest.raises(NotConfiguredError, match=r"certificate, key, authority: fill it .*deploy\.certificates"):
+            LambdaSecrets()
+
+
+def test_a_token_that_is_no_text_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.delenv("TLS_SECRET_ARN", raising=False)
+    with mock_aws():
+        arn = boto3.client("secretsmanager").create_secret(Name="token", SecretBinary=b"t0ken")["ARN"]
+        monkeypatch.setenv("TOKEN_SECRET_ARN", arn)
+        with pytest.raises(NotConfiguredError, match="holds no text: fill it, or set TOKEN_SECRET_ARN"):
+            LambdaSecrets()
+
+
 def test_only_what_changed_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(variable, "test")
