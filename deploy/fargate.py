@@ -15,6 +15,7 @@ from deploy.images import Images
 from deploy.network import PORTS, TELEMETRY_PORT, NetworkStack
 from deploy.settings import DeploySettings, Task
 from deploy.storage import StorageStack
+from services.runtime.secret_files import THRESHOLD_FILE, THRESHOLD_JSON
 
 TLS_FOLDER: Final = "/run/tapewatch"
 STATE_FOLDER: Final = "/var/lib/tapewatch"
@@ -109,7 +110,7 @@ def task_definition(
         command=["tapewatch", "secret-files"],
         essential=False,
         readonly_root_filesystem=True,
-        environment=dict(TLS_FILES),
+        environment=TLS_FILES | _threshold(scene, service),
         secrets={
             "TLS_CERT_PEM": ecs.Secret.from_secrets_manager(secret, "certificate"),
             "TLS_KEY_PEM": ecs.Secret.from_secrets_manager(secret, "key"),
@@ -187,6 +188,10 @@ def _environment(scene: Scene, service: str, serves: bool) -> dict[str, str]:
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{TELEMETRY_PORT}",
         "TAPEWATCH_DIR": STATE_FOLDER,
     }
+    if service == "scorer":
+        common |= {key: value for key, value in _threshold(scene, service).items() if key == THRESHOLD_FILE}
+        if scene.settings.model.version:
+            common["MODEL_VERSION"] = scene.settings.model.version
     if not serves:
         return common
     return common | {
@@ -196,6 +201,12 @@ def _environment(scene: Scene, service: str, serves: bool) -> dict[str, str]:
         "TLS_CLIENT_CA_FILE": TLS_FILES["TLS_CA_FILE"],
         "SHUTDOWN_GRACE_SECONDS": "25",
     }
+
+
+def _threshold(scene: Scene, service: str) -> dict[str, str]:
+    """A scorer's calibrated threshold: the file, and what the first container writes there. Empty without one."""
+    text = scene.settings.model.threshold_json if service == "scorer" else ""
+    return {THRESHOLD_FILE: f"{TLS_FOLDER}/threshold.json", THRESHOLD_JSON: text} if text else {}
 
 
 def _health_check(service: str) -> ecs.HealthCheck:

@@ -12,12 +12,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from services.dispatch.canary_watch import SHARE_OF_INTERVAL
 from services.dispatch.settings import DispatchSettings
+from services.domain.model import METADATA_FILE
 from services.domain.quote import name_violations
+from services.domain.threshold import ThresholdCalibration
 from services.ingest.universe import symbols_of
 from services.pipeline.canary_play import TASKS_DEADLINE_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_FILE = REPOSITORY / "deploy" / "settings.toml"
+_MODELS = REPOSITORY / "services" / "scorer" / "models"
 VISIBILITY_FACTOR = 6
 """Visibility over the Lambda's timeout: AWS's own advice, so that no batch comes again while it is being worked on."""
 
@@ -160,6 +163,37 @@ class Ingest(Task):
     poll_interval_seconds: int = Field(60, ge=1)
 
 
+class Model(_Section):
+    """Which model the scorers serve, and at which threshold."""
+
+    version: str = ""
+    threshold: str = ""
+
+    @property
+    def threshold_json(self) -> str:
+        """What is in the calibrated threshold's file; empty without one."""
+        return (REPOSITORY / self.threshold).read_text(encoding="utf-8") if self.threshold else ""
+
+    @model_validator(mode="after")
+    def _there(self) -> Self:
+        there = sorted(path.parent.name for path in _MODELS.glob(f"*/{METADATA_FILE}"))
+        if self.version and self.version not in there:
+            raise ValueError(
+                f"version {self.version!r} is not in services/scorer/models, where there is {', '.join(there)}"
+            )
+        if not self.threshold:
+            return self
+        try:
+            made_for = ThresholdCalibration.from_json(self.threshold_json).model_version
+        except OSError as error:
+            raise ValueError(f"threshold {self.threshold} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ValueError(f"threshold {self.threshold} {error}") from error
+        if made_for != self.version:
+            raise ValueError(f"threshold {self.threshold} is for version {made_for!r}: set version to it")
+        return self
+
+
 class Scorer(Task):
     """The warm pool, and the size of a one-shot task."""
 
@@ -239,6 +273,7 @@ class DeploySettings(_Section):
     queue: Queue = Queue()
     dispatch: Dispatch = Dispatch()
     ingest: Ingest = Ingest()
+    model: Model = Model()
     scorer: Scorer = Scorer()
     gateway: Gateway = Gateway(cpu=512, memory_mib=1024)
     lake: Lake = Lake()

@@ -23,6 +23,10 @@ from services.runtime.stopping import stopped_within
 FILES: Final = {"TLS_CERT_FILE": "TLS_CERT_PEM", "TLS_KEY_FILE": "TLS_KEY_PEM", "TLS_CA_FILE": "TLS_CA_PEM"}
 """Variable with a file's path, to the variable with what belongs into it."""
 
+THRESHOLD_FILE: Final = "THRESHOLD_FILE"
+THRESHOLD_JSON: Final = "THRESHOLD_JSON"
+"""What belongs into THRESHOLD_FILE, where the deployment brings it; a file that is there without it stays."""
+
 FIELDS: Final = {"TLS_CERT_FILE": "certificate", "TLS_KEY_FILE": "key", "TLS_CA_FILE": "authority"}
 """Variable with a file's path, to the field of a TLS secret that belongs into it."""
 
@@ -37,9 +41,9 @@ _log = logging.getLogger(__name__)
 
 
 def write_secret_files(environment: Mapping[str, str]) -> list[Path]:
-    """Write each PEM that the environment has to the path that it names. Returns the paths.
+    """Write each PEM, and the threshold, that the environment has to the path that it names. Returns the paths.
 
-    Raises: NotConfiguredError when a path has no PEM, or cannot be written.
+    Raises: NotConfiguredError when a certificate's path has no PEM, or cannot be written.
     """
     written = []
     for path_variable, pem_variable in FILES.items():
@@ -49,6 +53,9 @@ def write_secret_files(environment: Mapping[str, str]) -> list[Path]:
         if not pem:
             raise NotConfiguredError(f"there is nothing to write to {path}", f"set {pem_variable}")
         written.append(_write(Path(path), pem, path_variable))
+    path, text = environment.get(THRESHOLD_FILE, ""), environment.get(THRESHOLD_JSON, "")
+    if path and text:
+        written.append(_write(Path(path), text, THRESHOLD_FILE))
     return written
 
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from deploy.nag import ACKNOWLEDGED
 from deploy.network import CALLS, PORTS
 from deploy.policies import ACCOUNT, Templates, allowed
 from deploy.settings import REPOSITORY, read
+from services.domain.threshold import ThresholdCalibration
 from services.runtime import telemetry_names
 from services.runtime.dynamodb_table import DynamoDbTable
+from services.runtime.secret_files import write_secret_files
+from services.scorer.registry import ModelRegistry
+from services.scorer.thresholds import ModelLoader
 from tests.deploy.assemblies import VARIANTS, Assembly
 from tests.deploy.conftest import Synthesize
 
@@ -143,6 +148,63 @@ def test_every_variable_of_a_container_is_a_setting(synthesized: Synthesize) -> 
             for container in task["ContainerDefinitions"]:
                 named = {e["Name"] for e in container.get("Environment", [])}
                 assert named <= known, (variant, logical, named - known)
+
+
+def calibration(version: str) -> str:
+    return ThresholdCalibration(
+        model_version=version, threshold=0.4321, trained_threshold=0.5, budget=2.0, budget_unit="day",
+        expected_alerts=1.9, source="lake", tape="live", quotes=10_000, symbol_days=300,
+        create_time=datetime(2026, 11, 1, tzinfo=UTC),
+    ).to_json()  # fmt: skip
+
+
+def test_a_model_and_its_calibrated_threshold_reach_every_scorer(code: Path, tmp_path: Path) -> None:
+    from deploy.app import build
+
+    version = ModelRegistry().versions()[0].version
+    file = tmp_path / "threshold.json"
+    file.write_text(calibration(version))
+    settings = read(name="modelled", model={"version": version, "threshold": str(file)})
+    application = build(settings, code, tmp_path / "assembly")
+    application.app.synth()
+    scorers = 0
+    for _, task in Assembly(Path(application.app.outdir), application.prefix).resources("AWS::ECS::TaskDefinition"):
+        containers = {
+            c["Name"]: {e["Name"]: e["Value"] for e in c["Environment"]} for c in task["ContainerDefinitions"]
+        }
+        if "scorer" not in containers:
+            assert "THRESHOLD_JSON" not in containers["certificates"]
+            assert not {"MODEL_VERSION", "THRESHOLD_FILE"} & set.union(*map(set, containers.values()))
+            continue
+        scorers += 1
+        written = tmp_path / "written.json"
+        environment = containers["certificates"]
+        assert environment["THRESHOLD_FILE"] == containers["scorer"]["THRESHOLD_FILE"]
+        for name in ("TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CA_FILE"):
+            environment.pop(name)
+        assert write_secret_files(environment | {"THRESHOLD_FILE": str(written)}) == [written]
+        loaded = ModelLoader(ModelRegistry(), written).load(containers["scorer"]["MODEL_VERSION"])
+        assert loaded.metadata.threshold == 0.4321
+    assert scorers == 2, "the service and the one-shot task"
+
+
+@pytest.mark.parametrize(
+    ("version", "text", "sentence"),
+    [
+        ("tw-0", "", "version 'tw-0' is not in services/scorer/models, where there is tw-"),
+        ("", None, "cannot be read: No such file"),
+        ("", "{", "is not JSON"),
+        ("", calibration("tw-0"), "is for version 'tw-0': set version to it"),
+    ],
+)
+def test_a_model_that_cannot_be_served_ends_in_a_sentence(
+    tmp_path: Path, version: str, text: str | None, sentence: str
+) -> None:
+    file = tmp_path / "threshold.json"
+    if text:
+        file.write_text(text)
+    with pytest.raises(SystemExit, match=re.escape(sentence)):
+        read(model={"version": version, "threshold": "" if text == "" else str(file)})
 
 
 def test_nothing_reaches_the_internet_without_nat(synthesized: Synthesize) -> None:

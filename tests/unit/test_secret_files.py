@@ -28,6 +28,14 @@ def test_each_pem_goes_to_its_file_and_only_the_owner_reads_it(tmp_path: Path) -
     assert sorted(os.listdir(tmp_path)) == sorted(path.name for path in written)
 
 
+def test_a_threshold_that_the_deployment_brings_is_written_and_another_stays(tmp_path: Path) -> None:
+    threshold = tmp_path / "threshold.json"
+    named = {"THRESHOLD_FILE": str(threshold)}
+    assert write_secret_files(named | {"THRESHOLD_JSON": '{"threshold": 0.5}'}) == [threshold]
+    assert write_secret_files(named) == []
+    assert threshold.read_text() == '{"threshold": 0.5}'
+
+
 def test_a_path_without_its_pem_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(NotConfiguredError, match="TLS_KEY_PEM"):
         write_secret_files(paths(tmp_path) | {"TLS_CERT_PEM": "a certificate"})
