@@ -1,7 +1,8 @@
 """AWS Lambda's entry point: `services.dispatch.handler.lambda_handler`, with an SQS FIFO queue as its event source.
 
 Wired on the first call of a warm environment and kept: channels, clients and the event loop live across invocations.
-boto3 takes as long to import as everything else together, so it waits for the first dead letter.
+boto3 takes as long to import as everything else together, so it waits until AWS is needed: for the certificates and the
+token, where TLS_SECRET_ARN or TOKEN_SECRET_ARN is set, as `deploy/` does; else for the first dead letter.
 """
 
 import asyncio
