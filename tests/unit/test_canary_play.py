@@ -218,7 +218,7 @@ async def test_a_missed_canary_is_red_within_two_intervals_and_green_again_after
     [("warm", 0.0, 120.0), ("task", 0.0, 1800.0), ("auto", 0.0, 1800.0), ("task", 240.0, 240.0)],
 )
 def test_the_deadline_follows_the_mode(mode: str, given: float, seconds: float) -> None:
-    settings = DispatchSettings(dispatch_mode=mode, canary_deadline_seconds=given)  # type: ignore[arg-type]
+    settings = DispatchSettings(dispatch_mode=mode, canary_deadline_seconds=given)
     assert settings.canary_deadline == seconds
 
 
