@@ -85,7 +85,7 @@ def test_what_is_not_configured_is_a_sentence_and_names_the_variables_to_set() -
 
 def test_every_such_sentence_ends_in_what_to_do() -> None:
     """The second clause is a command; a name alone would leave "…: QUEUE_URL"."""
-    commands = ("set ", "install ", "use ", "sign in ", "name ", "leave ", "{asks} ")
+    commands = ("set ", "install ", "use ", "sign in ", "name ", "leave ", "fill ", "{asks} ")
     wrong = []
     for path in sorted((REPOSITORY / "services").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
