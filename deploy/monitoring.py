@@ -26,6 +26,9 @@ from services.runtime import telemetry_names as names
 NAMESPACE: Final = "Tapewatch"
 """Of the services' own metrics, as the collector names it."""
 
+_ANEW_MINUTES: Final = 2
+"""From an alarm's actions being on to its being judged anew: a schedule starts up to a minute late."""
+
 _COMPARE = cloudwatch.ComparisonOperator
 _MISSING = cloudwatch.TreatMissingData
 
@@ -39,6 +42,10 @@ def service_metric(name: str, service: str, statistic: str, minutes: int = 5) ->
         statistic=statistic,
         period=Duration.minutes(minutes),
     )
+
+
+def _pascal(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("-"))
 
 
 class MonitoringStack(Stack):
@@ -104,7 +111,7 @@ class MonitoringStack(Stack):
     ) -> cloudwatch.Alarm:
         alarm = cloudwatch.Alarm(
             self,
-            "".join(part.capitalize() for part in name.split("-")),
+            _pascal(name),
             alarm_name=f"{self._settings.name}-{name}",
             alarm_description=f"{what} What to do: docs/operations.md#{name}",
             metric=metric,
@@ -224,53 +231,84 @@ class MonitoringStack(Stack):
     def _storage_alarms(self, storage: StorageStack) -> None:
         throttled = storage.table.metric("WriteThrottleEvents", period=Duration.minutes(5), statistic="Sum")
         self._alarm("table-throttled", "DynamoDB refuses writes for the moment.", throttled, 10, periods=3)
-        self._alarm(
-            "audit-copy",
-            "A part of the audit trail was not copied to the locked bucket.",
-            cloudwatch.Metric(
+        for name, rule, what in (
+            ("audit-copy", "changes-to-audit", "A part of the audit trail was not copied to the locked bucket."),
+            ("audit-export-copy", "exports-to-audit", "An export of the table was not copied to the locked bucket."),
+        ):
+            dimensions = {
+                "SourceBucket": storage.lake.bucket_name,
+                "DestinationBucket": storage.audit.bucket_name,
+                "RuleId": rule,
+            }
+            failed = cloudwatch.Metric(
                 namespace="AWS/S3",
                 metric_name="OperationsFailedReplication",
-                dimensions_map={
-                    "SourceBucket": storage.lake.bucket_name,
-                    "DestinationBucket": storage.audit.bucket_name,
-                    "RuleId": "changes-to-audit",
-                },
+                dimensions_map=dimensions,
                 statistic="Sum",
                 period=Duration.minutes(15),
+            )
+            self._alarm(name, what, failed, 1)
+        self._alarm(
+            "schedules",
+            "A schedule's call failed: the table's export, or what turns the market's alarms on and off.",
+            cloudwatch.Metric(
+                namespace="AWS/Scheduler",
+                metric_name="TargetErrorCount",
+                dimensions_map={"ScheduleGroup": "default"},
+                statistic="Sum",
+                period=Duration.minutes(5),
             ),
             1,
         )
 
     def _only_in_market_hours(self, alarms: list[cloudwatch.Alarm]) -> None:
-        """Silence after the close is no failure: these alarms page only while the market is open."""
+        """Silence after the close is no failure: these alarms page only while quotes must come.
+
+        An alarm tells only of changes. One that went red overnight and stays so would never page, so once its actions
+        are on it is set to OK: CloudWatch judges it anew within a minute, and what is still red is a change again.
+        """
         role = iam.Role(
             self,
             "MarketHoursRole",
             assumed_by=iam.ServicePrincipal("scheduler.amazonaws.com"),
-            description="Turns the actions of alarms on and off with the market",
+            description="Turns the actions of alarms on and off with the market, and has them judged anew",
         )
         role.add_to_policy(
             iam.PolicyStatement(
                 sid="AlarmActions",
-                actions=["cloudwatch:EnableAlarmActions", "cloudwatch:DisableAlarmActions"],
+                actions=["cloudwatch:EnableAlarmActions", "cloudwatch:DisableAlarmActions", "cloudwatch:SetAlarmState"],
                 resources=[alarm.alarm_arn for alarm in alarms],
             )
         )
-        hours = self._settings.market_hours
-        for name, switch, clock in (("MarketOpens", "enable", hours.opens), ("MarketCloses", "disable", hours.closes)):
+
+        def schedule(construct_id: str, name: str, cron: str, call: str, given: dict[str, Any]) -> None:
             scheduler.CfnSchedule(
                 self,
-                name,
-                name=f"{self._settings.name}-{switch}-market-alarms",
-                schedule_expression=hours.cron(clock),
+                construct_id,
+                name=f"{self._settings.name}-{name}",
+                schedule_expression=cron,
                 schedule_expression_timezone=hours.timezone,
                 flexible_time_window=scheduler.CfnSchedule.FlexibleTimeWindowProperty(mode="OFF"),
                 target=scheduler.CfnSchedule.TargetProperty(
-                    arn=f"arn:aws:scheduler:::aws-sdk:cloudwatch:{switch}AlarmActions",
+                    arn=f"arn:aws:scheduler:::aws-sdk:cloudwatch:{call}",
                     role_arn=role.role_arn,
-                    input=json.dumps({"AlarmNames": [alarm.alarm_name for alarm in alarms]}),
+                    input=json.dumps(given),
                 ),
             )
+
+        hours = self._settings.market_hours
+        every = {"AlarmNames": [alarm.alarm_name for alarm in alarms]}
+        schedule("MarketOpens", "enable-market-alarms", hours.cron(hours.pages_from), "enableAlarmActions", every)
+        schedule("MarketCloses", "disable-market-alarms", hours.cron(hours.pages_until), "disableAlarmActions", every)
+        anew = hours.cron(hours.pages_from, later_minutes=_ANEW_MINUTES)
+        for name, alarm in self.alarms.items():
+            if alarm in alarms:
+                state = {
+                    "AlarmName": alarm.alarm_name,
+                    "StateValue": "OK",
+                    "StateReason": "Judged anew: quotes must come",
+                }
+                schedule(f"Anew{_pascal(name)}", f"judge-{name}-anew", anew, "setAlarmState", state)
 
     def _dashboard(self, storage: StorageStack, mesh: MeshStack) -> None:
         function, queue = mesh.dispatcher.function, storage.queue

@@ -98,21 +98,28 @@ class MarketHours(_Section):
     days: Annotated[str, AfterValidator(_days)] = "MON-FRI"
     opens: str = Field("09:15", pattern=_CLOCK)
     closes: str = Field("16:15", pattern=_CLOCK)
+    pages_from: str = Field("09:45", pattern=_CLOCK)
+    pages_until: str = Field("16:00", pattern=_CLOCK)
 
     @model_validator(mode="after")
-    def _opens_first(self) -> Self:
+    def _ordered(self) -> Self:
         if self.opens >= self.closes:
             raise ValueError(f"opens {self.opens} is not before closes {self.closes}, on the same day")
+        if not self.opens <= self.pages_from < self.pages_until <= self.closes:
+            raise ValueError("pages_from and pages_until must be in this order, and not before opens or after closes")
         return self
 
-    def cron(self, clock: str) -> str:
+    def cron(self, clock: str, later_minutes: int = 0) -> str:
         """A clock time on the market's days, as EventBridge Scheduler and Application Auto Scaling take it.
 
         >>> MarketHours().cron("09:15")
         'cron(15 9 ? * MON-FRI *)'
+        >>> MarketHours().cron("09:59", later_minutes=2)
+        'cron(1 10 ? * MON-FRI *)'
         """
         hour, minute = (int(part) for part in clock.split(":"))
-        return f"cron({minute} {hour} ? * {self.days} *)"
+        hours, minute = divmod(minute + later_minutes, 60)
+        return f"cron({minute} {hour + hours} ? * {self.days} *)"
 
 
 class Queue(_Section):

@@ -64,6 +64,7 @@ def test_every_resource_was_made_or_is_named_as_skipped(deployed: Deployed, caps
         print("never deployed: AWS::AppSync::Api, AWS::AppSync::ChannelNamespace, AWS::DAX::* (linted only)")
     assert set(deployed.refused.values()) == {
         "AWS::EC2::FlowLog",
+        "AWS::EC2::SecurityGroupEgress",
         "AWS::EC2::SecurityGroupIngress",
         "AWS::ApplicationAutoScaling::ScalableTarget",
         "AWS::ApplicationAutoScaling::ScalingPolicy",
@@ -189,7 +190,13 @@ def test_alarms_schedules_rules_and_catalogue(deployed: Deployed) -> None:
     assert all(alarm["AlarmActions"] for alarm in alarms)
     assert by_name["canary-missed"]["TreatMissingData"] == "breaching"
     schedules = {s["Name"] for s in deployed.client("scheduler").list_schedules()["Schedules"]}
-    assert schedules == {"tapewatch-audit-export", "tapewatch-enable-market-alarms", "tapewatch-disable-market-alarms"}
+    assert schedules == {
+        "tapewatch-audit-export",
+        "tapewatch-enable-market-alarms",
+        "tapewatch-disable-market-alarms",
+        "tapewatch-judge-silent-symbol-anew",
+        "tapewatch-judge-canary-missed-anew",
+    }
     rules = {r["Name"]: r for r in deployed.client("events").list_rules()["Rules"]}
     assert json.loads(rules["tapewatch-task-failures"]["EventPattern"])["source"] == ["aws.ecs"]
     tables = deployed.client("glue").get_tables(DatabaseName="tapewatch")["TableList"]

@@ -466,6 +466,58 @@ def test_canaries_that_nobody_plays_are_not_missed(code: Path, tmp_path: Path) -
     assert "CanaryMissed" not in schedules
 
 
+def test_alarms_of_the_market_page_while_quotes_must_come_and_are_judged_anew(synthesized: Synthesize) -> None:
+    assembly = synthesized("small")
+    templates = Templates(assembly.folder, "eu-central-1")
+    schedules = {p["Name"]: p for _, p in assembly.resources("AWS::Scheduler::Schedule")}
+    role = templates.roles(assembly.prefix)["Monitoring/MarketHoursRole"]
+    alarms = {
+        templates.resolve(stack, {"Ref": logical}): templates.arn(stack, logical)
+        for stack, logical, _ in templates.resources("AWS::CloudWatch::Alarm")
+    }
+    market = ["tapewatch-silent-symbol", "tapewatch-canary-missed"]
+
+    def calls(name: str) -> tuple[str, str, dict[str, Any]]:
+        found = schedules[f"tapewatch-{name}"]
+        assert found["ScheduleExpressionTimezone"] == "America/New_York"
+        call = found["Target"]["Arn"].rpartition(":")[2]
+        given = json.loads(templates.resolve(f"{assembly.prefix}Monitoring", found["Target"]["Input"]))
+        for alarm in given.get("AlarmNames", [given.get("AlarmName")]):
+            assert role.may(f"cloudwatch:{call[0].upper()}{call[1:]}", alarms[alarm])
+        return found["ScheduleExpression"], call, given
+
+    # 15 minutes after the market's opening; and at its close, before one-minute series are called stale
+    assert calls("enable-market-alarms") == ("cron(45 9 ? * MON-FRI *)", "enableAlarmActions", {"AlarmNames": market})
+    assert calls("disable-market-alarms") == ("cron(0 16 ? * MON-FRI *)", "disableAlarmActions", {"AlarmNames": market})
+    for alarm in market:
+        when, call, given = calls(f"judge-{alarm.removeprefix('tapewatch-')}-anew")
+        assert (when, call) == ("cron(47 9 ? * MON-FRI *)", "setAlarmState")
+        assert (given["AlarmName"], given["StateValue"]) == (alarm, "OK")
+        assert given["StateReason"]
+
+
+def test_both_audit_copies_and_the_schedules_are_watched(synthesized: Synthesize) -> None:
+    assembly = synthesized("small")
+    alarms = [p for _, p in assembly.resources("AWS::CloudWatch::Alarm")]
+    replicated = {
+        rule["Id"]
+        for _, bucket in assembly.resources("AWS::S3::Bucket")
+        for rule in bucket.get("ReplicationConfiguration", {}).get("Rules", [])
+    }
+    watched = {
+        d["Value"]
+        for alarm in alarms
+        if alarm.get("MetricName") == "OperationsFailedReplication"
+        for d in alarm["Dimensions"]
+        if d["Name"] == "RuleId"
+    }
+    assert watched == replicated == {"changes-to-audit", "exports-to-audit"}
+    (schedules,) = [alarm for alarm in alarms if alarm.get("Namespace") == "AWS/Scheduler"]
+    assert schedules["MetricName"] == "TargetErrorCount"
+    groups = {p.get("GroupName", "default") for _, p in assembly.resources("AWS::Scheduler::Schedule")}
+    assert schedules["Dimensions"] == [{"Name": "ScheduleGroup", "Value": group} for group in groups]
+
+
 def test_every_alarm_has_its_section_in_operations(synthesized: Synthesize) -> None:
     text = (REPOSITORY / "docs" / "operations.md").read_text()
     headings = set(re.findall(r"^### `([a-z-]+)`$", text, re.MULTILINE))
@@ -499,6 +551,7 @@ def test_glue_has_the_columns_that_the_gateway_writes(synthesized: Synthesize) -
     [
         ({"ingest": {"source": "yahoo"}}, "network.nat_gateways"),
         ({"dispatch": {"mode": "task"}}, "set dispatch.canary_interval_seconds to 2000 or more, or to 0"),
+        ({"market_hours": {"pages_until": "16:30"}}, "pages_from and pages_until must be in this order"),
         ({"serving": {"events": True}}, "serving.events needs the internet: set network.nat_gateways"),
         ({"scorer": {"minimum": 9}}, "scorer.maximum is below a minimum"),
         ({"gateway": {"memory_mib": 777}}, "Fargate has no task of 512 CPU units and 777 MiB"),
