@@ -2,20 +2,26 @@
 
 The function is the zip, its mesh runs on this machine, and Lambda's Runtime API is `tests/servers/runtime_api.py`. A
 cold start is from the process's start to the end of its first event of ten quotes; the time that Lambda takes to fetch
-the zip and to start its sandbox comes on top. `make tools` installs the runtime client.
+the zip and to start its sandbox comes on top. It is measured twice: without a token, and with TOKEN_SECRET_ARN,
+as deployed, so that the function imports boto3 and asks Secrets Manager (ministack's here, over plain HTTP).
+TLS between the function and the mesh is in neither. `make tools` installs the runtime client.
 """
 
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import boto3
 
 from services.domain.quote import Quote
 from services.queue.event_source import sqs_event
@@ -23,7 +29,9 @@ from services.queue.market_message import encode
 from services.queue.ports import ReceivedMessage
 from tests.e2e.processes import Mesh
 from tests.pipeline_fakes import quote
+from tests.servers.process import CREDENTIALS, REGION
 from tests.servers.runtime_api import LambdaFunction, runtime_python
+from tests.servers.stand_ins import ministack
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HANDLER = "services.dispatch.handler.lambda_handler"
@@ -62,46 +70,81 @@ def make_zip(folder: Path) -> Path:
     return output
 
 
-def measured(mesh: Mesh, folder: Path) -> dict[str, float]:
-    """Seconds of cold starts and of warm calls."""
+@dataclass
+class Times:
+    """Seconds of the starts and of the calls after them."""
+
+    initial: list[float] = field(default_factory=list)
+    cold: list[float] = field(default_factory=list)
+    warm: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        """Medians and the slowest."""
+        warm = sorted(self.warm)
+        return {
+            "initialisation_s_median": round(statistics.median(self.initial), 3),
+            "cold_s_median": round(statistics.median(self.cold), 3),
+            "cold_s_max": round(max(self.cold), 3),
+            "warm_ms_median": round(1_000 * statistics.median(warm), 1),
+            "warm_ms_p99": round(1_000 * warm[int(len(warm) * 0.99)], 1),
+        }
+
+
+def measured(mesh: Mesh, folder: Path, variants: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, float]]:
+    """Each variant of the function's environment, in turns, so that a busier minute of the machine meets them all."""
     code = make_zip(folder)
     environment = {"SCORER_ADDRESSES": mesh.scorer, "GATEWAY_ADDRESS": mesh.gateway, "QUEUE_PATH": str(folder / "q.db")}
-    initial, cold, warm = [], [], []
-    number = 0
+    times = {name: Times() for name in variants}
+    batches = map(batch, itertools.count())
     for start in range(COLD_STARTS):
-        with LambdaFunction(code, HANDLER, environment, folder) as function:
-            first = function.invoke(batch(number))
-            number += 1
-            initial.append(function.init_seconds)
-            cold.append(function.init_seconds + first.ended - first.began)
-            if start == COLD_STARTS - 1:
-                for _ in range(WARM_CALLS):
-                    call = function.invoke(batch(number))
-                    number += 1
+        for name, variant in variants.items():
+            with LambdaFunction(code, HANDLER, {**environment, **variant}, folder) as function:
+                first = function.invoke(next(batches))
+                times[name].initial.append(function.init_seconds)
+                times[name].cold.append(function.init_seconds + first.ended - first.began)
+                for _ in range(WARM_CALLS if start == COLD_STARTS - 1 else 0):
+                    call = function.invoke(next(batches))
                     assert call.answer == {"batchItemFailures": []}
-                    warm.append(call.ended - call.began)
-    warm.sort()
-    return {
-        "initialisation_s_median": round(statistics.median(initial), 3),
-        "cold_s_median": round(statistics.median(cold), 3),
-        "cold_s_max": round(max(cold), 3),
-        "warm_ms_median": round(1_000 * statistics.median(warm), 1),
-        "warm_ms_p99": round(1_000 * warm[int(len(warm) * 0.99)], 1),
-    }
+                    times[name].warm.append(call.ended - call.began)
+    return {name: each.summary() for name, each in times.items()}
+
+
+def token_secret(url: str) -> dict[str, str]:
+    """A token in Secrets Manager: what the function is told of it."""
+    client = boto3.client(
+        "secretsmanager",
+        endpoint_url=url,
+        region_name=REGION,
+        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+    )
+    arn = client.create_secret(Name="bench/token", SecretString="t0ken")["ARN"]
+    return {"TOKEN_SECRET_ARN": arn, "AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": REGION}
 
 
 def main() -> None:
     """Measure, print, save."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        (folder / "ministack").mkdir()
+        aws = ministack(folder / "ministack").start()
         mesh = Mesh(folder / "mesh")
         try:
             mesh.start("up", "--source", "replay", "--symbols", "FB")
             mesh.wait_serving()
             time.sleep(5)  # the tape is played by then
-            result = {"quotes": BATCH, "cold_starts": COLD_STARTS, "warm_calls": WARM_CALLS, **measured(mesh, folder)}
+            variants = {"without_secrets": {}, "token_from_secrets_manager": token_secret(aws.url)}
+            result = {
+                "quotes": BATCH,
+                "cold_starts": COLD_STARTS,
+                "warm_calls": WARM_CALLS,
+                "cores": os.cpu_count(),
+                **measured(mesh, folder, variants),
+                "load_average": round(os.getloadavg()[0], 1),
+            }
         finally:
             mesh.stop()
+            aws.stop()
     print(json.dumps(result, indent=2))
     saved = Path(__file__).with_name("results") / "lambda_start.json"
     saved.parent.mkdir(exist_ok=True)
