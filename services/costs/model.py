@@ -69,6 +69,7 @@ class Load:
 
     `task_seconds` is how long a one-shot task runs with its start (Fargate bills at least 60 s), and
     `quotes_per_second` what one warm scorer of that size takes. `off_hours_scorers` run when the market is closed.
+    `task_canary_interval_seconds` is the shortest that task mode's canaries may have.
     Units of the table are measured (docs/data-model.md): each gateway reads counters whatever the load.
     """
 
@@ -89,6 +90,7 @@ class Load:
     detection_share: float = 0.01
     write_units_a_detection: float = 28.0
     canary_interval_seconds: float = 900.0
+    task_canary_interval_seconds: float = 2_000.0
     canary_quotes: int = CANARY_QUOTES
     gateways: int = 2
     gateway_vcpu: float = 0.5
@@ -103,12 +105,12 @@ class Load:
         """Quotes a month."""
         return self.symbols * self.hours_a_day * 3_600 / self.interval_seconds * self.days_a_month
 
-    @property
-    def canary_quotes_a_month(self) -> float:
+    def canary_quotes_a_month(self, *, task_mode: bool = False) -> float:
         """Quotes that canaries send a month, around the clock; none with an interval of 0."""
         if not self.canary_interval_seconds:
             return 0.0
-        return HOURS_A_MONTH * 3_600 / self.canary_interval_seconds * self.canary_quotes
+        shortest = self.task_canary_interval_seconds if task_mode else 0.0
+        return HOURS_A_MONTH * 3_600 / max(self.canary_interval_seconds, shortest) * self.canary_quotes
 
     @property
     def market_hours(self) -> float:
@@ -174,9 +176,10 @@ def _always_on(load: Load, prices: Prices, *, canary_quote: float, task_mode: bo
     gateway = load.gateway_vcpu * prices["fargate_vcpu_hour"] + load.gateway_gb * prices["fargate_gb_hour"]
     counters = load.gateway_read_units_a_day * HOURS_A_MONTH / 24 * prices["dynamodb_read_unit"]
     endpoints = (load.interface_endpoints + task_mode) * load.zones
-    recorded = sum(_recorded(load.canary_quotes_a_month, load, prices).values())
+    canary_quotes = load.canary_quotes_a_month(task_mode=task_mode)
+    recorded = sum(_recorded(canary_quotes, load, prices).values())
     return {
-        "canaries": recorded + load.canary_quotes_a_month * canary_quote,
+        "canaries": recorded + canary_quotes * canary_quote,
         "services": load.gateways * (HOURS_A_MONTH * gateway + counters)
         + load.other_services * HOURS_A_MONTH * _task_hour(load, prices),
         "endpoints": endpoints * HOURS_A_MONTH * prices["vpc_endpoint_hour"],

@@ -64,10 +64,11 @@ def test_what_always_runs_is_counted() -> None:
 
 def test_canaries_cost_what_quotes_cost_and_launch_tasks_in_task_mode() -> None:
     """A play of 8 canaries each quarter of an hour, day and night: more quotes than 29 symbols give."""
-    load = replace(Load(), canary_quotes=100)
-    assert load.canary_quotes_a_month == pytest.approx(292_000)
+    load = replace(Load(), canary_quotes=100, task_canary_interval_seconds=900.0)
+    assert load.canary_quotes_a_month() == pytest.approx(292_000)
+    assert replace(load, task_canary_interval_seconds=1_800.0).canary_quotes_a_month(task_mode=True) == 146_000
     alike = replace(load, symbols=1_000, hours_a_day=2.92, days_a_month=1, interval_seconds=36.0)
-    assert alike.quotes == pytest.approx(load.canary_quotes_a_month)
+    assert alike.quotes == pytest.approx(load.canary_quotes_a_month())
     for design in (warm, task_per_batch, task_per_message):
         month = design(alike, PRICES)
         recorded = month["Lambda"] + month["DynamoDB"] + 3 * 29_200 * 5e-7
@@ -104,6 +105,10 @@ def test_sizes_are_those_that_are_deployed() -> None:
     assert len(shipped.availability_zones) == load.zones
     assert shipped.network.nat_gateways == 0, "then there are endpoints"
     assert shipped.dispatch.canary_interval_seconds == load.canary_interval_seconds
+    shortest = int(load.task_canary_interval_seconds)
+    assert read(dispatch={"mode": "task", "canary_interval_seconds": shortest})
+    with pytest.raises(SystemExit, match=f"to {shortest} or more"):
+        read(dispatch={"mode": "task", "canary_interval_seconds": shortest - 1})
 
 
 def test_the_region_asked_for_is_the_one_deployed_and_has_prices() -> None:
