@@ -8,7 +8,7 @@ from rich.text import Text
 
 from services.cli.settings import MeshSettings
 from services.domain.canary import CanaryOutcome, choose
-from services.pipeline.canary_play import DEADLINE_SECONDS, play
+from services.pipeline.canary_play import play
 from services.pipeline.live_path_client import LivePathClient
 from services.runtime.channels import open_channel
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
@@ -19,8 +19,8 @@ from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
 def outcome_line(outcome: CanaryOutcome) -> Text:
     """One canary's outcome in a line."""
     if outcome.delay_seconds is None:
-        return Text(f"{outcome.name:<18} MISSED: {outcome.problem}", style="bold red")
-    words = f"{outcome.name:<18} alerted after {outcome.delay_seconds:.1f} s as {outcome.typology.words}"
+        return Text(f"{outcome.name:<20} MISSED: {outcome.problem}", style="bold red")
+    words = f"{outcome.name:<20} alerted after {outcome.delay_seconds:.1f} s as {outcome.typology.words}"
     return Text(f"{words}, score {outcome.peak_score:.3f} ({outcome.alert_id})", style="green")
 
 
@@ -37,8 +37,8 @@ def state_line(response: pb.GetCanariesResponse | None) -> Text | None:
     return Text(f"CANARY MISSED at {at}: {missed}", style="bold red")
 
 
-async def canary(settings: MeshSettings, names: Sequence[str], console: Console) -> int:
-    """Play the named canaries, or all, and print what became of them. The exit code."""
+async def canary(settings: MeshSettings, names: Sequence[str], deadline_seconds: float, console: Console) -> int:
+    """Play the named canaries, or all, and print what became of them in that time. The exit code."""
     try:
         chosen = choose(names)
     except ValueError as error:
@@ -48,7 +48,7 @@ async def canary(settings: MeshSettings, names: Sequence[str], console: Console)
     console.print(f"playing {len(chosen)} canaries from ingest {ingest} to gateway {gateway}", style="dim")
     async with open_channel(ingest, settings) as source, open_channel(gateway, settings) as sink:
         path = LivePathClient(source, sink)
-        outcomes = await play(path, chosen, lambda: datetime.now(UTC), DEADLINE_SECONDS)
+        outcomes = await play(path, chosen, lambda: datetime.now(UTC), deadline_seconds)
     for outcome in outcomes:
         console.print(outcome_line(outcome), soft_wrap=True, highlight=False)
     missed = sum(not outcome.alerted for outcome in outcomes)

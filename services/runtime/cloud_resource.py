@@ -12,30 +12,35 @@ METADATA_SECONDS: Final = 1.0
 _log = logging.getLogger(__name__)
 
 
-def cloud_attributes(environment: Mapping[str, str]) -> dict[str, str]:
+Attributes = dict[str, str | int | list[str]]
+
+
+def cloud_attributes(environment: Mapping[str, str]) -> Attributes:
     """The attributes of the Lambda environment or the ECS task that the variables tell of.
 
     Sources: Lambda's runtime variables; version 4 of the ECS task metadata endpoint.
     """
+    found: Attributes
     if "AWS_LAMBDA_FUNCTION_NAME" in environment:
         found = _lambda(environment)
     elif uri := environment.get("ECS_CONTAINER_METADATA_URI_V4"):
-        found = {"cloud.platform": "aws_ecs", "cloud.region": environment.get("AWS_REGION", "")} | _ecs(uri)
+        found = {"cloud.platform": "aws_ecs", "cloud.region": environment.get("AWS_REGION", ""), **_ecs(uri)}
     else:
         return {}
     return {"cloud.provider": "aws"} | {name: value for name, value in found.items() if value}
 
 
-def _lambda(environment: Mapping[str, str]) -> dict[str, str]:
+def _lambda(environment: Mapping[str, str]) -> Attributes:
     megabytes = environment.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
+    log_group = environment.get("AWS_LAMBDA_LOG_GROUP_NAME", "")
     return {
         "cloud.platform": "aws_lambda",
         "cloud.region": environment.get("AWS_REGION", ""),
         "faas.name": environment["AWS_LAMBDA_FUNCTION_NAME"],
         "faas.version": environment.get("AWS_LAMBDA_FUNCTION_VERSION", ""),
         "faas.instance": environment.get("AWS_LAMBDA_LOG_STREAM_NAME", ""),
-        "faas.max_memory": str(int(megabytes) * 1024 * 1024) if megabytes.isdecimal() else "",
-        "aws.log.group.names": environment.get("AWS_LAMBDA_LOG_GROUP_NAME", ""),
+        "faas.max_memory": int(megabytes) * 1024 * 1024 if megabytes.isdecimal() else 0,
+        "aws.log.group.names": [log_group] if log_group else [],
     }
 
 

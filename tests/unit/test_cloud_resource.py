@@ -60,7 +60,7 @@ def test_lambda_is_known_by_its_variables() -> None:
         "cloud.region": "eu-central-1",
         "faas.name": "dispatch",
         "faas.version": "$LATEST",
-        "faas.max_memory": "536870912",
+        "faas.max_memory": 536_870_912,
     }
 
 
