@@ -5,7 +5,6 @@ import os
 import random
 import re
 import signal
-import tempfile
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
@@ -109,17 +108,6 @@ def cloud(
 ) -> Iterator[Cloud]:
     with deployed(request.getfixturevalue(request.param), dynamodb_local, versitygw, tmp_path, monkeypatch) as made:
         yield made
-
-
-@pytest.fixture
-def fast_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where the machine has one: DynamoDB Local flushes each transaction to disk."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
 
 
 def seen_in_flight(cloud: Cloud) -> int:

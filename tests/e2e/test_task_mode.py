@@ -41,11 +41,11 @@ from tests.e2e.mapped_function import mapped_function
 from tests.e2e.processes import Mesh, alive
 from tests.e2e.test_aws_run import deployed
 from tests.pipeline_fakes import quote
+from tests.servers import stand_ins
 from tests.servers.process import REGION, Server
 
 SYMBOLS, BARS_EACH, BATCH = ("AAPL", "GOOG", "IBM", "MSFT"), 100, 25
 FEW_BARS, ALL_BARS = len(SYMBOLS) * BARS_EACH, 12_154
-SEED = 20_261_124
 KILLS = ("task", "dispatch", "gateway", "task", "dispatch", "task")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -61,6 +61,7 @@ class Running:
     task_pids: Callable[[], list[int]]
     location: str
     bars: int
+    servers: tuple[Server, ...] = ()
 
 
 def written(folder: Path) -> Path:
@@ -112,7 +113,8 @@ def define_task(name: str) -> None:
 def on_aws(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """SQS, DynamoDB for store and ledger, S3, and ECS behind the validator."""
     ministack: Server = request.getfixturevalue("ministack")
-    dynamodb, s3 = request.getfixturevalue("dynamodb_local"), request.getfixturevalue("versitygw")
+    dynamodb = stand_ins.dynamodb_local(request.getfixturevalue("fast_folder") / "dynamodb", durable=True).start()
+    s3 = stand_ins.versitygw(tmp_path / "s3").start()
     with deployed(ministack, dynamodb, s3, tmp_path, monkeypatch) as cloud:
         mesh, ledger_table = cloud.mesh, f"{cloud.table}-ledger"
         validator = RunTaskValidator(ministack.url, RUN_ONCE).start()
@@ -134,11 +136,13 @@ def on_aws(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         assert made.returncode == 0, made.stderr
         ledger = DynamoDbLedger(DynamoDbTable.connect(ledger_table, REGION), timedelta(days=1))
         store = cloud.store()
-        yield Running(mesh, ledger, store, validator.pids, str(written(tmp_path)), FEW_BARS)
+        yield Running(mesh, ledger, store, validator.pids, str(written(tmp_path)), FEW_BARS, (dynamodb, s3))
         mesh.stop()
         validator.stop()
         store.close()
         ledger.close()
+    dynamodb.stop()
+    s3.stop()
 
 
 @pytest.fixture(params=["embedded", "aws"])
@@ -149,13 +153,20 @@ def running(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         yield from on_aws(request, tmp_path, monkeypatch)
 
 
-def kill(running: Running, victim: str, chance: random.Random) -> int:
-    """Kill one at work; how many messages its work holds."""
+def kill(running: Running, victim: str, wait_seconds: float) -> int:
+    """Kill one at work, so long after a task was seen; how many messages its work holds.
+
+    Without a wait a task is killed that has only just begun: it has scored nothing yet.
+    """
     mesh = running.mesh
     held: list[int] = []
+    before = set(running.task_pids()) if wait_seconds == 0 else set()
+
+    def begun() -> list[int]:
+        return [pid for pid in running.task_pids() if pid not in before]
 
     def at_work() -> bool:
-        pids = running.task_pids()
+        pids = begun()
         entries = [entry for entry in running.ledger.open() if entry.state is TaskState.RUNNING]
         if not pids or not entries:
             return False
@@ -167,27 +178,41 @@ def kill(running: Running, victim: str, chance: random.Random) -> int:
             return False
         return True
 
-    mesh.wait_for(lambda: bool(running.task_pids()), 60, "a task")
-    time.sleep(chance.uniform(0, 0.8))  # somewhere on its way: starting, scoring, recording, reporting
+    mesh.wait_for(lambda: bool(begun()), 60, "a task")
+    time.sleep(wait_seconds)
     mesh.wait_for(at_work, 60, f"work of {victim}")
     return held[-1]
 
 
 @pytest.mark.timeout(600)
 def test_a_run_while_tasks_dispatcher_and_gateway_are_killed(running: Running) -> None:
-    mesh, bars, chance = running.mesh, running.bars, random.Random(SEED)
+    """Whom and when is drawn anew in each run; KILL_SEED repeats one. On AWS's interfaces stores restart in between."""
+    mesh, bars = running.mesh, running.bars
+    seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(10**6))
+    chance = random.Random(seed)
+    plan = chance.sample(KILLS, len(KILLS))
+    if running.servers:
+        plan.insert(chance.randrange(1, len(plan)), "servers")
+    marks = sorted(chance.sample(range(bars // 20, 7 * bars // 10), len(plan)))
     process = mesh.start("run", "--mode", "task", "--from", running.location)
     mesh.wait_for(lambda: "gateway" in mesh.pids(), 60, "the mesh")
     assert "scorer" not in mesh.pids()
-    held = []
-    for number, victim in enumerate(KILLS, 1):
-        least = number * bars // (len(KILLS) + 3) - BATCH
-        mesh.wait_for(lambda n=least: running.store.last_quote() >= n, 150, f"{least} recorded quotes")  # type: ignore[misc]
+    held: list[tuple[str, int]] = []
+    for victim, mark in zip(plan, marks, strict=True):
+        mesh.wait_for(lambda n=mark: running.store.last_quote() >= n, 150, f"{mark} quotes (KILL_SEED={seed})")  # type: ignore[misc]
+        if victim == "servers":
+            for server in running.servers:
+                server.stop()
+                server.start()
+            continue
         before = mesh.pids()
-        held.append((victim, kill(running, victim, chance)))
+        # Somewhere on its way: starting, scoring, recording, reporting; the first task at its start.
+        first = victim == "task" and "task" not in (name for name, _ in held)
+        held.append((victim, kill(running, victim, 0.0 if first else chance.uniform(0.01, 0.8))))
         if victim != "task":
             mesh.wait_for(lambda v=victim, b=before: mesh.pids()[v] != b[v], 30, f"{victim} again")  # type: ignore[misc]
     output, _ = process.communicate(timeout=400)
+    output = f"KILL_SEED={seed}, killed with messages at work {held}\n{output}"
 
     assert process.returncode == 0, output
     assert re.search(rf"published={bars} scored={bars} stored={bars} lost=0 duplicated=0", output), output
@@ -207,7 +232,7 @@ def test_a_run_while_tasks_dispatcher_and_gateway_are_killed(running: Running) -
     repeated = sum(entry.messages for entry in entries if entry.attempt > 1)
     assert repeated > 0, "no message was given to a task twice: the kills hit nothing"
     print(
-        f"killed with messages at work {held}; {len(entries)} batches, {attempts} attempts, {repeated} messages given "
+        f"{output.splitlines()[0]}; {len(entries)} batches, {attempts} attempts, {repeated} messages given "
         f"to a task again, {again} recorded again; {output.strip().splitlines()[-1]}"
     )
 

@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ class DaxNode:
             self._listener = None
         with self._lock:
             for each in self._open:
-                each.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # the client has gone first
+                    each.shutdown(socket.SHUT_RDWR)
             self._open.clear()
 
     def _accept(self, listener: socket.socket) -> None:
