@@ -54,7 +54,7 @@ up-aws-local: $(VENV)/.aws $(SERVERS)/ministack/.installed $(LOCAL_ZIP) ## Keep 
 	@$(BIN)/tapewatch up-aws-local --ministack $(SERVERS)/ministack/bin/ministack --function $(LOCAL_ZIP) $(ARGS)
 
 # Many tests wait more than they compute. A file's tests stay together: what they share is made once. 0 uses one process.
-WORKERS ?= 3
+WORKERS ?= 2
 
 .PHONY: test
 test: $(VENV)/.dev tools ## Run all tests

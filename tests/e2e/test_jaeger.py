@@ -86,10 +86,11 @@ def test_a_trace_has_every_hop(
 
         def complete() -> bool:
             hops.update(trace_of(jaeger, trace_id))
-            recorded = [hop for hop in hops.values() if hop.name.endswith("/RecordScores") and hop.kind == "server"]
+            served = [hop.name for hop in hops.values() if hop.kind == "server"]
+            calls = [sum(name.endswith(end) for name in served) for end in ("/ScoreStream", "/RecordScores")]
             batches = [hop for hop in hops.values() if hop.kind == "consumer"]
             counted = sum(int(hop.tags["messaging.batch.message_count"]) for hop in batches)
-            return counted == QUOTES and len(recorded) == len(batches)
+            return counted == QUOTES and calls == [len(batches)] * 2
 
         mesh.wait_for(complete, 60, "every span")
 
