@@ -40,7 +40,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on a busy port must fail, not share it
     ("grpc.max_receive_message_length", MESSAGE_BYTES_LIMIT),
     ("grpc.max_send_message_length", MESSAGE_BYTES_LIMIT),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # below the channels' keepalive
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # below the channels' keepalive
     ("grpc.keepalive_permit_without_calls", 1),
 )
 

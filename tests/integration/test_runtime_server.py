@@ -1,6 +1,7 @@
 """The server bootstrap and the channel factory, over real sockets: health, reflection, errors, token, TLS, drain."""
 
 import asyncio
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from services.domain.errors import (
     NotConfiguredError,
     UnauthenticatedError,
 )
+from services.runtime import channels
+from services.runtime import server as bootstrap
 from services.runtime.channels import is_loopback, open_channel
 from services.runtime.errors import error_from_rpc
 from services.runtime.health import address_serving
@@ -43,6 +46,14 @@ async def test_health_and_reflection() -> None:
                 names = {service.name for service in response.list_services_response.service}
                 break
         assert {"tapewatch.gateway.v1.AlertService", "grpc.health.v1.Health"} <= names
+
+
+def test_grpc_knows_every_channel_argument() -> None:
+    """It ignores an unknown one: a server whose ping interval was misspelt cut every idle channel after 150 s."""
+    library = Path(str(importlib.import_module("grpc._cython.cygrpc").__file__)).read_bytes()
+    arguments = {name for name, _ in (*bootstrap._OPTIONS, *channels._options("service", "name"))}
+    assert len(arguments) > 10
+    assert [name for name in sorted(arguments) if name.encode() not in library] == []
 
 
 async def test_bytes_that_are_no_message_are_an_invalid_argument() -> None:
