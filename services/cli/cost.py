@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from services.cli.plot_file import open_pyplot
-from services.costs.model import DESIGNS, LEFT_OUT, Load, Prices, crossovers, read_prices, scoring, total
+from services.costs.model import DESIGNS, LEFT_OUT, MODES, Load, Prices, crossovers, read_prices, scoring, total
 
 _SYMBOLS = sorted({max(1, round(10 ** (i / 20))) for i in range(81)})
 _OLD_CLAIM = (0.6, 0.8)
@@ -25,14 +25,8 @@ def cost(load: Load, region: str, prices_file: Path | None, plot: Path | None, c
     pyplot = None if plot is None else open_pyplot(plot)
     prices, provenance = read_prices(region, prices_file)
     months = {name: design(load, prices) for name, design in DESIGNS.items()}
-    parts = list(next(iter(months.values())))
-    table = Table("design", *parts, "month", "against polling", title=f"{load.quotes:,.0f} quotes a month, USD")
-    for name, month in months.items():
-        saved = _in_words(_saved(months, name, _whole))
-        table.add_row(name, *(f"{month[part]:,.2f}" for part in parts), f"{_whole(month):,.2f}", saved)
-    console.print(table)
-    best = min(months, key=lambda name: _whole(months[name]))
-    console.print(Text.assemble("Choose: ", (best, "bold"), f" ({provenance}; --prices FILE takes your own)."))
+    console.print(_table(months, f"{load.quotes:,.0f} quotes a month, USD"))
+    _advise(months, provenance, console)
     scorers = f"{load.scorers} scorer{'s' if load.scorers > 1 else ''} in market hours, {load.off_hours_scorers} else"
     console.print(f"Warm: {scorers}. Always on: {load.gateways} gateways, ingest, dispatch, canaries, VPC endpoints.")
     console.print(f"Left out: {', '.join(LEFT_OUT)}.")
@@ -44,6 +38,28 @@ def cost(load: Load, region: str, prices_file: Path | None, plot: Path | None, c
         _draw(pyplot, load, prices, plot)
         console.print(f"Plot: {plot}")
     return 0
+
+
+def _table(months: Months, title: str) -> Table:
+    """A column for each design: they fit into 80 characters, and their parts would not."""
+    table = Table("", *(Column(name, justify="right") for name in months), title=title)
+    for part in next(iter(months.values())):
+        table.add_row(part, *(f"{month[part]:,.2f}" for month in months.values()))
+    table.add_section()
+    table.add_row("month", *(f"{_whole(month):,.2f}" for month in months.values()), style="bold")
+    table.add_row("against polling", *(_in_words(_saved(months, name, _whole)) for name in months))
+    return table
+
+
+def _advise(months: Months, provenance: str, console: Console) -> None:
+    """The cheapest of what can be deployed; a polling scorer that costs less still is named."""
+    best = min(MODES, key=lambda name: _whole(months[name]))
+    mode = (f'dispatch.mode = "{MODES[best]}"', "bold")
+    console.print(Text.assemble("Choose: ", mode, f" ({provenance}; --prices FILE takes your own)."))
+    more = 1 - _whole(months["polling"]) / _whole(months[best])
+    if more > 0:
+        how = f"would save {more:.0%}" if more >= _SAME else "would cost the same"
+        console.print(f"Polling {how}; `make deploy` does not set it up (USE_SQS_DATA_SOURCE on the scorers).")
 
 
 def _whole(month: Month) -> float:

@@ -57,6 +57,7 @@ LEFT_OUT: Final = (
     "stored data, its backups and exports",
     "data transfer, through the endpoints too",
     "NAT, DAX and AppSync",
+    "the fifth that Fargate and Lambda cost less on arm64",
     "free tiers",
     "taxes",
 )
@@ -133,7 +134,9 @@ def read_prices(region: str, path: Path | None = None) -> tuple[Prices, str]:
     """
     try:
         text = path.read_text() if path is not None else (files("services.costs") / "prices.json").read_text()
-        table: dict[str, Any] = json.loads(text)
+        table: Any = json.loads(text)
+        if not isinstance(table, dict):
+            raise ValueError("the regions by name")
         regions = sorted(table)
         if region not in table:
             raise _refused(
@@ -142,7 +145,7 @@ def read_prices(region: str, path: Path | None = None) -> tuple[Prices, str]:
                 "--prices FILE takes your own",
             )
         entries = table[region]["prices"]
-        prices = {name: float(entries[name]["price"]) for name in _REQUIRED}
+        prices = {name: _price(name, entries[name]["price"]) for name in _REQUIRED}
         dates = sorted({str(entries[name].get("as_of", "undated")) for name in _REQUIRED})
     except OSError as error:
         raise _refused("prices", f"{path} cannot be read: {error.strerror}") from error
@@ -151,6 +154,12 @@ def read_prices(region: str, path: Path | None = None) -> tuple[Prices, str]:
     except (KeyError, TypeError, ValueError) as error:
         raise _refused("prices", f"{path or 'the shipped table'} lacks or garbles {error}") from error
     return prices, f"list prices of {region}, as of {', '.join(dates)}"
+
+
+def _price(name: str, given: object) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
+        raise ValueError(f"the price of {name}: {given!r} is no amount of 0 or more")
+    return float(given)
 
 
 def _refused(field: str, description: str) -> InvalidRequestError:
@@ -269,6 +278,9 @@ DESIGNS: Final[dict[str, Design]] = {
     "task per batch": task_per_batch,
     "task per message": task_per_message,
 }
+
+MODES: Final = {"warm": "warm", "task per batch": "task"}
+"""Designs that `make deploy` sets up, and their `dispatch.mode`. The others are there to compare with."""
 
 
 def total(design: Design, load: Load, prices: Prices) -> float:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from deploy.settings import read
 from services.cli.commands import cost_command
+from services.cli.console import make_console
 from services.cli.cost import cost
 from services.costs.model import (
     DESIGNS,
@@ -125,7 +126,9 @@ def test_the_region_asked_for_is_the_one_deployed_and_has_prices() -> None:
         (Load(), ["warm: below the range (costs", "task per batch: below", "task per message: below"]),
         (Load(off_hours_scorers=0), ["warm: within the range (saves 7", "task per batch: below the range (saves 4"]),
         (Load(symbols=1, interval_seconds=3_600.0), ["task per batch: above the range (saves 9"]),
-        (Load(symbols=1), ["from 1 symbol on"]),
+        (Load(symbols=1), ["from 1 symbol on", "Polling would cost the same; `make deploy` does not set it up"]),
+        (Load(symbols=10_000, interval_seconds=1.0), ['Choose: dispatch.mode = "warm" (', "Polling would save "]),
+        (Load(symbols=1, canary_quotes=0, zones=0, off_hours_scorers=5), ['Choose: dispatch.mode = "task" (']),
     ],
 )
 def test_the_old_claim_is_judged_for_each_design(load: Load, words: list[str]) -> None:
@@ -135,6 +138,33 @@ def test_the_old_claim_is_judged_for_each_design(load: Load, words: list[str]) -
         assert each in text.getvalue()
     assert "Left out: Secrets Manager" in text.getvalue()
     assert "-0%" not in text.getvalue()
+
+
+def test_nothing_is_cut_off_in_eighty_columns() -> None:
+    text = io.StringIO()
+    load = Load(symbols=10_000, interval_seconds=1.0)
+    assert cost(load, "us-east-1", None, None, make_console(file=text, width=80)) == 0
+    printed = text.getvalue()
+    assert "…" not in printed
+    assert all(len(line) <= 80 for line in printed.splitlines())
+    for name, design in DESIGNS.items():
+        month = design(load, PRICES)
+        assert name in printed
+        for figure in (*month.values(), sum(month.values())):
+            assert f"{figure:,.2f}" in printed
+
+
+@pytest.mark.parametrize("price", [-1, "free", None, True, float("nan"), float("inf")])
+def test_a_price_that_is_none_is_refused(price: object, tmp_path: Path) -> None:
+    path = tmp_path / "prices.json"
+    entries: dict[str, object] = {name: {"price": each} for name, each in PRICES.items()}
+    entries["s3_put"] = {"price": price}
+    path.write_text(json.dumps({"mars-1": {"prices": entries}}))
+    with pytest.raises(InvalidRequestError, match="garbles the price of s3_put"):
+        read_prices("mars-1", path)
+    path.write_text("[]")
+    with pytest.raises(InvalidRequestError, match="the regions by name"):
+        read_prices("mars-1", path)
 
 
 def test_a_task_is_billed_for_a_minute_at_least() -> None:
