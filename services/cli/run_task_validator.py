@@ -10,13 +10,14 @@ Sources: Amazon ECS API reference, RunTask and "Ensuring idempotency"; Amazon EC
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,10 +26,14 @@ from typing import Any, Final
 
 MAX_COUNT: Final = 10
 MAX_OVERRIDE_CHARACTERS: Final = 8_192
-MAX_TOKEN_CHARACTERS: Final = 64
 MAX_SUBNETS: Final = 16
+MAX_SECURITY_GROUPS: Final = 5
+MAX_TAGS: Final = 50
+MAX_DESCRIBED: Final = 100
 LAUNCHES_PER_SECOND: Final = 20.0
 BURST: Final = 100.0
+_TOKEN = re.compile(r"[!-~]{0,64}")
+_STARTED_BY = re.compile(r"[A-Za-z0-9/_-]{0,128}")
 _TARGET = "AmazonEC2ContainerServiceV20141113."
 _FORWARD_SECONDS = 30
 
@@ -133,6 +138,10 @@ class RunTaskValidator:
                     return 200, json.dumps(self._run_task(headers, json.loads(body))).encode()
                 if operation == "StopTask":
                     self._stop_task(json.loads(body))
+                if operation == "DescribeTasks" and len(json.loads(body).get("tasks", [])) > MAX_DESCRIBED:
+                    raise RefusedError(
+                        "InvalidParameterException", f"Tasks cannot have more than {MAX_DESCRIBED} items."
+                    )
             status, answer = self._forward(headers, body)
             if operation in ("DescribeTasks", "StopTask") and status == 200:
                 with self._lock:
@@ -272,8 +281,13 @@ def _validate(request: Mapping[str, Any], definition: Mapping[str, Any]) -> None
 
     if not 1 <= request.get("count", 1) <= MAX_COUNT:
         refuse(f"Count must be between 1 and {MAX_COUNT}.")
-    if len(request.get("clientToken", "")) > MAX_TOKEN_CHARACTERS:
-        refuse(f"Client token must be at most {MAX_TOKEN_CHARACTERS} characters.")
+    if not _TOKEN.fullmatch(request.get("clientToken", "")):
+        refuse("Client token must be at most 64 characters in the range of 33-126.")
+    if not _STARTED_BY.fullmatch(request.get("startedBy", "")):
+        refuse("startedBy must be at most 128 letters, numbers, hyphens, slashes and underscores.")
+    if len(request.get("tags", [])) > MAX_TAGS:
+        refuse(f"Tags can not have more than {MAX_TAGS} items.")
+    _validate_launch_type(request, definition, refuse)
     overrides = request.get("overrides", {})
     if override_characters(overrides) > MAX_OVERRIDE_CHARACTERS:
         refuse(f"Container Overrides length must be at most {MAX_OVERRIDE_CHARACTERS}")
@@ -286,3 +300,15 @@ def _validate(request: Mapping[str, Any], definition: Mapping[str, Any]) -> None
         refuse("Network Configuration must be provided when networkMode 'awsvpc' is specified.")
     if len(network.get("subnets", [])) > MAX_SUBNETS:
         refuse(f"subnets can have at most {MAX_SUBNETS} items.")
+    if len(network.get("securityGroups", [])) > MAX_SECURITY_GROUPS:
+        refuse(f"securityGroups can have at most {MAX_SECURITY_GROUPS} items.")
+
+
+def _validate_launch_type(
+    request: Mapping[str, Any], definition: Mapping[str, Any], refuse: Callable[[str], None]
+) -> None:
+    launch_type = request.get("launchType")
+    if launch_type and request.get("capacityProviderStrategy"):
+        refuse("Specifying both a launch type and capacity provider strategy is not supported.")
+    if launch_type and launch_type not in (definition.get("requiresCompatibilities") or [launch_type]):
+        refuse(f"Task definition does not support launch_type {launch_type}.")

@@ -244,7 +244,8 @@ def test_a_wrong_setting_is_named(deployment: tuple[str, str], changes: dict[str
 
 def test_the_validator_refuses_what_aws_refuses(validator: FaultyEcs, deployment: tuple[str, str]) -> None:
     ecs = boto3.client("ecs", region_name=REGION)
-    network = {"awsvpcConfiguration": {"subnets": ["subnet-1"]}}
+    subnets = {"subnets": ["subnet-1"]}
+    network = {"awsvpcConfiguration": subnets}
     good: dict[str, Any] = {"cluster": deployment[0], "taskDefinition": deployment[1], "networkConfiguration": network}
     room = MAX_OVERRIDE_CHARACTERS - len(str(container_overrides(CONTAINER, {"CORRELATION_ID": ""})))
     fitting = container_overrides(CONTAINER, {"CORRELATION_ID": "x" * room})
@@ -252,13 +253,25 @@ def test_the_validator_refuses_what_aws_refuses(validator: FaultyEcs, deployment
     wrongs: tuple[dict[str, Any], ...] = (
         {"count": 11},
         {"clientToken": "t" * 65},
+        {"clientToken": "two words"},
+        {"clientToken": "\u00e4"},
+        {"startedBy": "s" * 129},
+        {"startedBy": "tapewatch.dispatch"},
+        {"tags": [{"key": str(i), "value": ""} for i in range(51)]},
+        {"launchType": "EC2"},
+        {"launchType": "FARGATE", "capacityProviderStrategy": [{"capacityProvider": "FARGATE_SPOT"}]},
         {"overrides": large},
         {"overrides": container_overrides("nobody", {})},
         {"networkConfiguration": {}},
+        {"networkConfiguration": {"awsvpcConfiguration": {"subnets": [f"subnet-{i}" for i in range(17)]}}},
+        {"networkConfiguration": {"awsvpcConfiguration": {**subnets, "securityGroups": list("abcdef")}}},
     )
     for wrong in wrongs:
         with pytest.raises(ecs.exceptions.InvalidParameterException):
             ecs.run_task(**(good | wrong))
+    with pytest.raises(ecs.exceptions.InvalidParameterException):
+        ecs.describe_tasks(cluster=deployment[0], tasks=[str(i) for i in range(101)])
+    ecs.run_task(**good, overrides=fitting, clientToken="!" * 64, startedBy="s" * 128, launchType="FARGATE")
     ecs.run_task(**good, count=10, overrides=container_overrides(CONTAINER, environment("ten")))
     with pytest.raises(ecs.exceptions.InvalidParameterException):
         ecs.run_task(**good, overrides={"containerOverrides": fitting["containerOverrides"] * 2})
