@@ -22,17 +22,10 @@ from deploy.serving import ServingStack
 from deploy.settings import DeploySettings, Task
 from deploy.storage import StorageStack
 from deploy.task_mode import TaskMode
+from services.ingest.progress_dynamodb import PROGRESS_PERMISSIONS
+from services.runtime.dynamodb_table import STORE_PERMISSIONS
 
 _SEND = ("sqs:SendMessage", "sqs:GetQueueAttributes")
-_TABLE = (
-    "dynamodb:GetItem",
-    "dynamodb:BatchGetItem",
-    "dynamodb:Query",
-    "dynamodb:PutItem",
-    "dynamodb:UpdateItem",
-    "dynamodb:ConditionCheckItem",
-)
-_PROGRESS = ("dynamodb:GetItem", "dynamodb:Query", "dynamodb:PutItem")
 _PARTS = ("s3:PutObject", "s3:AbortMultipartUpload")
 
 _NOT_STARTED = (
@@ -139,7 +132,7 @@ class MeshStack(Stack):
         role = task_role(self, "IngestRole", self._scene, "ingest")
         allow(role, "Queue", _SEND, storage.queue.queue_arn)
         allow(role, "DeadLetters", _SEND, storage.dead_letters.queue_arn)
-        allow(role, "Progress", _PROGRESS, storage.progress.table_arn)
+        allow(role, "Progress", PROGRESS_PERMISSIONS, storage.progress.table_arn)
         allow(role, "ReplayObjects", ("s3:GetObject",), storage.lake.arn_for_objects(f"{LAKE_PREFIX}/*"))
         allow(role, "ReplayListing", ("s3:ListBucket",), storage.lake.bucket_arn)
         environment = self._queue_environment() | {
@@ -178,7 +171,7 @@ class MeshStack(Stack):
     def _gateway(self, serving: ServingStack | None) -> ecs.FargateService:
         settings, storage = self._scene.settings, self._scene.storage
         role = task_role(self, "GatewayRole", self._scene, "gateway")
-        allow(role, "Table", _TABLE, storage.table.table_arn)
+        allow(role, "Table", STORE_PERMISSIONS, storage.table.table_arn)
         allow(role, "LakeObjects", _PARTS, storage.lake.arn_for_objects(f"{LAKE_PREFIX}/*"))
         environment = {
             "STORE_BACKEND": "dynamodb",

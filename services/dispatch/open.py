@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from services.dispatch.launcher_ecs import EcsLauncher
 from services.dispatch.launcher_subprocess import SubprocessLauncher
@@ -19,6 +20,15 @@ from services.pipeline.warm_pool import WarmPool
 from services.queue.ports import DeadLetters
 from services.runtime.dynamodb_table import DynamoDbTable
 from services.runtime.exit_codes import EXIT_MISCONFIGURED
+
+LEDGER_PERMISSIONS: Final = (
+    "dynamodb:Query",
+    "dynamodb:PutItem",
+    "dynamodb:UpdateItem",
+    "dynamodb:DeleteItem",
+    "dynamodb:GetItem",
+    "dynamodb:BatchGetItem",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,7 @@ def _connect_table(settings: DispatchSettings) -> DynamoDbTable:
         dependency="ledger",
         setting="LEDGER_TABLE",
         instead="set LEDGER_BACKEND=sqlite",
+        permissions=LEDGER_PERMISSIONS,
     )
 
 

@@ -11,7 +11,7 @@ from services.ingest.coverage import CoverageBook
 from services.ingest.csv_file import CsvSource
 from services.ingest.metrics import measure_silence
 from services.ingest.ports import Progress, QuoteSource
-from services.ingest.progress_dynamodb import DynamoDbProgress
+from services.ingest.progress_dynamodb import PROGRESS_PERMISSIONS, DynamoDbProgress
 from services.ingest.progress_sqlite import SqliteProgress
 from services.ingest.replay import Replays
 from services.ingest.service import IngestService
@@ -59,6 +59,7 @@ def _connect_table(settings: IngestSettings) -> DynamoDbTable:
         dependency="ingest's progress",
         setting="INGEST_TABLE",
         instead="set INGEST_BACKEND=sqlite",
+        permissions=PROGRESS_PERMISSIONS,
     )
 
 

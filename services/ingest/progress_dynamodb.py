@@ -8,6 +8,7 @@ known to the queue and to the gateway.
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Final
 
 from services.domain.quote import Series
 from services.ingest.ports import Replay, ReplayState, replay_from_json, replay_to_json
@@ -15,6 +16,9 @@ from services.runtime.dynamodb_table import SORT, DynamoDbTable, Item, key
 
 _REPLAYS = "replay"
 _POSITIONS = "position"
+
+PROGRESS_PERMISSIONS: Final = ("dynamodb:GetItem", "dynamodb:Query", "dynamodb:PutItem")
+"""What `DynamoDbProgress` needs of its table."""
 
 
 class DynamoDbProgress:

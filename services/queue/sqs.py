@@ -33,6 +33,8 @@ _MAX_WAIT_SECONDS = 20
 _MAX_REASON_CHARACTERS = 1_000
 _PEEK_SECONDS = 1
 _AWS_URL = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com")
+_SETTING = "SQS_QUEUE_URL"
+_DEAD_LETTER_SETTING = "SQS_DEAD_LETTER_QUEUE_URL"
 _PERMISSIONS = (
     "sqs:SendMessage",
     "sqs:ReceiveMessage",
@@ -44,12 +46,18 @@ _PERMISSIONS = (
 
 
 class SqsQueue:
-    """A `Queue` on SQS FIFO. `client` is a boto3 SQS client, which is safe to share between threads."""
+    """A `Queue` on SQS FIFO. `client` is a boto3 SQS client, which is safe to share between threads.
 
-    def __init__(self, client: "SQSClient", queue_url: str, *, dead_letter_queue_url: str = "") -> None:
+    `setting` is what names the queue in the environment, for messages.
+    """
+
+    def __init__(
+        self, client: "SQSClient", queue_url: str, *, dead_letter_queue_url: str = "", setting: str = _SETTING
+    ) -> None:
         self._client = client
         self._url = queue_url
         self._dead_letter_url = dead_letter_queue_url
+        self._setting = setting
 
     @classmethod
     def connect(cls, queue_url: str, *, dead_letter_queue_url: str = "", region: str = "") -> "SqsQueue":
@@ -61,13 +69,11 @@ class SqsQueue:
         DependencyUnavailableError when AWS cannot be reached.
         """
         if not queue_url.endswith(".fifo"):
-            raise NotConfiguredError(
-                f"{queue_url} is no FIFO queue", "set SQS_QUEUE_URL to one (its name ends in .fifo)"
-            )
+            raise NotConfiguredError(f"{queue_url} is no FIFO queue", f"set {_SETTING} to one (its name ends in .fifo)")
         client = open_client(
             "sqs",
             region or _region_of(queue_url),
-            _resource(queue_url),
+            _resource(queue_url, _SETTING),
             "set QUEUE_BACKEND=sqlite",
             read_seconds=_MAX_WAIT_SECONDS + 10,
         )
@@ -113,7 +119,7 @@ class SqsQueue:
             }
             for i, message in messages.items()
         ]
-        with _translated(self._url):
+        with self._translated():
             response = self._client.send_message_batch(QueueUrl=self._url, Entries=entries)  # type: ignore[arg-type]
         for item in response.get("Failed", []):
             if item.get("SenderFault"):
@@ -128,7 +134,7 @@ class SqsQueue:
         while len(received) < max_messages:
             wanted = min(BATCH_LIMIT, max_messages - len(received))
             try:
-                with _translated(self._url):
+                with self._translated():
                     response = self._client.receive_message(
                         QueueUrl=self._url,
                         MaxNumberOfMessages=wanted,
@@ -154,8 +160,7 @@ class SqsQueue:
                 {"Id": str(i), "ReceiptHandle": handle}
                 for i, handle in enumerate(receipt_handles[start : start + BATCH_LIMIT])
             ]
-            _until_done(
-                self._url,
+            self._until_done(
                 entries,
                 lambda pending: self._client.delete_message_batch(QueueUrl=self._url, Entries=list(pending)),  # type: ignore[arg-type]
             )
@@ -168,8 +173,7 @@ class SqsQueue:
                 {"Id": str(i), "ReceiptHandle": handle, "VisibilityTimeout": seconds}
                 for i, handle in enumerate(receipt_handles[start : start + BATCH_LIMIT])
             ]
-            _until_done(
-                self._url,
+            self._until_done(
                 entries,
                 lambda pending: self._client.change_message_visibility_batch(
                     QueueUrl=self._url,
@@ -179,10 +183,10 @@ class SqsQueue:
 
     def depth(self) -> QueueDepth:
         """What waits, approximately. `dead_letters` is 0 where no dead-letter queue is configured."""
-        attributes = self._attributes(self._url)
+        attributes = self._attributes()
         dead_letters = 0
-        if url := self._find_dead_letter_url(attributes):
-            dead_letters = int(self._attributes(url).get("ApproximateNumberOfMessages", 0))
+        if dead := self._dead_letters(attributes):
+            dead_letters = int(dead._attributes().get("ApproximateNumberOfMessages", 0))
         return QueueDepth(
             ready=int(attributes.get("ApproximateNumberOfMessages", 0)),
             in_flight=int(attributes.get("ApproximateNumberOfMessagesNotVisible", 0)),
@@ -191,31 +195,35 @@ class SqsQueue:
 
     def check(self) -> None:
         """A request to the queue; a right that only another call needs is not seen by it."""
-        self._attributes(self._url)
+        self._attributes()
 
-    def _attributes(self, url: str) -> Mapping[str, str]:
-        with _translated(url):
-            response = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
+    def _attributes(self) -> Mapping[str, str]:
+        with self._translated():
+            response = self._client.get_queue_attributes(QueueUrl=self._url, AttributeNames=["All"])
         return {str(name): value for name, value in response.get("Attributes", {}).items()}
 
-    def _find_dead_letter_url(self, attributes: Mapping[str, str] | None = None) -> str:
-        """The dead-letter queue's URL: the setting, else what the redrive policy names, else empty."""
+    def _dead_letters(self, attributes: Mapping[str, str] | None = None) -> "SqsQueue | None":
+        """The dead-letter queue that the setting names, else the redrive policy; None where neither does."""
         if not self._dead_letter_url:
-            policy = (self._attributes(self._url) if attributes is None else attributes).get("RedrivePolicy", "")
+            policy = (self._attributes() if attributes is None else attributes).get("RedrivePolicy", "")
             if policy:
                 arn = json.loads(policy)["deadLetterTargetArn"].split(":")
-                with _translated(arn[5]):
+                with _resource(arn[5], _DEAD_LETTER_SETTING).translated():
                     response = self._client.get_queue_url(QueueName=arn[5], QueueOwnerAWSAccountId=arn[4])
                 self._dead_letter_url = response["QueueUrl"]
-        return self._dead_letter_url
+        url = self._dead_letter_url
+        return SqsQueue(self._client, url, setting=_DEAD_LETTER_SETTING) if url else None
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return _resource(self._url, self._setting).translated()
 
     def send_dead_letter(self, letter: DeadLetter) -> None:
         """Send the letter to the dead-letter queue, its reason and group as attributes."""
-        url = self._find_dead_letter_url()
-        if not url:
+        dead = self._dead_letters()
+        if dead is None:
             raise NotConfiguredError(
                 "nobody knows where the dead-letter queue is",
-                "set SQS_DEAD_LETTER_QUEUE_URL, or a redrive policy on the queue",
+                f"set {_DEAD_LETTER_SETTING}, or a redrive policy on the queue",
             )
         digest = hashlib.sha256("\0".join((letter.group_id, letter.reason, letter.body)).encode()).hexdigest()
         attributes = dict(letter.attributes)
@@ -223,15 +231,15 @@ class SqsQueue:
         message = OutgoingMessage(
             letter.body, letter.group_id or "dead-letters", digest, dict(list(attributes.items())[-BATCH_LIMIT:])
         )
-        SqsQueue(self._client, url).send([message])
+        dead.send([message])
 
     def list_dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """Some of the dead letters, hidden for a second while they are read; of each group the first ten at least."""
-        url = self._find_dead_letter_url()
-        if not url:
+        dead = self._dead_letters()
+        if dead is None:
             return []
-        found = SqsQueue(self._client, url).receive(limit, _PEEK_SECONDS)
-        SqsQueue(self._client, url).change_visibility([message.receipt_handle for message in found], 0)
+        found = dead.receive(limit, _PEEK_SECONDS)
+        dead.change_visibility([message.receipt_handle for message in found], 0)
         return [
             DeadLetter(
                 body=message.body,
@@ -241,6 +249,26 @@ class SqsQueue:
             )
             for message in found
         ]
+
+    def _until_done(
+        self, entries: Sequence[Mapping[str, Any]], call: Callable[[Sequence[Mapping[str, Any]]], Any]
+    ) -> None:
+        """Call with entries in no order, again with those that failed for the moment, with jitter.
+
+        What SQS refuses for good, such as a receipt handle that is not the current one, is left.
+
+        Raises: DependencyUnavailableError when some still fail.
+        """
+        pending = list(entries)
+        attempt = 0
+        while pending:
+            with self._translated():
+                response = call(pending)
+            again = {item["Id"] for item in response.get("Failed", []) if not item.get("SenderFault")}
+            pending = [entry for entry in pending if entry["Id"] in again]
+            if pending:
+                attempt += 1
+                _pause(self._url, attempt)
 
     def close(self) -> None:
         """Release connections."""
@@ -268,27 +296,6 @@ def _pause(url: str, attempt: int) -> None:
     if attempt == _ATTEMPTS:
         raise DependencyUnavailableError("queue", f"{url} took only a part of the messages after {_ATTEMPTS} attempts")
     time.sleep(backoff_seconds(attempt))
-
-
-def _until_done(
-    url: str, entries: Sequence[Mapping[str, Any]], call: Callable[[Sequence[Mapping[str, Any]]], Any]
-) -> None:
-    """Call with entries in no order, again with those that failed for the moment, with full jitter.
-
-    What SQS refuses for good, such as a receipt handle that is not the current one, is left.
-
-    Raises: DependencyUnavailableError when some still fail.
-    """
-    pending = list(entries)
-    attempt = 0
-    while pending:
-        with _translated(url):
-            response = call(pending)
-        again = {item["Id"] for item in response.get("Failed", []) if not item.get("SenderFault")}
-        pending = [entry for entry in pending if entry["Id"] in again]
-        if pending:
-            attempt += 1
-            _pause(url, attempt)
 
 
 def _received(message: Mapping[str, Any]) -> ReceivedMessage:
@@ -330,9 +337,5 @@ def _region_of(url: str) -> str:
     return match[1] if match else ""
 
 
-def _resource(url: str) -> AwsResource:
-    return AwsResource("queue", "queue", url, "SQS_QUEUE_URL", _PERMISSIONS)
-
-
-def _translated(url: str) -> AbstractContextManager[None]:
-    return _resource(url).translated()
+def _resource(url: str, setting: str) -> AwsResource:
+    return AwsResource("queue", "queue", url, setting, _PERMISSIONS)

@@ -41,7 +41,12 @@ _UNKNOWN = {
     "UnrecognizedClientException",
 }
 _FORBIDDEN = {"AccessDenied", "AccessDeniedException", "KmsAccessDenied", "UnauthorizedException"}
-_ELSEWHERE = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
+_ELSEWHERE = {
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "InvalidAddress",  # SQS: a queue's URL that is not of the endpoint's region
+    "PermanentRedirect",
+}
 _DENIED_ACTION = re.compile(r"not authorized to perform: ([a-z0-9-]+:[A-Za-z]+)")
 _MISSING = {
     "AWS.SimpleQueueService.NonExistentQueue",

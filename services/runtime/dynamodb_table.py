@@ -18,7 +18,7 @@ _MAX_BATCH_GET: Final = 100
 _ATTEMPTS = 8
 _THREADS = 16
 _ANSWER_SECONDS = 10.0
-_PERMISSIONS = (
+STORE_PERMISSIONS: Final = (
     "dynamodb:GetItem",
     "dynamodb:BatchGetItem",
     "dynamodb:Query",
@@ -26,6 +26,8 @@ _PERMISSIONS = (
     "dynamodb:UpdateItem",
     "dynamodb:ConditionCheckItem",
 )
+"""What the gateway's store needs."""
+
 _CONFLICT = "TransactionConflict"
 _CONDITION_FAILED = "ConditionalCheckFailed"
 _log = logging.getLogger(__name__)
@@ -51,10 +53,18 @@ class DynamoDbTable:
     DependencyUnavailableError when DynamoDB is away or throttles for longer than retries last.
     """
 
-    def __init__(self, client: Any, name: str, *, dependency: str = "store", setting: str = "STORE_TABLE") -> None:
+    def __init__(
+        self,
+        client: Any,
+        name: str,
+        *,
+        dependency: str = "store",
+        setting: str = "STORE_TABLE",
+        permissions: Sequence[str] = STORE_PERMISSIONS,
+    ) -> None:
         self._client = client
         self.name = name
-        self.resource = _resource(name, client.meta.region_name, dependency, setting)
+        self.resource = AwsResource(dependency, "table", name, setting, tuple(permissions), client.meta.region_name)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="dynamodb")
 
     @classmethod
@@ -66,6 +76,7 @@ class DynamoDbTable:
         dependency: str = "store",
         setting: str = "STORE_TABLE",
         instead: str = "set STORE_BACKEND=sqlite",
+        permissions: Sequence[str] = STORE_PERMISSIONS,
     ) -> "DynamoDbTable":
         """The table in `region`; empty takes the AWS configuration's. Nothing is asked of AWS yet.
 
@@ -75,10 +86,11 @@ class DynamoDbTable:
             dependency: What the table is to us, for messages.
             setting: Environment variable that names the table.
             instead: What to do to go without AWS.
+            permissions: All that its use needs, for messages.
         """
-        resource = _resource(name, region, dependency, setting)
+        resource = AwsResource(dependency, "table", name, setting, tuple(permissions), region)
         client = open_client("dynamodb", region, resource, instead, read_seconds=_ANSWER_SECONDS)
-        return cls(client, name, dependency=dependency, setting=setting)
+        return cls(client, name, dependency=dependency, setting=setting, permissions=permissions)
 
     def create(self) -> None:
         """Make the table, and wait until it is there. For tests and local use: on AWS the stack makes it.
@@ -299,7 +311,3 @@ def _conditions(condition: str, values: Item | None, return_old: bool) -> Item:
 
 def _identity(item: Item) -> tuple[str, str]:
     return item[PARTITION]["S"], item[SORT]["S"]
-
-
-def _resource(name: str, region: str, dependency: str, setting: str) -> AwsResource:
-    return AwsResource(dependency, "table", name, setting, _PERMISSIONS, region)

@@ -9,6 +9,7 @@ import pytest
 from deploy.iam_document import DOCUMENT, document, roles
 from deploy.policies import Role, Statement, Templates
 from services.dispatch import launcher_ecs
+from services.dispatch.open import LEDGER_PERMISSIONS
 from services.pipeline import batch_files
 from tests.deploy.conftest import Synthesize
 from tests.deploy.unused_permissions import UNUSED, unexplained
@@ -104,6 +105,9 @@ def test_launchers_launch_in_their_cluster_and_pass_roles_to_ecs_alone(synthesiz
         (passed,) = [s for s in found[path].statements if "iam:PassRole" in s.actions]
         assert passed.conditions == {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
         assert "*" not in passed.resources
+        (ledger,) = [s for s in found[path].statements if s.name == "Ledger"]
+        if path != "Mesh/TasksReconcilerRole":  # which enters nothing
+            assert set(ledger.actions) == set(LEDGER_PERMISSIONS)
     task = {a for s in found["Mesh/TasksRole"].statements for a in s.actions if a.startswith("s3:")}
     assert task == set(batch_files._PERMISSIONS)
 

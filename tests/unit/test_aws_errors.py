@@ -41,6 +41,7 @@ DENIED = "User: arn:aws:iam::1:user/u is not authorized to perform: sqs:ReceiveM
         (failure("ExpiredToken"), NotConfiguredError, r"have expired .*https://q\.fifo"),
         (failure("QueueDoesNotExist"), NotConfiguredError, "no queue at .*SQS_QUEUE_URL .*or AWS_REGION"),
         (failure("PermanentRedirect"), NotConfiguredError, "in another region .*AWS_REGION"),
+        (failure("InvalidAddress", "not for this endpoint"), NotConfiguredError, "in another region .*AWS_REGION"),
         (InvalidRegionError(region_name="mars"), NotConfiguredError, "AWS_REGION"),
         (
             EndpointConnectionError(endpoint_url="https://sqs.mars-1"),

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from services.dispatch.open import LEDGER_PERMISSIONS
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError, TapewatchError
-from services.runtime.dynamodb_table import ConditionFailedError, DynamoDbTable, key, put_write
+from services.ingest.progress_dynamodb import PROGRESS_PERMISSIONS
+from services.runtime.dynamodb_table import STORE_PERMISSIONS, ConditionFailedError, DynamoDbTable, key, put_write
 
 KEY = key("p", "s")
 
@@ -110,3 +112,14 @@ def test_keys_that_dynamodb_leaves_out_are_asked_for_again() -> None:
     first = {"Responses": {"t": [KEY]}, "UnprocessedKeys": {"t": {"Keys": [other]}}}
     client = Scripted(first, {"Responses": {"t": [other]}})
     assert DynamoDbTable(client, "t").get_many([other, KEY, key("p", "u")]) == [other, KEY, None]
+
+
+def test_a_refusal_names_all_that_the_tables_own_use_needs() -> None:
+    denied = "User: arn:aws:iam::1:user/u is not authorized to perform: dynamodb:DeleteItem on resource: t"
+    for permissions in (LEDGER_PERMISSIONS, PROGRESS_PERMISSIONS, STORE_PERMISSIONS):
+        client = Scripted(failure("AccessDeniedException", denied))
+        table = DynamoDbTable(client, "t", permissions=permissions)
+        every = f"{', '.join(permissions[:-1])} and {permissions[-1]}"
+        with pytest.raises(NotConfiguredError, match=rf"allow dynamodb:DeleteItem \(all that it needs: {every}\)$"):
+            table.get(KEY)
+    assert "dynamodb:DeleteItem" in LEDGER_PERMISSIONS

@@ -77,6 +77,33 @@ def test_no_message_overtakes_one_of_its_group_that_was_refused_for_the_moment(n
     assert all(0 <= pause <= 6.4 for pause in no_waiting)
 
 
+class WithoutDeadLetters(Sqs):
+    """The queue is there, and its dead-letter queue is not."""
+
+    def get_queue_attributes(self, **request: Any) -> dict[str, Any]:
+        if request["QueueUrl"] == URL:
+            return {"Attributes": {"ApproximateNumberOfMessages": "0"}}
+        raise self.gone()
+
+    def receive_message(self, **request: Any) -> dict[str, Any]:
+        raise self.gone()
+
+    def gone(self) -> ClientError:
+        return ClientError({"Error": {"Code": "QueueDoesNotExist", "Message": "no"}}, "any")
+
+
+def test_a_dead_letter_queue_that_is_not_there_is_named_by_its_own_setting() -> None:
+    def gone(_: object) -> dict[str, Any]:
+        raise ClientError({"Error": {"Code": "QueueDoesNotExist", "Message": "no"}}, "SendMessageBatch")
+
+    dead = URL.replace(".fifo", "_dead.fifo")
+    found = SqsQueue(WithoutDeadLetters(gone), URL, dead_letter_queue_url=dead)  # type: ignore[arg-type]
+    letter = DeadLetter("{", "g", "not JSON")
+    for use in (found.depth, found.list_dead_letters, lambda: found.send_dead_letter(letter)):
+        with pytest.raises(NotConfiguredError, match=f"no queue at {dead}.*: set SQS_DEAD_LETTER_QUEUE_URL"):
+            use()
+
+
 def test_what_is_taken_at_last_costs_no_further_waiting(no_waiting: list[float]) -> None:
     refusals = 5
 
