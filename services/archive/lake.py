@@ -8,6 +8,7 @@ event_time. A name follows from the content, so writing a part twice is harmless
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from services.archive.bars import Bars
 from services.archive.errors import unreadable
 from services.archive.filesystem import explain, open_filesystem
 from services.domain.errors import NotConfiguredError
-from services.domain.quote import CANARY_TAPE, LIVE_TAPE, Quote
+from services.domain.quote import CANARY_TAPE, LIVE_TAPE, TAPE_PATTERN, Quote
 from services.domain.score import RecordedQuote
 
 FOLDER = "quotes"
@@ -141,6 +142,17 @@ def _open(location: str) -> tuple[fs.FileSystem, str]:
     return filesystem, below if is_root else root
 
 
+def split_tape(location: str) -> tuple[str, str]:
+    """The lake, and the tape in it that `LAKE#TAPE` names; an empty one where it names none.
+
+    >>> split_tape("s3://bucket/lake#run-1"), split_tape("s3://bucket/lake")
+    (('s3://bucket/lake', 'run-1'), ('s3://bucket/lake', ''))
+    """
+    place, mark, tape = location.rpartition("#")
+    named = mark and TAPE_PATTERN.fullmatch(tape) and not Path(location).exists()
+    return (place, tape) if named else (location, "")
+
+
 def is_lake(location: str) -> bool:
     """Whether the folder, or `quotes` in it, holds `dt=` folders."""
     filesystem, folder = _open(location)
@@ -157,10 +169,12 @@ def part_paths(filesystem: fs.FileSystem, folder: str) -> list[str]:
 def read_table(location: str, tape: str = "") -> pa.Table:
     """The rows of one tape in order of symbol and event_time, each quote once: its lowest sequence.
 
-    `tape` empty means `live`, or the lake's only tape beside `canary`.
+    `tape` empty means the one of `LAKE#TAPE` (`split_tape`), else `live`, or the lake's only one beside `canary`.
 
     Raises: InvalidRequestError when there are no parts, one is damaged, or the tape is not there or not clear.
     """
+    if not tape:
+        location, tape = split_tape(location)
     try:
         filesystem, folder = _open(location)
         paths = part_paths(filesystem, folder)
@@ -181,7 +195,10 @@ def read_table(location: str, tape: str = "") -> pa.Table:
     if not tape:
         others = [name for name in tapes if name != CANARY_TAPE]  # canaries are no market
         if LIVE_TAPE not in others and len(others) > 1:
-            raise unreadable(location, f"holds the tapes {', '.join(tapes)} and not {LIVE_TAPE}: name one")
+            names = ", ".join(tapes)
+            raise unreadable(
+                location, f"holds the tapes {names} and not {LIVE_TAPE}: name one, as {location}#{others[0]}"
+            )
         tape = LIVE_TAPE if LIVE_TAPE in others or not others else others[0]
     if tape not in tapes:
         raise unreadable(location, f"does not hold the tape {tape}, but {', '.join(tapes) or 'none'}")

@@ -67,9 +67,12 @@ def check(location: str, symbols: Collection[str] = ()) -> None:
         return
     if len(location) > _LONGEST_LOCATION:
         raise unreadable(shown(location), f"is longer than {_LONGEST_LOCATION:,} characters")
-    path = Path(location)
-    if "://" in location:
-        parts = urlsplit(location)
+    place, tape = lake.split_tape(location)
+    if tape and not is_lake(place):
+        place = location  # only lakes have tapes
+    path = Path(place)
+    if "://" in place:
+        parts = urlsplit(place)
         if parts.scheme not in SCHEMES:
             raise unreadable(shown(location), f"has none of the schemes {', '.join(SCHEMES)}")
         if parts.scheme != "file":
@@ -112,8 +115,9 @@ def _read(location: str, problems: list[str], growing: bool) -> list[Bars]:
 
 
 def is_lake(location: str) -> bool:
-    """Whether the location is a lake: its root, its `quotes` folder, or either on an object store."""
-    return "://" in location or (Path(location).is_dir() and lake.is_lake(location))
+    """Whether the location is a lake, or a tape of it: its root, its `quotes` folder, or either on an object store."""
+    place, _ = lake.split_tape(location)
+    return "://" in place or (Path(place).is_dir() and lake.is_lake(place))
 
 
 def _with_lengths(history: list[Bars], growing: Mapping[str, int] | None, problems: list[str]) -> list[Bars]:

@@ -47,7 +47,9 @@ HowScored = Annotated[
 Location = Annotated[
     str,
     typer.Option(
-        "--from", help="`bokeh` (the bundled tape), a CSV or Parquet file, or a folder of them, e.g. the lake."
+        "--from",
+        help="`bokeh` (the bundled tape), a CSV or Parquet file, or a folder of them, e.g. the lake; "
+        "LAKE#TAPE where it has several.",
     ),
 ]
 

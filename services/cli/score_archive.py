@@ -97,6 +97,8 @@ def _objects(values: list[Any]) -> "np.ndarray[Any, np.dtype[np.object_]]":
 
 def from_lake(location: str, tape: str) -> ScoreArchive:
     """Read a lake. Raises: InvalidRequestError as `lake.read_table`."""
+    if not tape:
+        location, tape = lake.split_tape(location)
     table = lake.read_table(location, tape)
     tape = table["tape"][0].as_py() if table.num_rows else tape or LIVE_TAPE
     return ScoreArchive(location, tape, table, read_decisions(location, tape))

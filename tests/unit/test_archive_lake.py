@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.archive import lake
+from services.archive import lake, location
 from services.archive.filesystem import explain
 from services.domain.errors import InvalidRequestError
 from services.domain.quote import Quote
@@ -143,8 +143,17 @@ def test_canaries_are_read_by_their_name_only(tmp_path: Path) -> None:
 
 def test_several_replays_without_live_must_be_named(tmp_path: Path) -> None:
     write(tmp_path, [recorded(0, tape="run-1"), recorded(1, tape="run-2")])
-    with pytest.raises(InvalidRequestError, match="holds the tapes run-1, run-2 and not live"):
+    with pytest.raises(InvalidRequestError, match=r"holds the tapes run-1, run-2 and not live: name one, as .*#run-1$"):
         lake.read(str(tmp_path))
+    for root in (str(tmp_path), f"file://{tmp_path}"):
+        location.check(f"{root}#run-2")
+        count, quotes = location.quotes(f"{root}#run-2", tape="again")
+        assert (count, [quote.tape for quote in quotes]) == (1, ["again"])
+        with pytest.raises(InvalidRequestError, match="does not hold the tape run-3, but run-1, run-2"):
+            location.quotes(f"{root}#run-3", tape="again")
+    (tmp_path / "files").mkdir()
+    with pytest.raises(InvalidRequestError, match="files#run-1' does not exist"):
+        location.check(f"{tmp_path}/files#run-1")
 
 
 def test_bars_take_the_newest_revision_and_the_longer_source(tmp_path: Path) -> None:
