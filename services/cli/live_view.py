@@ -56,6 +56,7 @@ class LiveView:
         self._plain_line = ""
         self._canary_state = dispatch_service_pb2.CANARY_STATE_UNSPECIFIED
         self._reading = Reading()
+        self._recorded = 0
         self._rate = 0.0
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -96,12 +97,14 @@ class LiveView:
         """Show how far the mesh is."""
         now = self._clock()
         self._reading = reading
-        self._readings.append((now, reading.recorded))
+        # The backlog has other tapes' messages too: when canaries come, less of this one's seems to be recorded.
+        self._recorded = max(reading.recorded, self._recorded if reading.total else 0)
+        self._readings.append((now, self._recorded))
         while now - self._readings[0][0] > _RATE_SECONDS:
             self._readings.popleft()
         (then, before) = self._readings[0]
-        self._rate = (reading.recorded - before) / (now - then) if now > then else 0.0
-        self._progress.update(self._task, completed=reading.recorded, total=reading.total or None, rate=self._rate)
+        self._rate = max(0.0, (self._recorded - before) / (now - then)) if now > then else 0.0
+        self._progress.update(self._task, completed=self._recorded, total=reading.total or None, rate=self._rate)
         if self._live is not None:
             self._live.update(self._render())
         else:
@@ -134,7 +137,7 @@ class LiveView:
         """Everything that the live screen shows, but for alerts and canaries, which have lines of their own."""
         reading = self._reading
         total = f" of {reading.total:,}" if reading.total else ""
-        facts = [f"scored {reading.recorded:,}{total}, {self._rate:,.0f} quotes/s", *self._facts()]
+        facts = [f"scored {self._recorded:,}{total}, {self._rate:,.0f} quotes/s", *self._facts()]
         facts += [f"{name} {state}" for name, state in reading.services.items()]
         if reading.stale:
             facts.append(f"silent: {', '.join(reading.stale)}")

@@ -53,6 +53,25 @@ def test_lines_come_at_intervals_and_seldom_when_nothing_changes() -> None:
     assert rates == ["0", "1", "0", "0"], "the rate falls to nothing, then a line a minute says that all is as it was"
 
 
+def test_messages_of_other_tapes_take_nothing_back() -> None:
+    out = io.StringIO()
+    now = 1_000.0
+    view = LiveView(make_console(file=out, width=200), "title", lambda: now)
+    for published, backlog in ((500, 300), (600, 500), (700, 450), (0, 450)):
+        now += 2.0
+        view.show(Reading(published=published, total=1_000, backlog=backlog))
+    assert [line.split(" quotes/s")[0] for line in printed(out)] == [
+        "scored 200 of 1,000, 0",
+        "scored 200 of 1,000, 0",
+        "scored 250 of 1,000, 25",
+        "scored 250 of 1,000, 0",
+    ]
+    view.show(Reading(published=3))
+    now += 2.0
+    view.show(Reading(published=1))
+    assert printed(out)[-1].startswith("scored 1, 0 quotes/s"), "ingest counts anew after a restart"
+
+
 def test_the_last_reading_is_always_printed() -> None:
     out = io.StringIO()
     with LiveView(make_console(file=out, width=200), "title") as view:
