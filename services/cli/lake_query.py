@@ -27,6 +27,7 @@ TABLES = {"quotes": lake.SCHEMA, "changes": CHANGES_SCHEMA}
 """What a query may name: every scored quote, and every alert after each of its changes."""
 
 _DAY = pa.field("dt", pa.string())
+_OR_EMPTY = ", or nothing was written to it yet (the gateway writes each LAKE_FLUSH_SECONDS)"
 
 
 def open_lake(location: str) -> "duckdb.DuckDBPyConnection":
@@ -48,7 +49,9 @@ def open_lake(location: str) -> "duckdb.DuckDBPyConnection":
         parts = {name: lake.part_paths(filesystem, f"{root}/{name}") for name in TABLES}
         # An empty lake has a folder; where there is none, the name is wrong.
         if not any(parts.values()) and filesystem.get_file_info(root).type is fs.FileType.NotFound:
-            raise unreadable(location, "does not exist")
+            raise unreadable(
+                location, "does not exist" + (_OR_EMPTY if isinstance(filesystem, fs.S3FileSystem) else "")
+            )
         for name, schema in TABLES.items():
             connection.register(name, _dataset(filesystem, f"{root}/{name}", parts[name], schema))
     except (OSError, pa.ArrowException) as error:
