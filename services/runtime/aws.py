@@ -95,8 +95,12 @@ class AwsResource:
                 f"AWS credentials cannot be renewed ({error}) for the {self.kind} {self}",
                 "set AWS_PROFILE to one that is signed in (aws sso login)",
             ) from error
-        except (aws.NoRegionError, aws.InvalidRegionError) as error:
+        except aws.NoRegionError as error:
             raise NotConfiguredError(f"the region of {self.name} is not known", "set AWS_REGION") from error
+        except aws.InvalidRegionError as error:
+            raise NotConfiguredError(
+                f"the region of {self.name} cannot be one ({error})", "set AWS_REGION to one like eu-central-1"
+            ) from error
         except aws.ClientError as error:
             raise self.error_of(error.response.get("Error", {})) from error
         except aws.EndpointConnectionError as error:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, InvalidRegionError
+from botocore.exceptions import ClientError, EndpointConnectionError, InvalidRegionError, NoRegionError
 
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError, TapewatchError
 from services.queue.event_source import consume
@@ -42,7 +42,8 @@ DENIED = "User: arn:aws:iam::1:user/u is not authorized to perform: sqs:ReceiveM
         (failure("QueueDoesNotExist"), NotConfiguredError, "no queue at .*SQS_QUEUE_URL .*or AWS_REGION"),
         (failure("PermanentRedirect"), NotConfiguredError, "in another region .*AWS_REGION"),
         (failure("InvalidAddress", "not for this endpoint"), NotConfiguredError, "in another region .*AWS_REGION"),
-        (InvalidRegionError(region_name="mars"), NotConfiguredError, "AWS_REGION"),
+        (InvalidRegionError(region_name="eu west"), NotConfiguredError, "'eu west'.*set AWS_REGION to one like"),
+        (NoRegionError(), NotConfiguredError, "is not known: set AWS_REGION$"),
         (
             EndpointConnectionError(endpoint_url="https://sqs.mars-1"),
             DependencyUnavailableError,
