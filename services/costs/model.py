@@ -71,7 +71,8 @@ class Load:
     `task_seconds` is how long a one-shot task runs with its start (Fargate bills at least 60 s), and
     `quotes_per_second` what one warm scorer of that size takes. `off_hours_scorers` run when the market is closed.
     `task_canary_interval_seconds` is the shortest that task mode's canaries may have.
-    Units of the table are measured (docs/data-model.md): each gateway reads counters whatever the load.
+    Units of the table are measured (docs/data-model.md): each gateway reads counters whatever the load. Each service
+    asks every `health_seconds` whether what it cannot work without is there.
     """
 
     symbols: int = 29
@@ -100,6 +101,7 @@ class Load:
     other_services: int = 2
     zones: int = 2
     interface_endpoints: int = 6
+    health_seconds: float = 5.0
 
     @property
     def quotes(self) -> float:
@@ -112,6 +114,11 @@ class Load:
             return 0.0
         shortest = self.task_canary_interval_seconds if task_mode else 0.0
         return HOURS_A_MONTH * 3_600 / max(self.canary_interval_seconds, shortest) * self.canary_quotes
+
+    @property
+    def health_checks(self) -> float:
+        """How often in a month a service asks whether something is there."""
+        return HOURS_A_MONTH * 3_600 / self.health_seconds
 
     @property
     def market_hours(self) -> float:
@@ -187,10 +194,14 @@ def _always_on(load: Load, prices: Prices, *, canary_quote: float, task_mode: bo
     endpoints = (load.interface_endpoints + task_mode) * load.zones
     canary_quotes = load.canary_quotes_a_month(task_mode=task_mode)
     recorded = sum(_recorded(canary_quotes, load, prices).values())
+    # Ingest and dispatch look for the queue, gateways and ingest for their tables, a dispatcher of tasks for its own.
+    tables = load.gateways + 1 + task_mode
+    looks = load.health_checks * (2 * prices["sqs_fifo_request"] + tables * prices["dynamodb_read_unit"])
     return {
         "canaries": recorded + canary_quotes * canary_quote,
         "services": load.gateways * (HOURS_A_MONTH * gateway + counters)
-        + load.other_services * HOURS_A_MONTH * _task_hour(load, prices),
+        + load.other_services * HOURS_A_MONTH * _task_hour(load, prices)
+        + looks,
         "endpoints": endpoints * HOURS_A_MONTH * prices["vpc_endpoint_hour"],
     }
 
@@ -250,7 +261,8 @@ def _closed_hours(load: Load) -> float:
 def polling(load: Load, prices: Prices) -> dict[str, float]:
     """Scorers around the clock that ask the queue themselves."""
     pool = load.scorers * HOURS_A_MONTH * _task_hour(load, prices)
-    return _month(load, prices, pool=pool, idle_polls=_long_polls(load.scorers, _closed_hours(load)))
+    polls = _long_polls(load.scorers, _closed_hours(load)) + load.scorers * load.health_checks
+    return _month(load, prices, pool=pool, idle_polls=polls)
 
 
 def task_per_batch(load: Load, prices: Prices) -> dict[str, float]:

@@ -30,6 +30,7 @@ from services.costs.model import (
     warm,
 )
 from services.domain.errors import InvalidRequestError
+from services.runtime import server as bootstrap
 
 PRICES, _ = read_prices("us-east-1")
 
@@ -55,7 +56,11 @@ def test_what_always_runs_is_counted() -> None:
     """Two gateways of 0.5 vCPU and 1 GB, two small services, six endpoints in two zones; counters are read at night."""
     month = warm(Load(), PRICES)
     tasks = 730 * (2 * 0.024685 + 2 * 0.0123425)
-    assert month["services"] == pytest.approx(tasks + 2 * 780_000 * 730 / 24 * 1.25e-7)
+    looks = 730 * 720 * (2 * 5e-7 + 3 * 1.25e-7)
+    assert month["services"] == pytest.approx(tasks + 2 * 780_000 * 730 / 24 * 1.25e-7 + looks)
+    more = task_per_batch(Load(), PRICES)["services"] - month["services"]
+    assert more == pytest.approx(730 * 720 * 1.25e-7), "the ledger is looked for"
+    assert Load().health_seconds == bootstrap._NEED_CHECK_SECONDS
     assert month["endpoints"] == pytest.approx(12 * 730 * 0.01)
     assert task_per_batch(Load(), PRICES)["endpoints"] == pytest.approx(14 * 730 * 0.01)
     assert scoring(month) == pytest.approx(
@@ -79,10 +84,10 @@ def test_canaries_cost_what_quotes_cost_and_launch_tasks_in_task_mode() -> None:
 
 
 def test_an_idle_queue_is_asked_too() -> None:
-    """By Lambda's five pollers each 20 s, and by a polling scorer when the market is closed."""
+    """By Lambda's five pollers each 20 s; by a polling scorer when the market is closed, and for its health."""
     sent = 3 * 23_751 * 5e-7
     assert warm(Load(), PRICES)["SQS"] == pytest.approx(sent + 5 * 730 * 180 * 5e-7)
-    assert polling(Load(), PRICES)["SQS"] == pytest.approx(sent + (730 - 136.5) * 180 * 5e-7)
+    assert polling(Load(), PRICES)["SQS"] == pytest.approx(sent + ((730 - 136.5) * 180 + 730 * 720) * 5e-7)
 
 
 def test_units_of_the_table_are_those_that_were_measured() -> None:
@@ -123,7 +128,7 @@ def test_the_region_asked_for_is_the_one_deployed_and_has_prices() -> None:
 @pytest.mark.parametrize(
     ("load", "words"),
     [
-        (Load(), ["warm: below the range (costs", "task per batch: below", "task per message: below"]),
+        (Load(), ["warm: below the range (the same", "task per batch: below", "task per message: below"]),
         (Load(off_hours_scorers=0), ["warm: within the range (saves 7", "task per batch: below the range (saves 4"]),
         (Load(symbols=1, interval_seconds=3_600.0), ["task per batch: above the range (saves 9"]),
         (Load(symbols=1), ["from 1 symbol on", "Polling would cost the same; `make deploy` does not set it up"]),
@@ -183,7 +188,8 @@ def test_more_symbols_never_cost_less(one: int, other: int) -> None:
 
 
 def test_crossovers_are_where_the_cheapest_changes() -> None:
-    load = replace(Load(), interval_seconds=3_600.0, off_hours_scorers=0, zones=0, canary_quotes=0)
+    alike = {"zones": 0, "canary_quotes": 0, "health_seconds": float("inf")}
+    load = replace(Load(), interval_seconds=3_600.0, off_hours_scorers=0, **alike)  # type: ignore[arg-type]
     found = crossovers(load, PRICES, range(1, 1_000))
     assert found[0] == (1, "task per batch")
     (count, name) = found[1]
