@@ -1,10 +1,16 @@
 """Mutual TLS whose certificates are replaced while calls and a stream are under way."""
 
 import asyncio
+import contextlib
 import datetime
 import itertools
 import logging
+import socket
 import ssl
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +22,9 @@ from cryptography import x509
 from services.domain.errors import NotConfiguredError
 from services.runtime.channels import open_channel
 from services.runtime.health import address_serving
-from services.runtime.server import make_server
+from services.runtime.server import _ServedCertificates, make_server
 from services.runtime.settings import ClientSettings, ServerSettings
-from services.runtime.tls import LOOK_SECONDS
+from services.runtime.tls import LOOK_SECONDS, TlsFiles, TlsWatch
 from tapewatch.gateway.v1 import alert_service_pb2 as pb
 from tapewatch.gateway.v1.alert_service_pb2_grpc import AlertServiceStub
 from tapewatch_client import Client
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
     from tapewatch.gateway.v1.alert_service_pb2_grpc import AlertServiceAsyncStub
 
 CALLERS = 4
+STORM_CLIENTS = 12
+STORM_SECONDS = 6.0
 
 
 @dataclass
@@ -78,6 +86,76 @@ async def shown_serial(address: str, client: Party) -> int:
 
 async def rotated() -> None:
     await asyncio.sleep(LOOK_SECONDS * 1.3)
+
+
+SERVE = """
+import asyncio, sys
+from pathlib import Path
+from services.runtime.server import make_server
+from services.runtime.settings import ServerSettings
+
+async def serve():
+    certificate, key, authority = map(Path, sys.argv[1:])
+    settings = ServerSettings(grpc_port=0, tls_cert_file=certificate, tls_key_file=key, tls_client_ca_file=authority)
+    server, port = make_server(settings)
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+asyncio.run(serve())
+"""
+
+
+@pytest.mark.slow
+def test_clients_that_connect_at_once_do_not_crash_a_server(tmp_path: Path) -> None:
+    """In a process of its own: what they crashed was gRPC itself."""
+    authority = Authority("authority")
+    shown = party(tmp_path, "server", authority, authority).server()
+    files = [shown.tls_cert_file, shown.tls_key_file, shown.tls_client_ca_file]
+    process = subprocess.Popen([sys.executable, "-c", SERVE, *map(str, files)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    port = int(process.stdout.readline())
+    context = ssl.create_default_context(cafile=str(shown.tls_client_ca_file))
+    context.check_hostname = False
+    context.load_cert_chain(str(shown.tls_cert_file), str(shown.tls_key_file))
+    context.set_alpn_protocols(["h2"])
+    until = time.monotonic() + STORM_SECONDS
+
+    def connect_again_and_again() -> int:
+        connected = 0
+        while time.monotonic() < until and process.poll() is None:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+                context.wrap_socket(plain, server_hostname="localhost"),
+            ):
+                connected += 1
+        return connected
+
+    try:
+        with ThreadPoolExecutor(STORM_CLIENTS) as threads:
+            connected = sum(
+                each.result() for each in [threads.submit(connect_again_and_again) for _ in range(STORM_CLIENTS)]
+            )
+        assert process.poll() is None, f"ended with {process.poll()} after {connected} connections"
+        assert connected > STORM_CLIENTS
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_grpc_is_given_new_certificates_only_when_the_files_have_new_ones(tmp_path: Path) -> None:
+    """At each handshake it asks, and a configuration that it is given anew breaks the handshakes beside."""
+    old, new = Authority("old authority"), Authority("new authority")
+    shown = party(tmp_path, "server", old, old).server()
+    watch = TlsWatch(TlsFiles(shown.tls_cert_file, shown.tls_key_file, shown.tls_client_ca_file, "TLS_CLIENT_CA_FILE"))
+    certificates = _ServedCertificates(watch)
+    assert certificates.first() is not None
+    assert [certificates.newer() for _ in range(100)] == [None] * 100
+    party(tmp_path, "server", new, new)
+    time.sleep(LOOK_SECONDS * 1.1)
+    assert certificates.newer() is not None
+    assert certificates.newer() is None
 
 
 async def test_everything_is_replaced_under_load(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
