@@ -198,7 +198,8 @@ class StorageStack(Stack):
         )
         role.add_to_policy(
             iam.PolicyStatement(
-                actions=["s3:PutObject", "s3:AbortMultipartUpload"],
+                # What AWS's guide asks for, the ACL's permission included, although the bucket takes no ACLs.
+                actions=["s3:PutObject", "s3:PutObjectAcl", "s3:AbortMultipartUpload"],
                 resources=[self.lake.arn_for_objects(f"{EXPORT_PREFIX}/*")],
             )
         )
