@@ -1,6 +1,7 @@
 """Where files are: a folder of this machine, S3, or another file system that pyarrow knows."""
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +18,18 @@ _CONNECT_SECONDS = 5.0
 _REQUEST_SECONDS = 30.0
 _ATTEMPTS = 5
 _PERMISSIONS = "s3:GetObject, s3:PutObject and s3:ListBucket"
+_OPERATION = re.compile(r"during (\w+) operation")
+_PERMISSION_OF = {
+    "CompleteMultipartUpload": "s3:PutObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "GetObject": "s3:GetObject",
+    "HeadBucket": "s3:ListBucket",
+    "HeadObject": "s3:GetObject and s3:ListBucket",  # without the second, what is not there is called forbidden
+    "ListObjectsV2": "s3:ListBucket",
+    "PutObject": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+}
+"""By the operation of S3 that pyarrow's error names."""
 
 
 def open_filesystem(location: str, setting: str = "") -> tuple[fs.FileSystem, str]:
@@ -66,7 +79,7 @@ def explain(error: Exception, location: str) -> str:
     """A file system's error as a sentence that says what to do."""
     text = str(error)
     if "ACCESS_DENIED" in text or "HTTP status 403" in text or "SIGNATURE" in text.upper():
-        return f"AWS refuses the use of {location}: it needs credentials with {_PERMISSIONS} ({text})"
+        return f"AWS refuses the use of {location}: it needs credentials with {_denied(text)} ({text})"
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         return f"there is no bucket of {location} in {region} ({text})"
@@ -77,6 +90,13 @@ def explain(error: Exception, location: str) -> str:
     if "HTTP status 400" in text and "No response body" in text:  # S3's answer to HEAD never says why
         return f"S3 refuses {location} without a word, as it does when AWS credentials have expired ({text})"
     return f"{location}: {text}"
+
+
+def _denied(text: str) -> str:
+    """The permission that was missing, with all that a lake's use needs, or those alone."""
+    operation = _OPERATION.search(text)
+    permission = _PERMISSION_OF.get(operation[1], "") if operation else ""
+    return f"{permission} (all that a lake needs: {_PERMISSIONS})" if permission else _PERMISSIONS
 
 
 def make_folder(filesystem: fs.FileSystem, path: str) -> None:

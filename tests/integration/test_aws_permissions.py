@@ -9,12 +9,14 @@ import boto3
 import pytest
 
 from services.archive.location import quotes as quotes_of
-from services.domain.errors import InvalidRequestError, NotConfiguredError
+from services.domain.errors import DependencyUnavailableError, InvalidRequestError, NotConfiguredError
+from services.domain.score import RecordedQuote
 from services.gateway.dynamodb import DynamoDbStore
+from services.gateway.lake import FileSystemLake
 from services.queue.market_message import encode
 from services.queue.sqs import SqsQueue
 from services.runtime.dynamodb_table import DynamoDbTable, key
-from tests.gateway_quotes import scored
+from tests.gateway_quotes import NOW, scored
 from tests.servers.process import CREDENTIALS, REGION, Server
 
 
@@ -101,7 +103,16 @@ def test_a_lake_that_may_not_be_read(account: Account) -> None:
     account.become("sqs:*")
     text = refused(lambda: list(quotes_of(f"s3://{account.name}/lake", tape="t")), InvalidRequestError)
     assert f"s3://{account.name}/lake" in text
-    assert "s3:GetObject, s3:PutObject and s3:ListBucket" in text
+    assert "needs credentials with s3:GetObject and s3:ListBucket (all that a lake needs: s3:GetObject, s3:Put" in text
+
+
+def test_a_lake_that_may_be_read_and_not_written(account: Account) -> None:
+    account.become("s3:ListBucket", "s3:GetObject")
+    lake = FileSystemLake(f"s3://{account.name}/lake")
+    written = refused(
+        lambda: lake.write_quotes([RecordedQuote(scored(0), NOW, sequence=1)]), DependencyUnavailableError
+    )
+    assert "needs credentials with s3:PutObject (all that a lake needs" in written
 
 
 def test_another_region_has_no_such_queue_and_no_such_table(account: Account) -> None:

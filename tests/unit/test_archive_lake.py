@@ -196,3 +196,12 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 )
 def test_expired_credentials_are_told_also_where_s3_says_nothing(text: str) -> None:
     assert re.search("s3://b/lake.*expired|expired.*s3://b/lake", explain(OSError(text), "s3://b/lake"))
+
+
+def test_the_permission_that_s3_denied_is_named() -> None:
+    for operation, permission in (("UploadPart", "s3:PutObject"), ("GetObject", "s3:GetObject")):
+        text = f"When writing 'a' in bucket 'b': AWS Error ACCESS_DENIED during {operation} operation: no"
+        assert f"credentials with {permission} (all that a lake needs: s3:GetObject," in explain(
+            OSError(text), "s3://b"
+        )
+    assert "credentials with s3:GetObject, s3:PutObject and" in explain(OSError("HTTP status 403"), "s3://b")
