@@ -15,12 +15,15 @@ from services.domain.errors import DependencyUnavailableError, NotConfiguredErro
 
 THROTTLED: Final = frozenset(
     {
+        "BandwidthLimitExceeded",
         "KmsThrottled",
         "LimitExceededException",
         "OverLimit",
         "ProvisionedThroughputExceededException",
         "RequestLimitExceeded",
         "RequestThrottled",
+        "RequestThrottledException",
+        "SlowDown",
         "ThrottledException",
         "Throttling",
         "ThrottlingException",
