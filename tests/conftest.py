@@ -89,9 +89,9 @@ def versitygw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from _running(stand_ins.versitygw(tmp_path_factory.mktemp("versitygw")))
 
 
-@pytest.fixture
-def jaeger(tmp_path: Path) -> Iterator[Jaeger]:
-    server = stand_ins.jaeger(tmp_path / "jaeger")
+@pytest.fixture(scope="session")
+def jaeger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jaeger]:
+    server = stand_ins.jaeger(tmp_path_factory.mktemp("jaeger"))
     for _ in _running(server):
         yield server
 

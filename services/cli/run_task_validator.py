@@ -3,9 +3,11 @@
 ministack keeps clusters, task definitions and tasks, but accepts what AWS refuses, ignores clientToken, and without
 Docker its tasks run nothing. This proxy answers RunTask as AWS documents it (count, override characters, clientToken
 and its idempotency, container names, awsvpc's subnets, launch rate), passes what is right on, and then runs `command`
-with the environment that the container would have. DescribeTasks tells what became of the process.
+with the environment that the container would have, its metadata endpoint included. DescribeTasks tells what became of
+the process.
 
-Sources: Amazon ECS API reference, RunTask and "Ensuring idempotency"; Amazon ECS quotas, "Task launch rate".
+Sources: Amazon ECS API reference, RunTask and "Ensuring idempotency"; Amazon ECS quotas, "Task launch rate"; Amazon ECS
+developer guide, "Task metadata available for tasks on Fargate", version 4.
 """
 
 import json
@@ -35,6 +37,7 @@ BURST: Final = 100.0
 _TOKEN = re.compile(r"[!-~]{0,64}")
 _STARTED_BY = re.compile(r"[A-Za-z0-9/_-]{0,128}")
 _TARGET = "AmazonEC2ContainerServiceV20141113."
+_METADATA = "/v4/"
 _FORWARD_SECONDS = 30
 
 
@@ -48,6 +51,8 @@ class RefusedError(Exception):
 
 @dataclass
 class _Running:
+    task: Mapping[str, Any]
+    container: str
     process: "subprocess.Popen[bytes]"
     started: float
     stop_code: str
@@ -85,7 +90,13 @@ class RunTaskValidator:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                status, answer = validator.answer(dict(self.headers), body)
+                self._answer(*validator.answer(dict(self.headers), body))
+
+            def do_GET(self) -> None:
+                found = validator.metadata(self.path)
+                self._answer(404 if found is None else 200, json.dumps(found).encode())
+
+            def _answer(self, status: int, answer: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/x-amz-json-1.1")
                 self.send_header("Content-Length", str(len(answer)))
@@ -150,6 +161,26 @@ class RunTaskValidator:
             return 400, json.dumps({"__type": refused.code, "message": str(refused)}).encode()
         return status, answer
 
+    def metadata(self, path: str) -> dict[str, Any] | None:
+        """What ECS's metadata endpoint, version 4, answers a task's container of itself or, at `/task`, of its task."""
+        key, _, of = path.removeprefix(_METADATA).partition("/")
+        with self._lock:
+            arn = next((arn for arn in self._running if _task_id(arn) == key), None)
+            if arn is None or not path.startswith(_METADATA) or of not in ("", "task"):
+                return None
+            running = self._running[arn]
+        container = next(each for each in running.task["containers"] if each["name"] == running.container)
+        if not of:
+            return {"DockerId": f"{key}-0", "DockerName": running.container, "ContainerARN": container["containerArn"]}
+        family, _, revision = running.task["taskDefinitionArn"].rpartition("/")[2].partition(":")
+        return {
+            "Cluster": running.task["clusterArn"],
+            "TaskARN": arn,
+            "Family": family,
+            "Revision": revision,
+            "LaunchType": running.task.get("launchType", "FARGATE"),
+        }
+
     def _forward(self, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
         kept = {name: value for name, value in headers.items() if name.lower() not in ("host", "content-length")}
         request = urllib.request.Request(self.upstream, data=body, headers=kept, method="POST")  # noqa: S310 - loopback
@@ -189,9 +220,10 @@ class RunTaskValidator:
         answer: dict[str, Any] = json.loads(raw)
         if status != 200:
             raise RefusedError(answer.get("__type", "ClientException"), answer.get("message", ""))
-        environment = self._environment_of(request, definition)
+        container, environment = self._environment_of(request, definition)
         for task in answer["tasks"]:
-            self._start(task["taskArn"], environment)
+            where = {"ECS_CONTAINER_METADATA_URI_V4": f"{self.url}{_METADATA}{_task_id(task['taskArn'])}"}
+            self._start(task, container, environment | where)
         self.launched[token] = self.launched.get(token, 0) + len(answer["tasks"])
         if token:
             self._tokens[token] = (same, answer)
@@ -210,8 +242,8 @@ class RunTaskValidator:
         """Why there is no capacity for a task; None where there is."""
         return None
 
-    def _environment_of(self, request: Mapping[str, Any], definition: Mapping[str, Any]) -> dict[str, str]:
-        """What the overridden container is given, or the only one."""
+    def _environment_of(self, request: Mapping[str, Any], definition: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+        """The overridden container, or the only one, and what it is given."""
         overridden = request.get("overrides", {}).get("containerOverrides", [])
         first = (overridden or definition["containerDefinitions"])[0]["name"]
         environment = dict(os.environ)
@@ -220,10 +252,11 @@ class RunTaskValidator:
                 if container["name"] == first:
                     environment |= {each["name"]: each["value"] for each in container.get("environment", [])}
             environment |= more
-        return environment
+        return first, environment
 
-    def _start(self, arn: str, environment: Mapping[str, str]) -> None:
-        name = os.devnull if self.logs is None else str(self.logs / f"{arn.rpartition('/')[2]}.log")
+    def _start(self, task: Mapping[str, Any], container: str, environment: Mapping[str, str]) -> None:
+        arn = task["taskArn"]
+        name = os.devnull if self.logs is None else str(self.logs / f"{_task_id(arn)}.log")
         with Path(name).open("ab") as log:
             process = subprocess.Popen(
                 list(self.command),
@@ -233,7 +266,7 @@ class RunTaskValidator:
                 stderr=log,
                 start_new_session=True,
             )
-        self._running[arn] = _Running(process, time.time(), self._stop_code())
+        self._running[arn] = _Running(task, container, process, time.time(), self._stop_code())
 
     def _stop_code(self) -> str:
         """With what a task ends whose process ends by itself."""
@@ -268,6 +301,10 @@ class RunTaskValidator:
             task["stoppedAt"] = running.stopped
             for container in task["containers"]:
                 container |= {"lastStatus": "STOPPED", "exitCode": code if code >= 0 else 128 - code}
+
+
+def _task_id(arn: str) -> str:
+    return arn.rpartition("/")[2]
 
 
 def override_characters(overrides: Mapping[str, Any]) -> int:

@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from opentelemetry import trace
+
 from services.dispatch.ports import MAX_TOKEN_CHARACTERS, NoCapacity, TaskPhase, TaskStatus
 from services.dispatch.task_environment import container_overrides, fits
 from services.domain.errors import ConflictError, DependencyUnavailableError, NotConfiguredError, TapewatchError
+from services.runtime import telemetry_names as names
 from services.runtime.aws import AwsResource, open_client
 
 DESCRIBE_LIMIT: Final = 100
@@ -114,7 +117,9 @@ class EcsLauncher:
             clientToken=token,
         )
         if tasks := answer.get("tasks"):
-            return str(tasks[0]["taskArn"])
+            arn = str(tasks[0]["taskArn"])
+            trace.get_current_span().set_attribute(names.ATTRIBUTE_TASK_ARN, arn)
+            return arn
         failures = answer.get("failures") or [{}]
         why = "; ".join(" ".join(filter(None, (f.get("reason"), f.get("detail")))) or "no reason" for f in failures)
         return NoCapacity(why)

@@ -186,7 +186,7 @@ class Reconciler:
         manifest = await asyncio.to_thread(self._manifests.content, entry.attempt_digest)
         environment = task_environment(entry, self._files.uri(name), manifest, self._limits.container)
         try:
-            with self._span(entry):
+            with self._span(names.SPAN_LAUNCH, entry, trace.SpanKind.PRODUCER):
                 answer = await asyncio.to_thread(self._launcher.launch, client_token(entry), environment)
         except (ConflictError, NotConfiguredError) as error:
             self._metrics.launches("refused")
@@ -206,13 +206,19 @@ class Reconciler:
         self._metrics.launches("launched")
         await self._update(replace(entry, state=TaskState.RUNNING, task=answer))
 
-    def _span(self, entry: Entry) -> AbstractContextManager[trace.Span]:
-        """The launch, within the trace of the batch: its task is beside it there, told by environment."""
+    def _span(
+        self, name: str, entry: Entry, kind: trace.SpanKind = trace.SpanKind.INTERNAL
+    ) -> AbstractContextManager[trace.Span]:
+        """A step of an attempt, within the trace of the batch: its task is beside it there, told by environment."""
         return self._tracer.start_as_current_span(
-            names.SPAN_LAUNCH,
+            name,
             context=context_of({"traceparent": entry.traceparent, "tracestate": entry.tracestate}),
-            kind=trace.SpanKind.PRODUCER,
-            attributes={names.ATTRIBUTE_BATCH: entry.id, names.ATTRIBUTE_ATTEMPT: entry.attempt},
+            kind=kind,
+            attributes={
+                names.ATTRIBUTE_BATCH: entry.id,
+                names.ATTRIBUTE_ATTEMPT: entry.attempt,
+                names.ATTRIBUTE_CORRELATION: entry.correlation_id,
+            },
         )
 
     async def _follow(self, entry: Entry, status: TaskStatus | None) -> None:
@@ -225,6 +231,11 @@ class Reconciler:
             elif status.start_time is not None and entry.start_time is None:
                 await self._update(replace(entry, start_time=status.start_time))
             return
+        with self._span(names.SPAN_SETTLE, entry):
+            await self._settle(entry, status, now)
+
+    async def _settle(self, entry: Entry, status: TaskStatus | None, now: datetime) -> None:
+        """Note what became of an attempt that ended, and send to the dead letters what can never be scored."""
         members = await asyncio.to_thread(self._manifests.read, entry.digest)
         report = await asyncio.to_thread(read_report, self._files, entry.correlation_id)
         missing = await self._missing(entry, members)

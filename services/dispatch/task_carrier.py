@@ -3,8 +3,11 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Final
+
+from opentelemetry import trace
 
 from services.dispatch.batch import MAX_LANES, NewBatch
 from services.dispatch.ports import Ledger
@@ -13,6 +16,7 @@ from services.domain.errors import UNUSABLE, DependencyUnavailableError, Tapewat
 from services.pipeline.batch_files import BatchFiles, digest_of, manifest_name
 from services.pipeline.ports import Carried, Carrier, Entered, QueuedQuote
 from services.queue import market_message
+from services.runtime import telemetry_names as names
 from services.runtime.telemetry import current_trace_context
 
 MAX_OPEN_BATCHES: Final = 500
@@ -35,6 +39,7 @@ class TaskCarrier:
         self._entered = entered
         self._looked = float("-inf")
         self._open = 0
+        self._tracer = trace.get_tracer("tapewatch.dispatch")
 
     async def carry(self, messages: Sequence[QueuedQuote]) -> list[Carried]:
         """One batch, or several where there are more lanes than one may have; the first that fails ends it.
@@ -59,7 +64,9 @@ class TaskCarrier:
         for part in parts:
             try:
                 if failure is None:
-                    batch_id = await asyncio.to_thread(self._enter, [messages[i] for i in part])
+                    with self._span(len(part)) as span:
+                        batch_id = await asyncio.to_thread(self._enter, [messages[i] for i in part])
+                        span.set_attribute(names.ATTRIBUTE_BATCH, batch_id)
                     results |= dict.fromkeys(part, Entered(batch_id))
             except TapewatchError as error:
                 failure = DependencyUnavailableError("ledger", error.message)
@@ -76,18 +83,24 @@ class TaskCarrier:
         if self._open >= MAX_OPEN_BATCHES:
             raise DependencyUnavailableError("ledger", f"holds {self._open} open batches; messages wait in the queue")
 
+    def _span(self, messages: int) -> AbstractContextManager[trace.Span]:
+        """The batch's entrance; its launches and its tasks are below it in the trace, whenever they come."""
+        return self._tracer.start_as_current_span(
+            names.SPAN_ENTER, kind=trace.SpanKind.PRODUCER, attributes={names.ATTRIBUTE_BATCH_MESSAGES: messages}
+        )
+
     def _enter(self, messages: Sequence[QueuedQuote]) -> str:
         """Manifest first, then ledger: what the ledger names is there."""
         manifest = manifest_of([market_message.batch_member(each.body, each.attributes) for each in messages])
         digest = digest_of(manifest)
         self._files.put(manifest_name(digest), manifest)
-        trace = current_trace_context()
+        context = current_trace_context()
         batch = NewBatch(
             digest=digest,
             lanes=tuple(sorted({lane(each) for each in messages})),
             messages=len(messages),
-            traceparent=trace.get("traceparent", ""),
-            tracestate=trace.get("tracestate", ""),
+            traceparent=context.get("traceparent", ""),
+            tracestate=context.get("tracestate", ""),
         )
         self._open += 1
         return self._ledger.enter(batch, datetime.now(UTC)).id

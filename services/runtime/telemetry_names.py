@@ -35,9 +35,18 @@ BATCHES_OPEN = "tapewatch.dispatch.open_batches"
 BATCH_OLDEST = "tapewatch.dispatch.oldest_batch"
 """Gauge, s: age of the oldest batch in the ledger that is not recorded; 0 when there is none."""
 
+SPAN_ENTER = "enter ledger"
 SPAN_LAUNCH = "launch task"
+SPAN_RUN_ONCE = "run once"
+SPAN_LOAD_MODEL = "load model"
+SPAN_SCORE = "score batch"
+SPAN_SETTLE = "settle task"
 ATTRIBUTE_BATCH = "tapewatch.batch_id"
 ATTRIBUTE_ATTEMPT = "tapewatch.attempt"
+ATTRIBUTE_CORRELATION = "messaging.message.conversation_id"
+"""CORRELATION_ID of a one-shot task: its batch's id and the attempt."""
+
+ATTRIBUTE_TASK_ARN = "aws.ecs.task.arn"
 
 SCORES_RECORDED = "tapewatch.gateway.scores"
 """Counter, {score}: scores recorded, by tape (live, canary, replay) and whether the quote was new."""

@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opentelemetry import trace
@@ -25,9 +25,11 @@ from services.domain.quote import Quote
 from services.domain.score import Score
 from services.pipeline.batch_files import open_batch_files, read_manifest
 from services.pipeline.gateway_client import HEALTH_SERVICE, GatewayClient
+from services.pipeline.ports import Cursors, Scorer
 from services.pipeline.score_then_record import score_then_record
 from services.pipeline.task_report import TaskReport, write_report
 from services.queue import market_message
+from services.runtime import telemetry_names as names
 from services.runtime.channels import open_channel
 from services.runtime.errors import exit_code_of
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_FAULT
@@ -39,6 +41,24 @@ LAUNCHED = "LAMBDA_TRIGGERED"
 """PROCESSING_MODE of a task that a dispatcher launched."""
 
 _log = logging.getLogger(__name__)
+_tracer = trace.get_tracer("tapewatch.scorer")
+
+
+class _Traced:
+    """A scorer in this process, with the span that a call to one elsewhere has."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    async def score(self, quotes: Sequence[Quote], cursors: Cursors) -> list[Score | TapewatchError]:
+        """The scorer's scores."""
+        with _tracer.start_as_current_span(names.SPAN_SCORE, attributes={names.ATTRIBUTE_BATCH_MESSAGES: len(quotes)}):
+            return await self._scorer.score(quotes, cursors)
+
+
+def _told(settings: RunOnceSettings) -> Mapping[str, str | int]:
+    """What the environment says of the task, for its span."""
+    return {names.ATTRIBUTE_BATCH_MESSAGES: settings.batch_size, names.ATTRIBUTE_CORRELATION: settings.correlation_id}
 
 
 def decode_batch(settings: RunOnceSettings) -> list[Quote | InvalidQuoteError]:
@@ -84,10 +104,11 @@ async def run(settings: RunOnceSettings) -> tuple[Mapping[str, Any], TaskReport]
     quotes = [each for each in decoded if isinstance(each, Quote)]
     async with open_channel(settings.gateway_address, settings, health_service=HEALTH_SERVICE) as channel:
         gateway = GatewayClient(channel)
-        service = await asyncio.to_thread(make_service, settings, make_loader(settings), gateway)
+        with _tracer.start_as_current_span(names.SPAN_LOAD_MODEL):
+            service = await asyncio.to_thread(make_service, settings, make_loader(settings), gateway)
         try:
             async with asyncio.timeout(settings.max_timeout_seconds):
-                done = iter(await score_then_record(quotes, service, gateway))
+                done = iter(await score_then_record(quotes, _Traced(service), gateway))
         except TimeoutError as error:
             raise DependencyUnavailableError("task", f"not done in {settings.max_timeout_seconds:.0f} s") from error
         finally:
@@ -132,7 +153,7 @@ def main() -> int:
     telemetry = Telemetry("tapewatch-scorer", settings)
     parent = context_of({"traceparent": settings.traceparent, "tracestate": settings.tracestate})
     try:
-        with trace.get_tracer("tapewatch.scorer").start_as_current_span("run once", context=parent):
+        with _tracer.start_as_current_span(names.SPAN_RUN_ONCE, parent, trace.SpanKind.CONSUMER, _told(settings)):
             summary, report = asyncio.run(run(settings))
     except TapewatchError as error:
         print(f"tapewatch scorer run-once: {error.message}", file=sys.stderr)

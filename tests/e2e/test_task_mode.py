@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import boto3
 import grpc
 import pytest
 
@@ -37,8 +36,8 @@ from services.wire.quote import quote_to_proto
 from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
 from tapewatch.dispatch.v1 import task_pb2
 from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceStub
-from tests.e2e.mapped_function import mapped_function
 from tests.e2e.processes import Mesh, alive
+from tests.e2e.task_functions import define_task, task_functions
 from tests.e2e.test_aws_run import deployed
 from tests.pipeline_fakes import quote
 from tests.servers import stand_ins
@@ -97,17 +96,6 @@ def embedded(tmp_path: Path) -> Iterator[Running]:
     mesh.stop()
     store.close()
     ledger.close()
-
-
-def define_task(name: str) -> None:
-    """A cluster, and the one-shot scorer's task definition."""
-    ecs = boto3.client("ecs", region_name=REGION)
-    ecs.create_cluster(clusterName=name)
-    ecs.register_task_definition(
-        family=name,
-        networkMode="awsvpc",
-        containerDefinitions=[{"name": "scorer", "image": "scorer", "essential": True}],
-    )
 
 
 def on_aws(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
@@ -241,47 +229,14 @@ def test_the_functions_in_task_mode(
     ministack: Server, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The dispatch Lambda's zip enters and launches; the reconciler's, called as EventBridge does, does the rest."""
-    name = f"tasks-{os.getpid()}"
-    validator = RunTaskValidator(ministack.url, RUN_ONCE).start()
-    environment = {
-        "DISPATCH_MODE": "task",
-        "LEDGER_BACKEND": "dynamodb",
-        "LEDGER_TABLE": name,
-        "BATCHES_URI": f"s3://{name}/batches",
-        "TASK_LAUNCHER": "ecs",
-        "ECS_CLUSTER_NAME": name,
-        "ECS_TASK_DEFINITION": name,
-        "ECS_SUBNET_IDS": "subnet-1,subnet-2",
-        "AWS_ENDPOINT_URL_ECS": validator.url,
-        "CANARY_INTERVAL_SECONDS": "0",
-    }
-    with mapped_function(ministack, code, tmp_path, monkeypatch, **environment) as function:
-        boto3.client("s3", region_name=REGION).create_bucket(
-            Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION}
-        )
-        table = DynamoDbTable.connect(name, REGION)
-        table.create()
-        define_task(name)
+    with task_functions(ministack, code, tmp_path, monkeypatch) as tasks:
+        function, ledger, validator = tasks.function, tasks.ledger, tasks.validator
         mesh = function.mesh
-        validator.environment = mesh.environment
-        lambda_ = boto3.client("lambda", region_name=REGION)
-        made = lambda_.get_function_configuration(FunctionName=function.name)
-        reconciler = f"{function.name}-reconciler"
-        lambda_.create_function(
-            FunctionName=reconciler,
-            Runtime=made["Runtime"],
-            Role=made["Role"],
-            Handler="services.dispatch.reconcile_handler.lambda_handler",
-            Code={"ZipFile": code.read_bytes()},
-            Timeout=30,
-            Environment={"Variables": made["Environment"]["Variables"]},
-        )
         mesh.start("up", "--source", "csv", "--from", str(no_bars(tmp_path)), "--mode", "warm")
         mesh.wait_serving()
         quotes = [quote(i, symbol, tape="by-function") for i in range(12) for symbol in ("AAPL", "MSFT")]
         function.queue.send([encode(each) for each in quotes])
         store = function.store()
-        ledger = DynamoDbLedger(table, timedelta(days=1))
         killed: list[int] = []
 
         def kept() -> list[RecordedQuote]:
@@ -291,10 +246,7 @@ def test_the_functions_in_task_mode(
             if not killed and (pids := validator.pids()):
                 os.kill(pids[0], signal.SIGKILL)
                 killed.append(pids[0])
-            answer = lambda_.invoke(FunctionName=reconciler, Payload=b"{}")
-            told = json.loads(answer["Payload"].read())
-            assert "problem" not in told, told
-            return len(kept()) == len(quotes) and told["open_batches"] == 0
+            return tasks.reconcile()["open_batches"] == 0 and len(kept()) == len(quotes)
 
         mesh.wait_for(reconciled, 120, "all scores")
         assert killed
@@ -305,10 +257,7 @@ def test_the_functions_in_task_mode(
         entries = ledger.list(100)
         assert sum(entry.attempt for entry in entries) > len(entries), "the kill hit nothing"
         assert function.queue.depth().ready == function.queue.depth().dead_letters == 0
-        lambda_.delete_function(FunctionName=reconciler)
         store.close()
-        ledger.close()
-    validator.stop()
 
 
 def no_bars(folder: Path) -> Path:

@@ -36,12 +36,12 @@ class FaultyEcs(RunTaskValidator):
             return NO_CAPACITY
         return None
 
-    def _start(self, arn: str, environment: Mapping[str, str]) -> None:
+    def _start(self, task: Mapping[str, Any], container: str, environment: Mapping[str, str]) -> None:
         if self.never_starts > 0:
             self.never_starts -= 1
-            self.stuck.add(arn)
+            self.stuck.add(task["taskArn"])
             return
-        super()._start(arn, environment)
+        super()._start(task, container, environment)
 
     def _stop_code(self) -> str:
         return self.stop_code
