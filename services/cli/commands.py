@@ -29,6 +29,7 @@ from services.cli.service_commands import dispatch_app, gateway_app, ingest_app,
 from services.cli.settings import MeshSettings
 from services.domain.errors import TapewatchError
 from services.domain.threshold import PER_500_SYMBOL_DAYS, PER_DAY
+from services.runtime.errors import exit_code_of
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
 
 app = typer.Typer(
@@ -138,13 +139,20 @@ def health_command(
         str, typer.Option(help="A health name, e.g. `tapewatch.canary` of dispatch; empty asks for the whole server.")
     ] = "",
 ) -> None:
-    """Exit with 0 when the server is serving, with 1 otherwise: a container's health check."""
-    from services.runtime.health import address_serving
+    """Exit with 0 when the server is serving, with 1 when it is not, with 2 when it has no such name.
 
-    healthy = asyncio.run(address_serving(address, MeshSettings(), timeout, service))
+    A container's health check; why something is not serving the server says only to callers with its token.
+    """
+    from services.runtime.health import address_health
+
+    try:
+        health = asyncio.run(address_health(address, MeshSettings(), timeout, service))
+    except TapewatchError as error:
+        print(f"tapewatch health: {address}: {error.message}", file=sys.stderr)
+        raise SystemExit(exit_code_of(error)) from error
     subject = f"{address} {service}".rstrip()
-    print(f"{subject}: {'serving' if healthy else 'not serving'}")
-    raise SystemExit(0 if healthy else EXIT_FAILED)
+    print(f"{subject}: {health.words}")
+    raise SystemExit(0 if health.serving else EXIT_FAILED)
 
 
 @app.command("secret-files")

@@ -18,7 +18,7 @@ from services.cli.settings import MeshSettings
 from services.domain.errors import TapewatchError
 from services.domain.threshold import THRESHOLD_FILE
 from services.runtime.exit_codes import EXIT_FAILED
-from services.runtime.health import address_serving
+from services.runtime.health import address_health
 
 _SUPPORTED = ((3, 11), (3, 13))
 _OPTIONAL = (
@@ -207,8 +207,11 @@ def _checked(subject: str, check: Callable[[], Finding]) -> Finding:
 
 
 async def _service(name: str, address: str, settings: MeshSettings) -> Finding:
-    if await address_serving(address, settings, timeout_seconds=1.0):
+    health = await address_health(address, settings, timeout_seconds=1.0)
+    if health.serving:
         return Finding(name, "ok", f"serving at {address}")
+    if health.answered:
+        return Finding(name, "bad", f"{address}: {health.words}")
     return Finding(name, "off", f"nobody serves at {address}: tapewatch up starts the mesh")
 
 

@@ -113,13 +113,14 @@ async def _watch_canaries(lifetime: Lifetime, settings: DispatchSettings, gatewa
 
     async def tell(report: CanaryReport) -> None:
         metrics.count(report)
-        await lifetime.set_named(HEALTH_SERVICE_CANARY, report.state is CanaryState.GREEN)
+        missed = "; ".join(f"{each.name}: {each.problem}" for each in report.outcomes if not each.alerted)
+        await lifetime.health.tell(HEALTH_SERVICE_CANARY, report.state is CanaryState.GREEN, missed)
 
     path = LivePathClient(ingest, gateway)
     interval, deadline = settings.canary_interval_seconds, settings.canary_deadline
     watch = CanaryWatch(path, interval, lambda: datetime.now(UTC), tell, deadline)
     metrics = CanaryMetrics(lambda: watch.report)
-    await lifetime.set_named(HEALTH_SERVICE_CANARY, None)
+    await lifetime.health.tell(HEALTH_SERVICE_CANARY, None)
     lifetime.spawn(watch.run(lifetime.draining), "canaries")
     return watch
 

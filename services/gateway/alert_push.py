@@ -57,11 +57,11 @@ class AlertPush:
         store: The change log, and where the position is kept.
         feed: Tells when to look.
         publisher: Where changes go. Canaries go nowhere: they page nobody.
-        on_health: Told after each part whether pushing works.
+        on_health: Told after each part why pushing does not work; nothing when it does.
     """
 
     def __init__(
-        self, store: Store, feed: ChangeFeed, publisher: AlertPublisher, on_health: Callable[[bool], None]
+        self, store: Store, feed: ChangeFeed, publisher: AlertPublisher, on_health: Callable[[str], None]
     ) -> None:
         self._store = store
         self._feed = feed
@@ -92,7 +92,7 @@ class AlertPush:
                 except UNUSABLE as error:
                     failures += 1
                     self._failures.add(1)
-                    self._on_health(False)
+                    self._on_health(error.message)
                     pause = backoff_seconds(failures, _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
                     _log.warning("alerts are recorded and not pushed, next attempt in %.1f s: %s", pause, error.message)
                     await stopped_within(pause, draining)
@@ -100,7 +100,7 @@ class AlertPush:
                 if failures:
                     _log.info("alerts are pushed again")
                 failures = 0
-                self._on_health(True)
+                self._on_health("")
                 if not more:
                     await stopped_within(POLL_SECONDS if self._foreign else 5 * POLL_SECONDS, woken)
 

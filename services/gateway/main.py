@@ -86,15 +86,15 @@ async def _start_push(lifetime: Lifetime, settings: GatewaySettings, store: Stor
         host=settings.appsync_host,
     )
     lifetime.on_close(publisher.close)
-    told: bool | None = None
+    told: str | None = None
 
-    def on_health(works: bool) -> None:
+    def on_health(problem: str) -> None:
         nonlocal told
-        if works != told:
-            told = works
-            lifetime.spawn(lifetime.set_named(HEALTH_SERVICE_PUSH, works), "health of the push")
+        if problem != told:
+            told = problem
+            lifetime.spawn(lifetime.health.tell(HEALTH_SERVICE_PUSH, not problem, problem), "health of the push")
 
-    await lifetime.set_named(HEALTH_SERVICE_PUSH, None)
+    await lifetime.health.tell(HEALTH_SERVICE_PUSH, None)
     lifetime.spawn(AlertPush(store, feed, publisher, on_health).run(lifetime.draining), "alert push")
 
 

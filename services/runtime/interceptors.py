@@ -5,7 +5,7 @@ import hmac
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -76,11 +76,17 @@ async def _each_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield _decoded(request)
 
 
+def carries_token(metadata: Iterable[tuple[str, Any]] | None, token: str) -> bool:
+    """Whether a call with that metadata carries the bearer token."""
+    given = next((value for key, value in metadata or () if key == "authorization"), "")
+    return hmac.compare_digest(str(given).encode(), f"Bearer {token}".encode())
+
+
 class AuthenticationInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls without the server's bearer token; health checks need none."""
 
     def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}"
+        self._token = token
 
         async def refuse(_request: object, context: Any) -> AsyncIterator[None]:
             await _abort(context, status_of(UnauthenticatedError()))
@@ -92,8 +98,7 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):
         """Let the call through when it carries the token."""
         if details.method.startswith(_HEALTH_PREFIX):
             return await continuation(details)
-        given = next((value for key, value in details.invocation_metadata if key == "authorization"), "")
-        if hmac.compare_digest(str(given).encode(), self._expected.encode()):
+        if carries_token(details.invocation_metadata, self._token):
             return await continuation(details)
         return self._refusal
 

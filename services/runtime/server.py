@@ -16,12 +16,13 @@ from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.domain.errors import FileLostError, NotConfiguredError, TapewatchError
 from services.runtime.channels import MESSAGE_BYTES_LIMIT, is_loopback
 from services.runtime.exit_codes import EXIT_FAILED, EXIT_MISCONFIGURED
+from services.runtime.health_service import HealthService
 from services.runtime.interceptors import AuthenticationInterceptor, ErrorInterceptor, TracingInterceptor
 from services.runtime.secret_files import follow_secret
 from services.runtime.settings import ServerSettings
@@ -58,15 +59,15 @@ class Mount:
 class Lifetime:
     """What a service may ask of its process: background tasks, clean-up, health, and when to drain."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, token: str = "") -> None:
         self.name = name
         self.draining = asyncio.Event()
         """Set when shutdown begins: streams end with UNAVAILABLE, loops finish what they hold."""
-        self.health = health.aio.HealthServicer()
+        self.health = HealthService(token)
         self.failure: BaseException | None = None
         self.service_names: list[str] = []
         self._started = False
-        self._missing: set[str] = set()
+        self._missing: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closers: list[Callable[[], Any]] = []
 
@@ -106,11 +107,11 @@ class Lifetime:
             except TapewatchError as error:
                 if name not in self._missing:
                     _log.warning("%s is not serving: %s", self.name, error.message)
-                    self._missing.add(name)
+                self._missing[name] = error.message
             else:
                 if name in self._missing:
                     _log.info("%s is there again: %s", self.name, name)
-                    self._missing.discard(name)
+                    self._missing.pop(name)
             await self._tell_health()
             pause = _MISSING_CHECK_SECONDS if name in self._missing else _NEED_CHECK_SECONDS
             await stopped_within(pause, self.draining)
@@ -123,17 +124,8 @@ class Lifetime:
     async def _tell_health(self) -> None:
         if not self._started or self.draining.is_set():
             return
-        statuses = health_pb2.HealthCheckResponse
         for service in ("", *self.service_names):
-            await self.health.set(service, statuses.NOT_SERVING if self._missing else statuses.SERVING)
-
-    async def set_named(self, name: str, serving: bool | None) -> None:
-        """What health answers for a name that is no service of this server; None says UNKNOWN."""
-        statuses = health_pb2.HealthCheckResponse
-        if serving is None:
-            await self.health.set(name, statuses.UNKNOWN)
-        else:
-            await self.health.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)
+            await self.health.tell(service, not self._missing, "; ".join(self._missing.values()))
 
     async def close(self, grace_seconds: float) -> None:
         """Wait for the background tasks, cancel those that overstay, then call the closers."""
@@ -259,7 +251,7 @@ async def serve(name: str, settings: ServerSettings, build: Build, started: Call
 
     `started` is told the port once the server answers. Returns the process's exit code: 0 after a clean drain.
     """
-    lifetime = Lifetime(name)
+    lifetime = Lifetime(name, settings.auth_token.get_secret_value())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifetime.draining.set)

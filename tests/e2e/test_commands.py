@@ -45,6 +45,10 @@ def test_health_tells_serving_from_silence(running_mesh: Mesh) -> None:
     assert running_mesh.command("health", running_mesh.gateway).returncode == 0
     assert running_mesh.command("health", "127.0.0.1:1", "--timeout", "0.5").returncode == 1
     assert running_mesh.command("health", "nonsense").returncode == 2
+    unknown = running_mesh.command("health", running_mesh.dispatch, "--service", "NOSUCH")
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith(f"tapewatch health: {running_mesh.dispatch}: service: health knows no 'NOSUCH'")
+    assert "tapewatch.dispatch.v1.DispatchService" in unknown.stderr
 
 
 def test_doctor_finds_the_mesh_well(running_mesh: Mesh) -> None:

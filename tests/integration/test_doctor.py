@@ -7,9 +7,12 @@ import pytest
 
 from services.cli.doctor import Finding, examine
 from services.cli.settings import MeshSettings
+from services.domain.errors import DependencyUnavailableError
 from services.gateway.sqlite import SqliteStore
 from services.queue.ports import OutgoingMessage
 from services.queue.sqlite import SqliteQueue
+from services.runtime.settings import ServerSettings
+from tests.integration.runtime_server import running
 
 
 @pytest.fixture(autouse=True)
@@ -27,13 +30,13 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-async def findings(folder: Path) -> dict[str, Finding]:
+async def findings(folder: Path, gateway: str = "127.0.0.1:1") -> dict[str, Finding]:
     nobody = "127.0.0.1:1"
     settings = MeshSettings(
         tapewatch_dir=folder,
         ingest_address=nobody,
         dispatch_address=nobody,
-        gateway_address=nobody,
+        gateway_address=gateway,
         scorer_addresses=nobody,
     )
     return {finding.subject: finding for finding in await examine(settings)}
@@ -85,6 +88,16 @@ async def test_files_that_the_mesh_would_refuse_are_bad(tmp_path: Path, name: st
         holder.execute("ROLLBACK")
         holder.execute("PRAGMA user_version = 99")
     await refused("format 99")
+
+
+async def test_a_service_that_does_not_serve_is_bad_with_its_reason(tmp_path: Path) -> None:
+    async def away() -> None:
+        raise DependencyUnavailableError("store", "locked")
+
+    async with running(ServerSettings(), lambda lifetime: lifetime.need("the store", away)) as server:
+        found = await findings(tmp_path, server.address)
+    assert found["gateway"] == Finding("gateway", "bad", f"{server.address}: not serving: store: locked")
+    assert found["ingest"].state == "off"
 
 
 async def test_a_model_version_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

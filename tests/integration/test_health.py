@@ -9,15 +9,22 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import SecretStr
 
 from services.dispatch import main as dispatch
 from services.dispatch.settings import DispatchSettings
+from services.domain.errors import DependencyUnavailableError, InvalidRequestError
 from services.gateway import main as gateway
 from services.gateway.settings import GatewaySettings
 from services.ingest import main as ingest
 from services.ingest.settings import IngestSettings
+from services.runtime.errors import exit_code_of
+from services.runtime.exit_codes import EXIT_MISCONFIGURED
+from services.runtime.health import address_health
+from services.runtime.settings import ClientSettings, ServerSettings
 from services.scorer import main as scorer
 from services.scorer.settings import ScorerSettings
+from tests.integration.runtime_server import running
 from tests.servers.in_process import served
 
 STATUSES = health_pb2.HealthCheckResponse
@@ -31,6 +38,14 @@ async def becomes(address: str, service: str, status: int) -> None:
             request = health_pb2.HealthCheckRequest(service=name)
             while (await stub.Check(request)).status != status:  # type: ignore[attr-defined]  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+
+
+async def becomes_in_words(address: str, wanted: str, service: str = "", token: str = "") -> None:
+    """Wait until `tapewatch health` would say so."""
+    settings = ClientSettings(auth_token=SecretStr(token))
+    async with asyncio.timeout(30):
+        while (await address_health(address, settings, service=service)).words != wanted:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 @contextmanager
@@ -64,7 +79,30 @@ async def test_the_gateway_needs_to_write_its_store(tmp_path: Path) -> None:
         await becomes(server.address, service, STATUSES.SERVING)
         with locked(tmp_path / "store.db"):
             await becomes(server.address, service, STATUSES.NOT_SERVING)
+            reason = f"the store: {tmp_path / 'store.db'} is locked by another process; end it, or set STORE_PATH"
+            await becomes_in_words(server.address, f"not serving: {reason}", service)
         await becomes(server.address, service, STATUSES.SERVING)
+        await becomes_in_words(server.address, "serving", service)
+
+
+async def test_a_name_that_health_does_not_know_is_told_with_those_that_it_knows(tmp_path: Path) -> None:
+    settings = GatewaySettings(grpc_port=0, store_path=tmp_path / "store.db", lake_uri="", shutdown_grace_seconds=8)
+    async with served("gateway", settings, lambda lifetime: gateway.build(lifetime, settings)) as server:
+        with pytest.raises(InvalidRequestError) as raised:
+            await address_health(server.address, ClientSettings(), service="NOSUCH")
+        names = "tapewatch.gateway.v1.AlertService, tapewatch.gateway.v1.DetectionService"
+        assert raised.value.message == f"service: health knows no 'NOSUCH' here; it knows {names}"
+        assert exit_code_of(raised.value) == EXIT_MISCONFIGURED
+
+
+async def test_a_reason_is_told_to_callers_with_the_token_only() -> None:
+    async def away() -> None:
+        raise DependencyUnavailableError("store", "/secret/path is locked")
+
+    async with running(ServerSettings(auth_token=SecretStr("s3cret")), lambda it: it.need("the store", away)) as server:
+        await becomes_in_words(server.address, "not serving: store: /secret/path is locked", token="s3cret")
+        await becomes_in_words(server.address, "not serving")
+        await becomes_in_words(server.address, "not serving", token="wrong")
 
 
 async def test_the_dispatcher_needs_its_queue_and_a_scorer(tmp_path: Path) -> None:

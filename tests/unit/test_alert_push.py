@@ -53,8 +53,8 @@ class Gateway:
         self.store = SqliteStore(path)
         self.feed = ChangeFeed(self.store)
         self.service = GatewayService(self.store, self.feed)
-        self.healthy: list[bool] = []
-        self.push = AlertPush(self.store, self.feed, receiver, self.healthy.append)
+        self.problems: list[str] = []
+        self.push = AlertPush(self.store, self.feed, receiver, self.problems.append)
 
     async def record(self, *items: ScoredQuote) -> None:
         await self.service.record(list(items))
@@ -195,11 +195,11 @@ async def test_recording_goes_on_while_pushing_fails_and_health_says_so(tmp_path
             while not condition():  # noqa: ASYNC110 - what it waits for sets no event
                 await asyncio.sleep(0.02)
 
-    await until(lambda: False in gateway.healthy)
+    await until(lambda: any(gateway.problems))
     await gateway.record(spike(1), spike(2))
     assert gateway.store.last_change() == 3
     await until(lambda: receiver.sequences == [1, 2, 3])
-    await until(lambda: gateway.healthy[-1])
+    await until(lambda: not gateway.problems[-1])
     draining.set()
     gateway.feed.wake()
     await running
