@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -32,7 +32,6 @@ class Reading:
     dead_letters: int = 0
     latency_seconds: float | None = None
     position: str = ""
-    services: dict[str, str] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
     canaries: dispatch_service_pb2.GetCanariesResponse | None = None
 
@@ -57,6 +56,7 @@ class LiveView:
         self._canary_state = dispatch_service_pb2.CANARY_STATE_UNSPECIFIED
         self._reading = Reading()
         self._recorded = 0
+        self._troubles: Mapping[str, str] = {}
         self._rate = 0.0
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -105,14 +105,22 @@ class LiveView:
         (then, before) = self._readings[0]
         self._rate = max(0.0, (self._recorded - before) / (now - then)) if now > then else 0.0
         self._progress.update(self._task, completed=self._recorded, total=reading.total or None, rate=self._rate)
+        self._refresh()
+        self._tell_canaries(reading.canaries)
+
+    def show_troubles(self, troubles: Mapping[str, str]) -> None:
+        """Show what is wrong with services, by name; readings may not come meanwhile."""
+        self._troubles = troubles
+        self._refresh()
+
+    def _refresh(self) -> None:
         if self._live is not None:
             self._live.update(self._render())
-        else:
-            since = now - self._plain_time
-            changed = self._line() != self._plain_line
-            if since >= (_PLAIN_LINE_SECONDS if changed else _UNCHANGED_LINE_SECONDS):
-                self._print_line()
-        self._tell_canaries(reading.canaries)
+            return
+        since = self._clock() - self._plain_time
+        changed = self._line() != self._plain_line
+        if since >= (_PLAIN_LINE_SECONDS if changed else _UNCHANGED_LINE_SECONDS):
+            self._print_line()
 
     def _tell_canaries(self, canaries: dispatch_service_pb2.GetCanariesResponse | None) -> None:
         """On plain output, a line whenever the canaries' state changes."""
@@ -138,7 +146,7 @@ class LiveView:
         reading = self._reading
         total = f" of {reading.total:,}" if reading.total else ""
         facts = [f"scored {self._recorded:,}{total}, {self._rate:,.0f} quotes/s", *self._facts()]
-        facts += [f"{name} {state}" for name, state in reading.services.items()]
+        facts += [f"{name} {state}" for name, state in self._troubles.items()]
         if reading.stale:
             facts.append(f"silent: {', '.join(reading.stale)}")
         return " · ".join(facts)
@@ -151,7 +159,7 @@ class LiveView:
     def _status(self) -> Text:
         reading = self._reading
         text = Text(" · ".join(self._facts()))
-        for name, state in reading.services.items():
+        for name, state in self._troubles.items():
             text.append(f"\n{name} {state}", style="yellow")
         if (canaries := canary_line(reading.canaries)) is not None:
             text.append("\n").append_text(canaries)

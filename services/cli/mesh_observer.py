@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import grpc
 
-from services.cli.mesh import Mesh
+from services.cli.mesh import Mesh, Process
 from services.cli.settings import MeshSettings
 from services.runtime.channels import open_channel
 from services.runtime.errors import error_from_rpc
+from services.runtime.health import channel_health
 from services.wire.time import timestamp_from_proto
 from tapewatch.dispatch.v1 import dispatch_service_pb2
 from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceStub
@@ -18,6 +19,7 @@ from tapewatch.ingest.v1 import coverage_pb2, ingest_service_pb2, replay_pb2
 from tapewatch.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 
 _RPC_SECONDS = 5.0
+_HEALTH_SECONDS = 1.0
 
 
 class MeshObserver:
@@ -30,6 +32,7 @@ class MeshObserver:
             for address in (settings.ingest_address, settings.dispatch_address, settings.gateway_address)
         ]
         ingest, dispatch, gateway = self._channels
+        self._health = {process.name: open_channel(process.address, settings) for process in mesh.processes}
         self.gateway = gateway
         self._ingest = IngestServiceStub(ingest)
         self._dispatch = DispatchServiceStub(dispatch)
@@ -79,16 +82,19 @@ class MeshObserver:
             return (timestamp_from_proto(stored) - timestamp_from_proto(ingested)).total_seconds()
         return None
 
-    def services(self) -> dict[str, str]:
-        """Processes that are down, or had to be started again."""
-        states = {}
-        for process in self._mesh.processes:
-            if not process.running:
-                states[process.name] = "is down; it will be started again"
-            elif process.restarts:
-                states[process.name] = f"was started again {process.restarts} times"
-        return states
+    async def troubles(self) -> dict[str, str]:
+        """Services that are down, are not serving and why, or had to be started again."""
+        found = await asyncio.gather(*map(self._trouble, self._mesh.processes))
+        return {process.name: trouble for process, trouble in zip(self._mesh.processes, found, strict=True) if trouble}
+
+    async def _trouble(self, process: Process) -> str:
+        if not process.running:
+            return "is down; it will be started again"
+        health = await channel_health(self._health[process.name], timeout_seconds=_HEALTH_SECONDS)
+        if not health.serving:
+            return f"is {health.words}" if health.answered else "does not answer"
+        return f"was started again {process.restarts} times" if process.restarts else ""
 
     async def close(self) -> None:
         """Close the channels."""
-        await asyncio.gather(*(channel.close() for channel in self._channels))
+        await asyncio.gather(*(channel.close() for channel in (*self._channels, *self._health.values())))

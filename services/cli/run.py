@@ -55,6 +55,29 @@ async def _show_alerts(settings: MeshSettings, tape: str, view: LiveView, from_s
             view.alert(response.change)
 
 
+async def _show_troubles(observer: MeshObserver, view: LiveView) -> None:
+    while True:
+        view.show_troubles(await observer.troubles())
+        await asyncio.sleep(_POLL_SECONDS * 2)
+
+
+@asynccontextmanager
+async def _shown_beside(
+    observer: MeshObserver, settings: MeshSettings, tape: str, view: LiveView, from_start: bool
+) -> AsyncIterator[None]:
+    """Show alerts, and what is wrong with services, until the block ends."""
+    shown = [
+        asyncio.create_task(_show_alerts(settings, tape, view, from_start)),
+        asyncio.create_task(_show_troubles(observer, view)),
+    ]
+    try:
+        yield
+    finally:
+        for each in shown:
+            each.cancel()
+        await asyncio.gather(*shown, return_exceptions=True)
+
+
 def _waiting(capacity: dispatch_service_pb2.GetCapacityResponse) -> int:
     """Messages in the queue, and of batches that tasks have not recorded."""
     backlog = capacity.backlog
@@ -69,7 +92,6 @@ async def _replay_reading(observer: MeshObserver, tape: str) -> tuple[Reading, r
         total=replay.total_quotes,
         backlog=_waiting(capacity),
         dead_letters=capacity.backlog.dead_letters,
-        services=observer.services(),
     )
     if replay.HasField("position"):
         reading.position = format_time(timestamp_from_proto(replay.position)).removesuffix("T00:00:00Z")
@@ -182,13 +204,11 @@ async def run(
             observer = MeshObserver(settings, mesh)
             await observer.start_replay(location, state.tape, symbols, 0.0)
             with LiveView(console, f"tapewatch · {location} on tape {state.tape}") as view:
-                alerts = asyncio.create_task(_show_alerts(settings, state.tape, view, from_start=True))
-                replay = await _follow_replay(observer, mesh, state, view, stopping)
-                if replay is not None:
-                    keys = await asyncio.to_thread(_source_keys, location, state.tape, symbols)
-                    tally = await _tally(observer, mesh, state.tape, keys, replay, stopping)
-                alerts.cancel()
-                await asyncio.gather(alerts, return_exceptions=True)
+                async with _shown_beside(observer, settings, state.tape, view, from_start=True):
+                    replay = await _follow_replay(observer, mesh, state, view, stopping)
+                    if replay is not None:
+                        keys = await asyncio.to_thread(_source_keys, location, state.tape, symbols)
+                        tally = await _tally(observer, mesh, state.tape, keys, replay, stopping)
         except TapewatchError as error:
             console.print(f"tapewatch: {error.message}", style="bold red", soft_wrap=True)
             code = exit_code_of(error)
@@ -239,10 +259,8 @@ async def up(settings: MeshSettings, options: UpOptions, console: Console, *, ke
             if state is not None:
                 await observer.start_replay(location, tape, symbols, options.speed)
             with LiveView(console, f"tapewatch · {source} on tape {tape} · Ctrl-C stops") as view:
-                alerts = asyncio.create_task(_show_alerts(settings, tape, view, from_start=state is not None))
-                await _follow_live(observer, mesh, state, options.speed, view, stopping)
-                alerts.cancel()
-                await asyncio.gather(alerts, return_exceptions=True)
+                async with _shown_beside(observer, settings, tape, view, from_start=state is not None):
+                    await _follow_live(observer, mesh, state, options.speed, view, stopping)
         except TapewatchError as error:
             console.print(f"tapewatch: {error.message}", style="bold red", soft_wrap=True)
             return exit_code_of(error)
@@ -294,6 +312,5 @@ async def _live_reading(observer: MeshObserver) -> Reading:
         published=sum(c.accepted_quotes for c in coverage),
         backlog=_waiting(capacity),
         dead_letters=capacity.backlog.dead_letters,
-        services=observer.services(),
         stale=[c.series.symbol for c in coverage if c.freshness in silent],
     )

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from services.gateway.sqlite import SqliteStore
 from services.queue.ports import OutgoingMessage
 from services.queue.sqlite import SqliteQueue
 from services.scorer.registry import PACKAGED_MODELS
-from tests.e2e.processes import Mesh
+from tests.e2e.processes import REPOSITORY, Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
@@ -144,6 +145,34 @@ def test_a_locked_or_foreign_store_ends_in_one_sentence(mesh: Mesh, tmp_path: Pa
     assert foreign.returncode == 2
     assert "STORE_PATH" in foreign.stderr
     assert "Traceback" not in locked.stderr + foreign.stderr
+
+
+def test_up_shows_why_a_service_is_not_serving(mesh: Mesh) -> None:
+    """Also while the service that a reading needs answers nothing."""
+    process = mesh.start("up", "--source", "csv", "--from", str(REPOSITORY / "tests" / "events"))
+    assert process.stdout is not None
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda out: lines.extend(out), args=(process.stdout,))
+    reader.start()
+    mesh.wait_serving()
+
+    def told(words: str) -> bool:
+        return bool(lines) and words in lines[-1]
+
+    locked = f"gateway is not serving: the store: {mesh.folder / 'store.db'} is locked by another process"
+    other = sqlite3.connect(mesh.folder / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    mesh.wait_for(lambda: told(locked), 40, "the reason on the screen")
+    other.close()
+    mesh.wait_for(lambda: told("scored") and not told("gateway"), 40, "the gateway serving again")
+    os.kill(ingest := mesh.pids()["ingest"], signal.SIGSTOP)
+    try:
+        mesh.wait_for(lambda: told("ingest does not answer"), 40, "the silence on the screen")
+    finally:
+        os.kill(ingest, signal.SIGCONT)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    reader.join(10)
 
 
 def test_a_wrong_setting_is_named(mesh: Mesh) -> None:

@@ -3,6 +3,8 @@
 import io
 from pathlib import Path
 
+from rich.console import Console
+
 from services.cli.console import make_console
 from services.cli.live_view import LiveView, Reading
 from services.cli.run_state import RunState
@@ -15,6 +17,7 @@ def printed(out: io.StringIO) -> list[str]:
 def test_every_fact_of_the_screen_is_in_the_line() -> None:
     out = io.StringIO()
     with LiveView(make_console(file=out, width=40), "title") as view:
+        view.show_troubles({"scorer": "is down; it will be started again", "gateway": "is not serving: the store"})
         view.show(
             Reading(
                 published=1_200,
@@ -23,14 +26,33 @@ def test_every_fact_of_the_screen_is_in_the_line() -> None:
                 dead_letters=3,
                 latency_seconds=1.394,
                 position="2013-03-01",
-                services={"scorer": "is down; it will be started again"},
                 stale=["AAPL", "MSFT"],
             )
         )
-    assert printed(out) == [
+    assert printed(out)[-1] == (
         "scored 1,000 of 5,000, 0 quotes/s · published 1,200 · waiting 200 · freshness 1,394 ms from ingest to store · "
-        "tape at 2013-03-01 · alerts 0 · dead letters 3 · scorer is down; it will be started again · silent: AAPL, MSFT"
-    ]
+        "tape at 2013-03-01 · alerts 0 · dead letters 3 · scorer is down; it will be started again · "
+        "gateway is not serving: the store · silent: AAPL, MSFT"
+    )
+
+
+def test_troubles_are_told_while_no_reading_comes() -> None:
+    out = io.StringIO()
+    now = 1_000.0
+    view = LiveView(make_console(file=out, width=200), "title", lambda: now)
+    view.show(Reading(published=1))
+    for seconds, troubles in ((1, {"ingest": "is down"}), (2.5, {"ingest": "is down"}), (3, {}), (5, {})):
+        now = 1_000.0 + seconds
+        view.show_troubles(troubles)
+    assert [line.rpartition(" · ")[2] for line in printed(out)] == ["alerts 0", "ingest is down", "alerts 0"]
+
+
+def test_the_screen_shows_troubles() -> None:
+    out = io.StringIO()
+    with LiveView(Console(file=out, force_terminal=True, width=120), "title") as view:
+        view.show(Reading(published=3))
+        view.show_troubles({"gateway": "is not serving: the store: it is locked"})
+    assert "gateway is not serving: the store: it is locked" in out.getvalue()
 
 
 def test_an_unknown_total_is_not_told() -> None:
