@@ -82,7 +82,7 @@ class FileLostError(DependencyUnavailableError):
     """A file that this process keeps its data in was deleted or replaced meanwhile: only a new start mends it."""
 
     def __init__(self, dependency: str, path: str) -> None:
-        super().__init__(dependency, f"{path} was deleted or replaced while in use; what it held is lost")
+        super().__init__(dependency, f"{path} was deleted or replaced while in use; what it held may be lost")
 
 
 class PredecessorFailedError(TapewatchError):

@@ -5,7 +5,8 @@ nothing and leaves no half-done change; readers never wait for writers. A power 
 unless `synchronous` is FULL.
 
 A file that is deleted or replaced stays open, and SQLite would write on into what nobody finds again: each use looks
-whether the file is still in its place.
+whether the file is still in its place, and so its log (`-wal`) and the log's index (`-shm`), which SQLite leaves where
+they are as long as anybody has the file open.
 """
 
 import os
@@ -65,7 +66,7 @@ class EmbeddedDatabase:
         self._idle_readers: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
         self._closed = False
         self._committed = float("-inf")
-        self._opened: os.stat_result | None = None
+        self._opened: dict[Path, os.stat_result] = {}
         with self._translated(opening=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._connect()
@@ -74,7 +75,7 @@ class EmbeddedDatabase:
             except BaseException:
                 self._connection.close()
                 raise
-            self._opened = path.stat()
+            self._opened = {each: each.stat() for each in self._files if each.exists()}
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False)
@@ -140,15 +141,29 @@ class EmbeddedDatabase:
                 f"{self._subject} cannot make {self.path} ({error.strerror})", f"set {self._setting} to a writable file"
             ) from error
 
-    def _check_in_place(self) -> None:
-        if self._opened is None:
-            return
+    @property
+    def _files(self) -> tuple[Path, Path, Path]:
+        """The file, its log and the log's index."""
+        return self.path, _beside(self.path, "-wal"), _beside(self.path, "-shm")
+
+    def _in_place(self, file: Path) -> bool:
         try:
-            there = os.path.samestat(self._opened, self.path.stat())
+            return os.path.samestat(self._opened[file], file.stat())
         except OSError:
-            there = False
-        if not there:
-            raise FileLostError(self._subject, str(self.path))
+            return False
+
+    def _check_in_place(self) -> None:
+        for file in self._opened:
+            if not self._in_place(file):
+                if file != self.path:
+                    self._part_from_index()
+                raise FileLostError(self._subject, str(file))
+
+    def _part_from_index(self) -> None:
+        """Leave the log's index to those who have it open: who opens the file now would take it for the new log's."""
+        index = self._files[-1]
+        if index in self._opened and self._in_place(index):
+            index.unlink(missing_ok=True)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -209,3 +224,7 @@ class EmbeddedDatabase:
             self._closed = True
             self._connection.close()
         self._close_readers()
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)

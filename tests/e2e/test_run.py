@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -153,6 +154,25 @@ def test_a_run_whose_file_is_deleted_in_the_middle_reports_the_loss(mesh: Mesh, 
     found = summary(output)
     assert found["lost"] == BARS - found["stored"] > 0
     assert re.search(rf"{service} was started again .*{name} was deleted or replaced while in use", output)
+
+
+@pytest.mark.parametrize(("name", "service"), [("store.db", "gateway"), ("queue.db", "ingest")])
+def test_a_run_whose_log_is_deleted_in_the_middle_loses_nothing_unnoticed(mesh: Mesh, name: str, service: str) -> None:
+    """SQLite goes on with the deleted log, and saves it when everybody who has it ends before somebody opens anew."""
+    process = mesh.start("run")
+    mesh.wait_for(lambda: recorded(mesh.folder) > 1_000, 90, "a thousand recorded quotes")
+    before = mesh.pids()[service]
+    (mesh.folder / f"{name}-wal").unlink()
+    output, _ = process.communicate(timeout=200)
+    assert mesh.pids()[service] != before, "it was over before the service saw it"
+    assert f"{name}-wal was deleted or replaced while in use" in (mesh.folder / "logs" / f"{service}.log").read_text()
+    found = summary(output)
+    assert found["lost"] == BARS - found["stored"]
+    assert process.returncode == (1 if found["lost"] else 0), output
+    checked = sqlite3.connect(mesh.folder / name)
+    assert checked.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    checked.close()
+    print(f"{service}: {output.splitlines()[-1]}")
 
 
 def test_a_run_whose_replay_is_forgotten_in_the_middle_begins_it_again(mesh: Mesh) -> None:

@@ -1,7 +1,10 @@
 """A SQLite file that is no longer in its place: SQLite itself would write on into what nobody finds again."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,40 @@ def database(tmp_path: Path) -> Iterator[EmbeddedDatabase]:
     write(database)
     yield database
     database.close()
+
+
+class Other:
+    """Another process that has the file open. `write` answers what went wrong, or nothing."""
+
+    def __init__(self, path: Path) -> None:
+        command = [sys.executable, __file__, str(path)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._answer() == ""
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip("\n")
+
+    def write(self) -> str:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def end(self) -> None:
+        """It closes the file and ends. Harmless when repeated."""
+        if self._process.poll() is None:
+            self._process.communicate(timeout=30)
+        assert self._process.returncode == 0
+
+
+@contextmanager
+def another(path: Path) -> Iterator[Other]:
+    other = Other(path)
+    try:
+        yield other
+    finally:
+        other.end()
 
 
 def write(database: EmbeddedDatabase) -> None:
@@ -56,6 +93,62 @@ def test_a_file_that_is_no_longer_there_is_told_by_every_use(
     assert sorted(database.path.parent.iterdir()) == left, "nothing is made in its place"
 
 
+@pytest.mark.parametrize("ending", ["-wal", "-shm"])
+@pytest.mark.parametrize("use", [write, read, EmbeddedDatabase.check_writable])
+def test_a_log_that_is_no_longer_there_is_told_by_every_use(
+    database: EmbeddedDatabase, use: Callable[[EmbeddedDatabase], None], ending: str
+) -> None:
+    use(database)
+    Path(f"{database.path}{ending}").unlink()
+    for _ in range(2):
+        with pytest.raises(FileLostError, match=rf"notes\.db{ending} was deleted or replaced while in use"):
+            use(database)
+
+
+def test_a_log_stays_in_place_while_others_come_and_go(database: EmbeddedDatabase) -> None:
+    for _ in range(3):
+        with another(database.path) as other:
+            other.write()
+        write(database)
+        with database.transaction() as connection:  # more than the log takes before it is written back
+            connection.executemany("INSERT INTO notes VALUES (?)", [("x" * 4_000,)] * 1_100)
+    read(database)
+
+
+def test_who_opens_after_a_log_is_gone_never_meets_those_who_had_it(tmp_path: Path) -> None:
+    """One notices and ends, another has not noticed yet, and the next start has a log of its own."""
+    path = tmp_path / "notes.db"
+    with another(path) as first, another(path) as unaware:
+        for _ in range(20):
+            first.write()
+        Path(f"{path}-wal").unlink()
+        assert first.write().startswith("the notes: ")
+        first.end()
+        new = opened(path)
+        write(new)
+        assert unaware.write().startswith("the notes: ")
+        unaware.end()
+    for _ in range(20):
+        write(new)
+    with new.reading() as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("SELECT count(*) FROM notes").fetchone() == (21,)
+    new.close()
+
+
+def test_a_log_that_is_gone_loses_nothing_when_all_who_had_it_end_first(tmp_path: Path) -> None:
+    path = tmp_path / "notes.db"
+    with another(path) as first, another(path) as second:
+        for each in (first, second, first):
+            each.write()
+        Path(f"{path}-wal").unlink()
+        assert all(each.write().startswith("the notes: ") for each in (first, second))
+    new = opened(path)
+    with new.reading() as connection:
+        assert connection.execute("SELECT count(*) FROM notes").fetchone() == (3,)
+    new.close()
+
+
 def test_the_next_start_makes_a_new_file(database: EmbeddedDatabase) -> None:
     delete(database.path)
     new = opened(database.path)
@@ -66,3 +159,19 @@ def test_the_next_start_makes_a_new_file(database: EmbeddedDatabase) -> None:
     read(new)
     write(new)
     new.close()
+
+
+def _serve(path: Path) -> None:
+    database = opened(path)
+    print(flush=True)
+    for _ in sys.stdin:
+        try:
+            write(database)
+            print(flush=True)
+        except FileLostError as error:
+            print(error.message, flush=True)
+    database.close()
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))
