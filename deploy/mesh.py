@@ -139,6 +139,7 @@ class MeshStack(Stack):
             "SOURCE": settings.ingest.source,
             "SYMBOLS": settings.ingest.symbols,
             "POLL_INTERVAL_SECONDS": str(settings.ingest.poll_interval_seconds),
+            "MARKET_CALENDAR": settings.market_hours.calendar,
             "INGEST_BACKEND": "dynamodb",
             "INGEST_TABLE": storage.progress.table_name,
         }

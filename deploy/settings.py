@@ -12,9 +12,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from services.dispatch.canary_watch import SHARE_OF_INTERVAL
 from services.dispatch.settings import DispatchSettings
+from services.domain.errors import NotConfiguredError
 from services.domain.model import METADATA_FILE
 from services.domain.quote import name_violations
 from services.domain.threshold import ThresholdCalibration
+from services.ingest.market_calendar import ExchangeCalendar
 from services.ingest.universe import symbols_of
 from services.pipeline.canary_play import TASKS_DEADLINE_SECONDS
 
@@ -92,8 +94,9 @@ class Network(_Section):
 
 
 class MarketHours(_Section):
-    """When the market is open, by the clock of its own time zone."""
+    """When the market is open, by the clock of its own time zone, and by its calendar, where one is named."""
 
+    calendar: str = ""
     timezone: Annotated[str, AfterValidator(_timezone)] = "America/New_York"
     days: Annotated[str, AfterValidator(_days)] = "MON-FRI"
     opens: str = Field("09:15", pattern=_CLOCK)
@@ -107,6 +110,18 @@ class MarketHours(_Section):
             raise ValueError(f"opens {self.opens} is not before closes {self.closes}, on the same day")
         if not self.opens <= self.pages_from < self.pages_until <= self.closes:
             raise ValueError("pages_from and pages_until must be in this order, and not before opens or after closes")
+        return self
+
+    @model_validator(mode="after")
+    def _of_one_market(self) -> Self:
+        if not self.calendar:
+            return self
+        try:
+            zone = ExchangeCalendar(self.calendar).timezone
+        except NotConfiguredError as error:
+            raise ValueError(error.message.replace("MARKET_CALENDAR", "calendar")) from error
+        if zone != self.timezone:
+            raise ValueError(f"calendar {self.calendar} goes by {zone}: set timezone to it, or calendar to your market")
         return self
 
     def cron(self, clock: str, later_minutes: int = 0) -> str:

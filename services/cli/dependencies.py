@@ -28,6 +28,7 @@ PACKAGES: Final[Mapping[str, tuple[str, str]]] = {
     "botocore": ("boto3", "aws"),
     "amazondax": ("amazon-dax-client", "aws"),
     "duckdb": ("duckdb", "lake"),
+    "exchange_calendars": ("exchange-calendars", "calendar"),
     "matplotlib": ("matplotlib", "plot"),
     "sklearn": ("scikit-learn", "train"),
     "tensorflow": ("tensorflow-cpu", "train"),

@@ -9,6 +9,7 @@ from services.archive.yahoo import yfinance_download
 from services.domain.errors import NotConfiguredError, TapewatchError
 from services.ingest.coverage import CoverageBook
 from services.ingest.csv_file import CsvSource
+from services.ingest.market_calendar import open_market
 from services.ingest.metrics import measure_silence
 from services.ingest.ports import Progress, QuoteSource
 from services.ingest.progress_dynamodb import PROGRESS_PERMISSIONS, DynamoDbProgress
@@ -89,6 +90,7 @@ async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]
     progress = await asyncio.to_thread(open_progress, settings)
     lifetime.on_close(progress.close)
     source = await asyncio.to_thread(make_source, settings, progress)
+    market = await asyncio.to_thread(open_market, settings.market_calendar)
     tracing = ProducerSpans(settings.queue_name, settings.queue_backend)
     coverage = CoverageBook(_now)
     service = IngestService(queue, coverage, Subscribers(settings.stream_max_behind), tracing, _now)
@@ -107,7 +109,7 @@ async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]
         replays.stop_all()
 
     lifetime.spawn(stop_replays(), "stop replays")
-    lifetime.spawn(measure_silence(coverage, lifetime.draining), "silence")
+    lifetime.spawn(measure_silence(coverage, market, _now, lifetime.draining), "silence")
     lifetime.need("the queue", lambda: asyncio.to_thread(queue.check))
     lifetime.need("the progress", lambda: asyncio.to_thread(progress.check))
     if source is not None:

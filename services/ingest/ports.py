@@ -31,6 +31,14 @@ class QuoteSource(Protocol):
         ...
 
 
+class Market(Protocol):
+    """Where the quotes come from."""
+
+    def is_open(self, moment: datetime) -> bool:
+        """Whether quotes must come at that moment."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TraceContext:
     """W3C trace context of one quote's publication."""

@@ -46,6 +46,12 @@ class IngestSettings(ServerSettings, QueueSettings):
         description="symbol whose return and volume quotes from Yahoo Finance carry as the market's; empty stamps none",
     )
 
+    market_calendar: str = Field(
+        "",
+        description="exchange by whose calendar quotes must come, such as `XNYS` (extra `calendar`): while it is "
+        "closed, holidays and early closes included, no series counts as silent; empty expects quotes always",
+    )
+
     @property
     def polled_symbols(self) -> tuple[str, ...]:
         """The symbols to poll."""

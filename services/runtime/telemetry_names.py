@@ -99,4 +99,5 @@ CANARY_HEALTHY = "tapewatch.canary.healthy"
 """Gauge, 1: 1 when the newest play's canaries all alerted, 0 when one was missed; nothing before the first play."""
 
 SILENT_SERIES = "tapewatch.ingest.silent_series"
-"""Gauge, {series}: live series that are expected or were heard before, and are not heard now."""
+"""Gauge, {series}: live series that are expected or were heard before, and are not heard now; 0 while MARKET_CALENDAR's
+exchange is closed."""

@@ -107,7 +107,7 @@ def test_the_build_stage_installs_a_mesh_that_serves(tmp_path: Path) -> None:
         "make_loader(ScorerSettings()).load('')"
     )
     python = str(target / "bin" / "python")
-    for script in (load, "import amazondax, boto3, yfinance"):
+    for script in (load, "import amazondax, boto3, exchange_calendars, yfinance"):
         assert subprocess.run([python, "-c", script], env=environment, cwd=tmp_path, timeout=60).returncode == 0, script
 
 

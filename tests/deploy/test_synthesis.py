@@ -135,6 +135,7 @@ def test_every_service_has_its_name_health_check_certificates_and_token(synthesi
         served += 1
         assert main["HealthCheck"]["Command"] == ["CMD", "tapewatch", "health", f"localhost:{PORTS[name]}"]
         assert environment["GRPC_HOST"] == "0.0.0.0"
+        assert environment.get("MARKET_CALENDAR") == ("XNYS" if name == "ingest" else None)
         assert {"TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CA_FILE", "TLS_CLIENT_CA_FILE"} <= set(environment)
     assert served == len(PORTS)
 
@@ -565,6 +566,11 @@ def test_glue_has_the_columns_that_the_gateway_writes(synthesized: Synthesize) -
         ({"network": {"cidr": "10.20.0.0/24"}}, "10.20.0.0/24 must be from /16 to /18"),
         ({"market_hours": {"timezone": "Mars/Olympus"}}, "'Mars/Olympus' is no time zone"),
         ({"market_hours": {"timezone": "../etc"}}, "'../etc' is no time zone"),
+        (
+            {"market_hours": {"calendar": "NOPE"}},
+            "no exchange's calendar is named 'NOPE': set calendar to one such as XNYS, or empty it",
+        ),
+        ({"market_hours": {"timezone": "Europe/Berlin"}}, "calendar XNYS goes by America/New_York: set timezone to it"),
         ({"market_hours": {"days": "WEEKEND"}}, "market_hours.days: 'WEEKEND' must be days like MON-FRI"),
         ({"market_hours": {"opens": "17:00"}}, "opens 17:00 is not before closes 16:15"),
         ({"audit": {"export_days": "nonsense"}}, "audit.export_days: 'nonsense' must be days"),
@@ -584,7 +590,13 @@ def test_wrong_settings_end_in_a_sentence(changes: dict[str, Any], sentence: str
 def test_settings_that_can_be_deployed_are_taken() -> None:
     taken = read(
         network={"cidr": "10.0.64.0/18"},
-        market_hours={"timezone": "Europe/Berlin", "days": "MON,WED-FRI", "opens": "08:45", "closes": "17:45"},
+        market_hours={
+            "calendar": "XETR",
+            "timezone": "Europe/Berlin",
+            "days": "MON,WED-FRI",
+            "opens": "08:45",
+            "closes": "17:45",
+        },
         audit={"export_days": "MON-FRI"},
         lake={"infrequent_access_days": 30, "glacier_days": 60},
         serving={"dax_node_type": "dax.r5.24xlarge"},

@@ -36,7 +36,7 @@ def without(folder: Path, module: str) -> str:
 
 def test_every_declared_dependency_has_its_sentence() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    extras = ("yahoo", "aws", "lake", "plot", "train")
+    extras = ("yahoo", "calendar", "aws", "lake", "plot", "train")
     declared = {("", entry) for entry in project["dependencies"]}
     declared |= {(extra, entry) for extra in extras for entry in project["optional-dependencies"][extra]}
     names = {(re.split(r"[<>=~!\[]", entry)[0], extra) for extra, entry in declared}

@@ -3,9 +3,14 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import pytest
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
 from services.domain.quote import Quote, Series
 from services.ingest.coverage import CoverageBook
-from services.ingest.metrics import silent_series
+from services.ingest.metrics import measure_silence, silent_series
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -26,12 +31,41 @@ def test_silence_counts_expected_and_stale_live_series_only() -> None:
     assert silent_series(book) == 3, "the replay has ended, and does not count"
 
 
-async def test_the_gauge_stops_with_the_drain() -> None:
-    from services.ingest.metrics import measure_silence
+class Hours:
+    """A market that opens when it is told to."""
 
-    draining = asyncio.Event()
-    task = asyncio.create_task(measure_silence(CoverageBook(lambda: NOON), draining, every_seconds=0.01))
-    await asyncio.sleep(0.05)
-    assert not task.done()
+    opened = False
+
+    def is_open(self, moment: datetime) -> bool:
+        assert moment == NOON
+        return self.opened
+
+
+async def test_nobody_is_silent_while_the_market_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gauge itself, until the drain."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader])
+    monkeypatch.setattr(metrics, "get_meter", provider.get_meter)
+    book, market, draining = CoverageBook(lambda: NOON), Hours(), asyncio.Event()
+    book.expect(Series("live", "test", "NEVER", 60))
+    task = asyncio.create_task(measure_silence(book, market, lambda: NOON, draining, every_seconds=0.01))
+
+    async def becomes(value: int) -> None:
+        async with asyncio.timeout(10):
+            while True:
+                data = reader.get_metrics_data()
+                if data is not None and data.resource_metrics:
+                    (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+                    (point,) = metric.data.data_points
+                    if point.value == value:  # type: ignore[union-attr]
+                        return
+                await asyncio.sleep(0.01)
+
+    await becomes(0)
+    market.opened = True
+    await becomes(1)
+    market.opened = False
+    await becomes(0)
     draining.set()
     await asyncio.wait_for(task, 1)
+    provider.shutdown()
