@@ -74,7 +74,7 @@ class MonitoringStack(Stack):
         self._storage_alarms(storage)
         if settings.serving.events:
             self._push_alarm()
-        self._only_in_market_hours(in_hours)
+        self._only_in_market_hours(in_hours, storage.schedules)
         self._dashboard(storage, mesh)
         self._budget()
 
@@ -254,14 +254,14 @@ class MonitoringStack(Stack):
             cloudwatch.Metric(
                 namespace="AWS/Scheduler",
                 metric_name="TargetErrorCount",
-                dimensions_map={"ScheduleGroup": "default"},
+                dimensions_map={"ScheduleGroup": str(storage.schedules.name)},
                 statistic="Sum",
                 period=Duration.minutes(5),
             ),
             1,
         )
 
-    def _only_in_market_hours(self, alarms: list[cloudwatch.Alarm]) -> None:
+    def _only_in_market_hours(self, alarms: list[cloudwatch.Alarm], group: scheduler.CfnScheduleGroup) -> None:
         """Silence after the close is no failure: these alarms page only while quotes must come.
 
         An alarm tells only of changes. One that went red overnight and stays so would never page, so once its actions
@@ -282,10 +282,11 @@ class MonitoringStack(Stack):
         )
 
         def schedule(construct_id: str, name: str, cron: str, call: str, given: dict[str, Any]) -> None:
-            scheduler.CfnSchedule(
+            made = scheduler.CfnSchedule(
                 self,
                 construct_id,
                 name=f"{self._settings.name}-{name}",
+                group_name=group.name,
                 schedule_expression=cron,
                 schedule_expression_timezone=hours.timezone,
                 flexible_time_window=scheduler.CfnSchedule.FlexibleTimeWindowProperty(mode="OFF"),
@@ -295,6 +296,7 @@ class MonitoringStack(Stack):
                     input=json.dumps(given),
                 ),
             )
+            made.add_dependency(group)
 
         hours = self._settings.market_hours
         every = {"AlarmNames": [alarm.alarm_name for alarm in alarms]}

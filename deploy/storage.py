@@ -44,6 +44,7 @@ class StorageStack(Stack):
         self.audit = self._audit(settings)
         self.lake = self._lake(settings)
         LakeCatalog(self, "Catalog", self.lake, settings)
+        self.schedules = scheduler.CfnScheduleGroup(self, "Schedules", name=settings.name)
         self._export(settings)
         self.token = secretsmanager.Secret(
             self,
@@ -203,10 +204,11 @@ class StorageStack(Stack):
                 resources=[self.lake.arn_for_objects(f"{EXPORT_PREFIX}/*")],
             )
         )
-        scheduler.CfnSchedule(
+        export = scheduler.CfnSchedule(
             self,
             "Export",
             name=f"{settings.name}-audit-export",
+            group_name=self.schedules.name,
             schedule_expression=f"cron(0 3 ? * {settings.audit.export_days} *)",
             flexible_time_window=scheduler.CfnSchedule.FlexibleTimeWindowProperty(
                 mode="FLEXIBLE", maximum_window_in_minutes=60
@@ -224,3 +226,4 @@ class StorageStack(Stack):
                 ),
             ),
         )
+        export.add_dependency(self.schedules)

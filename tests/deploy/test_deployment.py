@@ -189,7 +189,8 @@ def test_alarms_schedules_rules_and_catalogue(deployed: Deployed) -> None:
     assert {"dead-letters", "oldest-message", "silent-symbol", "canary-missed", "task-failures"} <= set(by_name)
     assert all(alarm["AlarmActions"] for alarm in alarms)
     assert by_name["canary-missed"]["TreatMissingData"] == "breaching"
-    schedules = {s["Name"] for s in deployed.client("scheduler").list_schedules()["Schedules"]}
+    group = "tapewatch"
+    schedules = {s["Name"] for s in deployed.client("scheduler").list_schedules(GroupName=group)["Schedules"]}
     assert schedules == {
         "tapewatch-audit-export",
         "tapewatch-enable-market-alarms",
@@ -201,8 +202,8 @@ def test_alarms_schedules_rules_and_catalogue(deployed: Deployed) -> None:
     assert json.loads(rules["tapewatch-task-failures"]["EventPattern"])["source"] == ["aws.ecs"]
     tables = deployed.client("glue").get_tables(DatabaseName="tapewatch")["TableList"]
     assert {table["Name"] for table in tables} == {"quotes", "changes"}
-    group = deployed.client("athena").get_work_group(WorkGroup="tapewatch")["WorkGroup"]
-    assert group["Configuration"]["BytesScannedCutoffPerQuery"] == 50 * 1024**3
+    queries = deployed.client("athena").get_work_group(WorkGroup="tapewatch")["WorkGroup"]
+    assert queries["Configuration"]["BytesScannedCutoffPerQuery"] == 50 * 1024**3
 
 
 class Flow:

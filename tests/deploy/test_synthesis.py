@@ -515,8 +515,10 @@ def test_both_audit_copies_and_the_schedules_are_watched(synthesized: Synthesize
     assert watched == replicated == {"changes-to-audit", "exports-to-audit"}
     (schedules,) = [alarm for alarm in alarms if alarm.get("Namespace") == "AWS/Scheduler"]
     assert schedules["MetricName"] == "TargetErrorCount"
-    groups = {p.get("GroupName", "default") for _, p in assembly.resources("AWS::Scheduler::Schedule")}
-    assert schedules["Dimensions"] == [{"Name": "ScheduleGroup", "Value": group} for group in groups]
+    ((_, made),) = assembly.resources("AWS::Scheduler::ScheduleGroup")
+    assert {p.get("GroupName") for _, p in assembly.resources("AWS::Scheduler::Schedule")} == {made["Name"]}
+    assert made["Name"] == "tapewatch", "other applications' schedules are in the default group"
+    assert schedules["Dimensions"] == [{"Name": "ScheduleGroup", "Value": made["Name"]}]
 
 
 def test_every_alarm_has_its_section_in_operations(synthesized: Synthesize) -> None:
