@@ -21,7 +21,10 @@ from math import exp
 WINDOW = 61
 """Bars that the features look on: the bar judged and 60 before it."""
 
-FORMULA_VERSION = 3
+LAGS = 9
+"""Bars before the one judged that the model sees one by one, beside what it sees of them together."""
+
+FORMULA_VERSION = 4
 """Rises with every change of a formula in `services.domain.features`; a golden test holds the values."""
 
 BAR_FIELDS = (
@@ -88,6 +91,37 @@ class FeatureDefinition:
 
 _D, _L, _S = Unit.DEVIATIONS, Unit.LOG_RATIO, Unit.SHARE
 _ROBUST = "robust z-score after Iglewicz and Hoaglin 1993"
+
+
+def lagged(name: str, lag: int) -> str:
+    """The name of a feature of the bar that is `lag` bars before the one judged."""
+    return f"{name}_lag_{lag}"
+
+
+_LAGGED = (
+    ("relative_return_standard_z", "price change beyond the benchmark's", "e / f", (-2.0, 2.0)),
+    ("body_standard_z", "move from open to close", "ln(C / O)", (-2.0, 2.0)),
+    ("upper_shadow_standard_z", "fall from the high", "ln(H / max(O, C))", (0.0, 1.2)),
+    ("lower_shadow_standard_z", "rise from the low", "ln(min(O, C) / L)", (0.0, 1.2)),
+    ("volume_standard_z", "volume", "ln V - mean of the history", (-2.0, 2.0)),
+)
+
+
+def _lags() -> tuple[FeatureDefinition, ...]:
+    """The course of the last bars, bar by bar: an event of several bars is told from one jump by it."""
+    return tuple(
+        FeatureDefinition(
+            lagged(name, lag),
+            Unit.DEVIATIONS,
+            f"{words} {lag} bar{'s' if lag > 1 else ''} before {{value}} standard deviations",
+            f"{formula} of bar t-{lag} / standard deviation of {'ln V' if name.startswith('volume') else 'e / f'} over "
+            "the history of bar t",
+            usual,
+        )
+        for name, words, formula, usual in _LAGGED
+        for lag in range(1, LAGS + 1)
+    )
+
 
 FEATURES = (
     FeatureDefinition(
@@ -443,6 +477,7 @@ FEATURES = (
         "(buy volume / V) - median of the history",
         (-0.5, 0.5),
     ),
+    *_lags(),
 )
 
 FEATURE_NAMES = tuple(feature.name for feature in FEATURES)

@@ -19,8 +19,10 @@ from services.domain.feature_definitions import (
     FEATURE_HASH,
     FEATURE_NAMES,
     FEATURES,
+    LAGS,
     WINDOW,
     FeatureDefinition,
+    lagged,
 )
 from services.domain.series_state import SeriesState, bar_row
 
@@ -185,7 +187,7 @@ def _values(windows: Array) -> dict[str, Array]:
 
     found = _price_values(logs, returns, stretch, sigma, known)
     found |= _movement_values(returns, scaled, stretch, history, sigma, known)
-    found |= _relative_values(windows, close, returns, stretch, sigma, known)
+    found |= _relative_values(windows, logs, returns, stretch, sigma, known)
     found |= _volume_values(volume, returns, scaled, sigma, known, found["return_z"])
     found |= _market_values(windows, volume)
     found |= _session_values(seconds, interval, volume, scaled)
@@ -267,9 +269,10 @@ def _movement_values(
 
 
 def _relative_values(
-    windows: Array, close: Array, returns: Array, stretch: Array, sigma: Array, known: NDArray[np.bool_]
+    windows: Array, logs: Array, returns: Array, stretch: Array, sigma: Array, known: NDArray[np.bool_]
 ) -> dict[str, Array]:
     """What is left of the moves once the benchmark's are taken out; a bar without a benchmark counts as flat market."""
+    close = np.ascontiguousarray(logs[:, 3])
     benchmark = np.log1p(np.ascontiguousarray(windows[:, 1:, _COLUMN["benchmark_return"]]))
     flat = np.where(np.isnan(benchmark), 0.0, benchmark)
     past = flat[:, :-1].copy()
@@ -282,21 +285,31 @@ def _relative_values(
     scaled = beyond / stretch
     history = np.abs(scaled[:, :-1])
     own = np.fmax(_deviation(history, _count(history)), _RETURN_FLOOR)
+    standard = np.fmax(_standard_deviation(scaled[:, :-1].copy()), _RETURN_FLOOR)
     found = {
         "relative_return_z": _deviations(beyond[:, -1] / (stretch[:, -1] * own), known),
         "relative_return_over_past_extreme": _bounded(
             np.log(np.abs(scaled[:, -1]) / np.fmax(_quiet_max(history), _RETURN_FLOOR)), -3.0, 4.0, known
         ),
         "relative_volatility_log_ratio": _bounded(np.log(own / sigma), -3.0, 3.0, known),
-        "relative_return_standard_z": _deviations(
-            scaled[:, -1] / np.fmax(_standard_deviation(scaled[:, :-1].copy()), _RETURN_FLOOR), known
-        ),
+        "relative_return_standard_z": _deviations(scaled[:, -1] / standard, known),
         "benchmark_move_z": _deviations(beta * flat[:, -1] / (stretch[:, -1] * sigma), known),
     }
     for bars in (3, 10):
         scale = own * np.sqrt((stretch[:, -bars:] ** 2).sum(axis=1))
         moved = close[:, -1] - close[:, -1 - bars] - beta * flat[:, -bars:].sum(axis=1)
         found[f"relative_runup_{bars}_z"] = _deviations(moved / scale, known)
+    # Bar by bar, all in one unit: what came over night is the move beyond the body's.
+    opened, high, low = (np.ascontiguousarray(logs[:, i]) for i in range(3))
+    courses = {
+        "relative_return_standard_z": scaled,
+        "body_standard_z": close - opened,
+        "upper_shadow_standard_z": high - np.maximum(opened, close),
+        "lower_shadow_standard_z": np.minimum(opened, close) - low,
+    }
+    for name, course in courses.items():
+        for lag in range(1, LAGS + 1):
+            found[lagged(name, lag)] = _deviations(course[:, -1 - lag] / standard, known)
     return found
 
 
@@ -344,14 +357,16 @@ def _volume_values(
     traded = _sum(ten)
     bars = _count(volume[:, :-1])
     closes = _count(returns[:, :-1]) + 1
-    return {
+    mean = _sum(past_logs) / np.maximum(_count(past_logs), 1)
+    spread = np.fmax(_standard_deviation(past_logs), _LOG_VOLUME_FLOOR)
+    lags = {
+        lagged("volume_standard_z", lag): _deviations((logs[:, -1 - lag] - mean) / spread, usual.known)
+        for lag in range(1, LAGS + 1)
+    }
+    return lags | {
         "volume_log_ratio": _log_ratio(now - usual.median, present),
         "volume_z": volume_z,
-        "volume_standard_z": _deviations(
-            (now - _sum(past_logs) / np.maximum(_count(past_logs), 1))
-            / np.fmax(_standard_deviation(past_logs), _LOG_VOLUME_FLOOR),
-            present,
-        ),
+        "volume_standard_z": _deviations((now - mean) / spread, present),
         "volume_5_z": recent_z(logs[:, -5:]),
         "volume_before_z": recent_z(logs[:, -6:-1]),
         "volume_over_past_extreme": _log_ratio(now - _quiet_max(logs[:, :-1]), present),

@@ -1,7 +1,8 @@
 """Bars in, feature rows out: reading, the split by ticker and time, and what is labelled.
 
 The split is fixed before training: a ticker belongs to one side by the CRC-32 of its symbol, a bar to one period by its
-time. Test rows are of tickers and of times that no training or validation row has.
+time. Test rows are of tickers and of times that no training or validation row has; validation rows are of tickers that
+no training row has.
 """
 
 import ast
@@ -104,19 +105,26 @@ def part_of(symbol: str) -> Part:
 
 
 def split(history: Sequence[Bars]) -> dict[Part, list[Bars]]:
-    """The series of each side, cut to its period: that of the first 60 % of all bars, of the next 20 %, of the last.
+    """The series of each side, cut to its period.
 
-    With fewer than 20 symbols the split is by time only, and tickers appear on every side.
+    The last 20 % of all bars are the test's period, the 20 % before them the validation's; training tickers are learnt
+    from until the test's period begins. With fewer than 20 symbols tickers appear on every side, and are learnt from
+    until the validation's period begins.
     """
     times = np.sort(np.concatenate([bars.event_time for bars in history]).astype("datetime64[us]").astype(np.int64))
-    cuts = [int(times[0]), *(int(times[int(share * len(times))]) for share in (_TRAIN_TIME, _VALIDATION_TIME))]
-    cuts.append(int(times[-1]) + 1)
+    validated, tested = (int(times[int(share * len(times))]) for share in (_TRAIN_TIME, _VALIDATION_TIME))
+    few = len(history) < _FEW_SYMBOLS
+    periods = {
+        Part.TRAIN: (int(times[0]), validated if few else tested),
+        Part.VALIDATION: (validated, tested),
+        Part.TEST: (tested, int(times[-1]) + 1),
+    }
     sides: dict[Part, list[Bars]] = {}
-    for part, start, stop in zip(Part, cuts[:-1], cuts[1:], strict=True):
+    for part, (start, stop) in periods.items():
         sides[part] = [
             cut_bars
             for bars in history
-            if len(history) < _FEW_SYMBOLS or part_of(bars.symbol) is part
+            if few or part_of(bars.symbol) is part
             if len(cut_bars := cut(bars, start, stop)) > WINDOW
         ]
     return sides
@@ -137,6 +145,27 @@ def cut(bars: Bars, start: int, stop: int) -> Bars:
     part = slice(int(np.searchsorted(moments, start)), int(np.searchsorted(moments, stop)))
     columns = ("event_time", "open", "high", "low", "close", "volume", "split_ratio")
     return replace(bars, **{name: getattr(bars, name)[part] for name in columns})
+
+
+def mirrored(bars: Bars) -> Bars:
+    """The series upside down, its prices' reciprocals: what rose falls by the same logarithm. Splits are taken out."""
+    ratio = np.where(np.isnan(bars.split_ratio), 1.0, bars.split_ratio)
+    later = np.ones(len(ratio))
+    later[:-1] = np.cumprod(ratio[:0:-1])[::-1]
+    return replace(
+        bars,
+        open=later / bars.open,
+        high=later / bars.low,
+        low=later / bars.high,
+        close=later / bars.close,
+        volume=bars.volume * later,
+        split_ratio=np.ones(len(ratio)),
+    )
+
+
+def mirrored_benchmark(benchmark: Benchmark) -> Benchmark:
+    """The market of mirrored series."""
+    return replace(benchmark, simple_return=1.0 / (1.0 + benchmark.simple_return) - 1.0)
 
 
 def _raw(bars: Bars, benchmark: Benchmark | None) -> NDArray[np.float64]:

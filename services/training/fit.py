@@ -1,8 +1,10 @@
 """Fits the networks of one training run: its sources, settings, decisions and progress bars."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +41,50 @@ BEYOND = (16.0, 24.0, 48.0)
 
 _OTHER_HOURS = np.timedelta64(12, "h")
 """So much later a bar of a US session, or of the hours around it, lies outside: as of a market with other hours."""
-_NO_HOURS = np.timedelta64(0, "h")
 
 _BEYOND_SHARE = 0.004
 _PASSES_A_BEYOND = 8
-_NORMAL_PER_MANIPULATED = 4
+_NORMAL_PER_MANIPULATED = 7
 _NEAR_BARS = 6
 _STANDARD_ROWS = 300_000
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a part of the training sees the real series.
+
+    `mirrored`: upside down. `alone`: by a feed without a benchmark. `elsewhere`: short bars at other hours.
+    `silent`: short bars without volume, as feeds print them outside sessions.
+    """
+
+    mirrored: bool = False
+    alone: bool = False
+    elsewhere: bool = False
+    silent: bool = False
+
+
+PLAIN, MIRRORED = View(), View(mirrored=True)
+ALONE, MIRRORED_ALONE = View(alone=True), View(mirrored=True, alone=True)
+ELSEWHERE = View(alone=True, elsewhere=True)
+SILENT = View(alone=True, elsewhere=True, silent=True)
+VIEWS = (
+    PLAIN,
+    MIRRORED,
+    ALONE,
+    MIRRORED,
+    PLAIN,
+    ELSEWHERE,
+    PLAIN,
+    MIRRORED,
+    MIRRORED_ALONE,
+    MIRRORED,
+    PLAIN,
+    SILENT,
+)
+"""Of the injections, one after another."""
+
+NORMAL_SHARES = {PLAIN: 0.35, MIRRORED: 0.35, ALONE: 0.075, MIRRORED_ALONE: 0.075, ELSEWHERE: 0.075, SILENT: 0.075}
+"""Of the normal bars, by view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,74 +266,78 @@ class Training:
         known = np.isin(rows.typology, kinds)
         kind = np.where(known, np.searchsorted(kinds, rows.typology.astype(np.int64)), -1).astype(np.int64)
         seconds = source.interval_seconds
-
-        def seen(k: int, values: NDArray[Any]) -> NDArray[Any]:
-            return values[fold != k] if self.folded(source) else values
-
-        return [
-            networks.train_classifier(
-                seen(k, rows.features),
-                seen(k, label),
-                seen(k, kind),
-                seen(k, weight),
-                networks.standardise(normal.features),
-                kinds=len(kinds),
-                seed=self.seed + k,
-                epochs=self.epochs,
-                progress=self.watch(f"classifier {k + 1} of {self.members}, {seconds} s bars"),
-                name=f"member_{seconds}s_{k}",
-                checkpoint=checkpoint,
-            )
-            for k in range(self.members)
-        ]
+        folded = self.folded(source)
+        return networks.train_classifiers(
+            rows.features,
+            label,
+            kind,
+            [np.where(fold == k, np.float32(0.0), weight) if folded else weight for k in range(self.members)],
+            networks.standardise(normal.features),
+            kinds=len(kinds),
+            seed=self.seed,
+            epochs=self.epochs,
+            progress=self.watch(f"{self.members} classifiers of {seconds} s bars"),
+            name=f"member_{seconds}s",
+            checkpoint=checkpoint,
+        )
 
     def _classified(
         self, source: Source, normal: Rows, typologies: tuple[Typology, ...], rng: np.random.Generator
     ) -> tuple[Rows, NDArray[np.float32], NDArray[np.int64]]:
-        """What the classifier learns from, in random order, how much each row counts, and the fold of its ticker.
+        """What the classifier learns from, in random order, how much each row counts, and the fold of its ticker."""
+        views = {view: self._seen(source, view) for view in NORMAL_SHARES}
+        strong = -(-self.passes // _PASSES_A_BEYOND)
+        task = self.progress.add_task(f"injections into {source.interval_seconds} s bars", total=self.passes + strong)
 
-        A third of the injections and of the normal rows are seen as by a feed without a benchmark, and half of these,
-        where the session's profile counts, as of a market with other hours.
-        """
-        side = source.sides[Part.TRAIN]
-        later = _OTHER_HOURS if source.interval_seconds <= LONGEST_INTERVAL_SECONDS else _NO_HOURS
-        elsewhere = [replace(bars, event_time=bars.event_time + later) for bars in side]
-        task = self.progress.add_task(f"injections into {source.interval_seconds} s bars", total=self.passes)
-        parts = []
-        for k in range(self.passes):
-            parts.append(
-                dataset.injected(
-                    elsewhere if k % 6 == 5 else side,
-                    self.seed * 1_000 + k,
-                    only_near=_NEAR_BARS,
-                    benchmark=None if k % 3 == 2 else source.benchmark,
-                    typologies=typologies,
-                )
-            )
+        def injected(k: int, view: View, **choices: Any) -> Rows:
+            bars, benchmark = views[view]
+            rows = dataset.injected(bars, self.seed * 1_000 + k, benchmark=benchmark, typologies=typologies, **choices)
             self.progress.advance(task)
-        for k in range(-(-self.passes // _PASSES_A_BEYOND)):
-            parts.append(
-                dataset.injected(
-                    side,
-                    self.seed * 1_000 + 800 + k,
-                    only_near=0,
-                    benchmark=source.benchmark,
-                    typologies=typologies,
-                    strengths=BEYOND,
-                    share=_BEYOND_SHARE,
-                )
-            )
+            return rows
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy leaves other threads their turn
+            drawn = [
+                *(pool.submit(injected, k, VIEWS[k % len(VIEWS)], only_near=_NEAR_BARS) for k in range(self.passes)),
+                *(
+                    pool.submit(injected, 800 + k, VIEWS[k], only_near=0, strengths=BEYOND, share=_BEYOND_SHARE)
+                    for k in range(strong)
+                ),
+            ]
+            parts = [each.result() for each in drawn]
         positive = sum(int((near.label == MANIPULATED).sum()) for near in parts)
-        drawn = max(1, _NORMAL_PER_MANIPULATED * positive // 3)
-        parts += [normal.where(rng.permutation(len(normal))[: 2 * drawn])]
-        for bars, shift in ((side, _NO_HOURS), (elsewhere, later)):
-            alone = dataset.untouched(bars)
-            alone = alone.where(~self.labels.among(side, replace(alone, time=alone.time - shift)))
-            parts += [alone.where(rng.permutation(len(alone))[: drawn // 2])]
+        for view, share in NORMAL_SHARES.items():
+            rows = normal if view == PLAIN else self._normal(source, view, *views[view])
+            wanted = max(1, int(share * _NORMAL_PER_MANIPULATED * positive))
+            parts.append(rows.where(rng.permutation(len(rows))[:wanted]))
         rows = dataset.concatenate(parts)
+        del parts
         rows = rows.where(~dataset.unjudged(rows))
         said = decided(self.labels, source.history, source.benchmark)
         weight = np.concatenate([strength_weight(rows), np.full(len(said), DECIDED_WEIGHT)])
         fold = np.concatenate([rows.series.astype(np.int64) % self.members, np.full(len(said), -1)])
         order = rng.permutation(len(weight))
         return dataset.concatenate([rows, said]).where(order), weight[order].astype(np.float32), fold[order]
+
+    def _seen(self, source: Source, view: View) -> tuple[list[Bars], Benchmark | None]:
+        """The source's training series and their market in a view."""
+        side = source.sides[Part.TRAIN]
+        if view.mirrored:
+            side = [dataset.mirrored(bars) for bars in side]
+        if source.interval_seconds <= LONGEST_INTERVAL_SECONDS:
+            if view.elsewhere:
+                side = [replace(bars, event_time=bars.event_time + _OTHER_HOURS) for bars in side]
+            if view.silent:
+                side = [replace(bars, volume=np.zeros(len(bars))) for bars in side]
+        if view.alone:
+            return side, None
+        return side, dataset.mirrored_benchmark(source.benchmark) if view.mirrored else source.benchmark
+
+    def _normal(self, source: Source, view: View, bars: Sequence[Bars], benchmark: Benchmark | None) -> Rows:
+        """The untouched rows in a view, without the bars that analysts decided."""
+        words = ", ".join(f.name for f in fields(View) if getattr(view, f.name))
+        advance = self._advance(f"features of {source.interval_seconds} s bars, {words}", bars)
+        rows = dataset.untouched(bars, advance, benchmark=benchmark)
+        side = source.sides[Part.TRAIN]
+        # A series keeps its bars and their order in every view.
+        time = np.concatenate([each.event_time[dataset.LEAD :] for each in side if len(each) > dataset.LEAD])
+        return rows.where(~self.labels.among(side, replace(rows, time=time)))

@@ -4,7 +4,8 @@ Strength s is how many of its own usual deviations the defining quantity is move
 deviations over the 60 bars before the event, of log returns (sigma) and of log volume (sigma_v, within 0.2 to 1.5). A
 move over L bars has the deviation sigma sqrt(L), so a pump of strength 4 over 4 bars lifts the price by 8 sigma. Log
 volume is raised by at most ln 50. The real bar stays underneath: displacements are added to logarithms of its prices,
-its shadows and its volume's own noise remain, and a missing volume stays missing. Half of the price spikes and a
+its shadows and its volume's own noise remain, and a missing volume stays missing: a volume spike is put where there is
+volume only. Half of the price spikes and a
 quarter of the pumps and trashes move in part before the bar opens. Strength 0 adds 0.
 
 | typology | price | volume | labelled bars |
@@ -227,6 +228,8 @@ def inject(
         stop = start + len(plan.closing)
         marked = int(np.count_nonzero(plan.label == MANIPULATED))
         if stop > n or not free[start:stop].all() or marked > budget:
+            continue
+        if typology is Typology.VOLUME_SPIKE and not (bars.volume[start:stop] > 0).all():
             continue
         _apply(touched, plan, start)
         label[start:stop] = plan.label

@@ -31,6 +31,10 @@ def tensorflow() -> Any:
         import tensorflow as tf
     except ImportError:
         raise NotConfiguredError("training needs TensorFlow", "install it with pip install -e '.[train]'") from None
+    if not tf.config.threading.get_intra_op_parallelism_threads():
+        with contextlib.suppress(RuntimeError):  # somebody else has started it: then it has their threads
+            # Members are fitted beside each other, a core each: faster than two cores in turn on each.
+            tf.config.threading.set_intra_op_parallelism_threads(1)
     return tf
 
 
@@ -121,11 +125,11 @@ def _decay(rate: float, epochs: int, rows: int) -> Any:
     return keras.optimizers.schedules.CosineDecay(rate, max(1, epochs * -(-rows // _BATCH)))
 
 
-def train_classifier(
+def train_classifiers(
     features: Matrix,
     manipulated: Matrix,
     kind: NDArray[np.int64],
-    weight: Matrix,
+    weights: Sequence[Matrix],
     standard: Standard,
     *,
     kinds: int,
@@ -134,62 +138,68 @@ def train_classifier(
     progress: Progress,
     name: str,
     checkpoint: Checkpoint,
-) -> Any:
-    """A Keras model from raw features to (n, 1 + kinds): the probability, then each typology's share given one.
+) -> list[Any]:
+    """Keras models from raw features to (n, 1 + kinds): the probability, then each typology's share given one.
+
+    They share nothing but the order of the rows, and are fitted beside each other.
 
     Args:
         features: float32 (n, F).
         manipulated: float32 (n,), 0 or 1.
         kind: int64 (n,), index of the typology, used where manipulated; -1 where it is not known.
-        weight: float32 (n,), how much each row counts.
+        weights: How much each row counts for each of the models, float32 (n,) each; 0 for a row that it does not see.
         standard: How features enter.
         kinds: Number of typologies.
-        seed: Of weights and order.
+        seed: Of first weights and order.
         epochs: Passes over the rows.
         progress: Called after each epoch.
-        name: Of the model; those of one mean differ in it.
+        name: Of the models, which are numbered.
         checkpoint: Where the fitted weights are kept, and taken from when they are there.
     """
     keras = tensorflow().keras
     keras.backend.clear_session()  # else layer names count on, and equal models make different files
     keras.utils.set_random_seed(seed)
     raw, scaled = _entry(standard)
-    hidden = scaled
-    for width in (256, 128, 64):
-        hidden = keras.layers.Dense(width, activation="relu")(hidden)
-        hidden = keras.layers.Dropout(0.1)(hidden)
-    probability = keras.layers.Dense(1, activation="sigmoid", name="probability")(hidden)
-    share = keras.layers.Dense(kinds, activation="softmax", name="typology")(hidden)
-    model = keras.Model(raw, [probability, share])
-    if not checkpoint.restore(name, model):
-        _fit_classifier(model, features, manipulated, kind, weight, epochs, progress)
-        checkpoint.save(name, model)
-    return keras.Model(raw, keras.ops.concatenate(model.outputs, axis=1), name=name)
+    heads = []
+    for k in range(len(weights)):
+        hidden = scaled
+        for width in (256, 128, 64):
+            # x sigmoid(x) (Ramachandran et al. 2017): better than ReLU where few alerts are allowed.
+            hidden = keras.layers.Dense(width, activation="swish")(hidden)
+            hidden = keras.layers.Dropout(0.1)(hidden)
+        probability = keras.layers.Dense(1, activation="sigmoid", name=f"probability_{k}")(hidden)
+        heads.append((probability, keras.layers.Dense(kinds, activation="softmax", name=f"typology_{k}")(hidden)))
+    together = keras.Model(raw, [output for head in heads for output in head])
+    if not checkpoint.restore(name, together):
+        _fit_classifiers(together, features, manipulated, kind, weights, epochs, progress)
+        checkpoint.save(name, together)
+    return [keras.Model(raw, keras.ops.concatenate(head, axis=1), name=f"{name}_{k}") for k, head in enumerate(heads)]
 
 
-def _fit_classifier(
-    model: Any,
+def _fit_classifiers(
+    together: Any,
     features: Matrix,
     manipulated: Matrix,
     kind: NDArray[np.int64],
-    weight: Matrix,
+    weights: Sequence[Matrix],
     epochs: int,
     progress: Progress,
 ) -> None:
     keras = tensorflow().keras
-    model.compile(
+    together.compile(
         optimizer=keras.optimizers.AdamW(_decay(3e-3, epochs, len(features)), weight_decay=0.01),
-        loss=["binary_crossentropy", "sparse_categorical_crossentropy"],
-        loss_weights=[1.0, 0.3],
+        loss=["binary_crossentropy", "sparse_categorical_crossentropy"] * len(weights),
+        loss_weights=[1.0, 0.3] * len(weights),
     )
-    model.fit(
+    of_kind = manipulated * (kind >= 0)
+    together.fit(
         features,
-        [manipulated, np.maximum(kind, 0)],
-        sample_weight=[weight, weight * manipulated * (kind >= 0)],
+        [manipulated, np.maximum(kind, 0)] * len(weights),
+        sample_weight=[part for weight in weights for part in (weight, weight * of_kind)],
         batch_size=_BATCH,
         epochs=epochs,
         verbose=0,
-        callbacks=[_watch(progress)],
+        callbacks=[_watch(lambda epoch, losses: progress(epoch, {"loss": losses["loss"] / len(weights)}))],
     )
 
 

@@ -53,8 +53,8 @@ def describe(training: Training) -> str:
             f"({Path(source.location).stem}{'' if source.trained else ', for the calibration only'})"
         )
     return (
-        f"{'; '.join(parts)}: of each the period of the first 60 % of the bars and, of 20 symbols and more, 60 % of "
-        f"the symbols, with injected manipulations, seed {training.seed}"
+        f"{'; '.join(parts)}: of each the period of the first 80 % of the bars and 60 % of the symbols (of fewer than "
+        f"20 symbols all of them, and 60 % of the bars), with injected manipulations, seed {training.seed}"
     )
 
 
@@ -94,7 +94,7 @@ def run(
         seed: Decides injection, weights and order.
         epochs: Passes over the rows.
         passes: Injections into the training series.
-        members: Networks whose mean is the classifier; they take the seeds from `seed` on.
+        members: Networks whose mean is the classifier.
         console: Shows the progress.
         labels: File of bars that analysts decided, to learn from.
 
@@ -177,7 +177,7 @@ def train(
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of model versions to add one to.")] = Path("models"),
     seed: Annotated[int, typer.Option(help="Decides injection, weights and order.")] = 1,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 6,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 5,
     passes: Annotated[int, typer.Option(min=1, help="Injections into the training series.")] = 24,
     members: Annotated[int, typer.Option(min=1, help="Networks whose mean is the classifier.")] = 3,
     labels: Annotated[

@@ -26,29 +26,27 @@ def test_a_stopped_training_goes_on_and_makes_the_same_files(tmp_path: Path, mon
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     whole = run(tmp_path / "whole")
     fitted: list[str] = []
-    fit, save = networks._fit_classifier, Checkpoint.save
+    fit, save = networks._fit_classifiers, Checkpoint.save
 
-    def stop_at_the_second(*arguments: Any) -> None:
-        if len(fitted) == 2:  # the autoencoder and the first member
-            raise StoppedError
-        fit(*arguments)
+    def stop(*_: Any) -> None:
+        raise StoppedError
 
     def noted(self: Checkpoint, name: str, model: Any) -> None:
         save(self, name, model)
         fitted.append(name)
 
-    monkeypatch.setattr(networks, "_fit_classifier", stop_at_the_second)
+    monkeypatch.setattr(networks, "_fit_classifiers", stop)
     monkeypatch.setattr(Checkpoint, "save", noted)
     with pytest.raises(StoppedError):
         run(tmp_path / "stopped")
-    assert fitted == ["autoencoder", "member_86400s_0"]
+    assert fitted == ["autoencoder"]
     assert [path.name for path in (tmp_path / "stopped").iterdir()] == [
         f".unfinished-{whole.training_fingerprint[:16]}"
     ]
 
-    monkeypatch.setattr(networks, "_fit_classifier", fit)
+    monkeypatch.setattr(networks, "_fit_classifiers", fit)
     resumed = run(tmp_path / "stopped")
-    assert fitted == ["autoencoder", "member_86400s_0", "member_86400s_1"]
+    assert fitted == ["autoencoder", "member_86400s"]
     assert resumed.to_json() == whole.to_json()
     for file in (AUTOENCODER_FILE, CLASSIFIER_FILE):
         one, other = ((tmp_path / name / whole.version / file).read_bytes() for name in ("whole", "stopped"))

@@ -42,22 +42,19 @@ def test_the_exported_classifier_is_the_mean_of_its_members() -> None:
     rng = np.random.default_rng(1)
     rows = rng.normal(size=(2_000, 6)).astype(np.float32)
     manipulated = (rows[:, 0] > 1.0).astype(np.float32)
-    members = [
-        networks.train_classifier(
-            rows,
-            manipulated,
-            (rows[:, 1] > 0).astype(np.int64),
-            np.ones(len(rows), np.float32),
-            networks.standardise(rows),
-            kinds=2,
-            seed=seed,
-            epochs=2,
-            progress=lambda _, __: None,
-            name=f"member_{seed}",
-            checkpoint=Checkpoint(None),
-        )
-        for seed in (1, 2)
-    ]
+    members = networks.train_classifiers(
+        rows,
+        manipulated,
+        (rows[:, 1] > 0).astype(np.int64),
+        [np.ones(len(rows), np.float32)] * 2,
+        networks.standardise(rows),
+        kinds=2,
+        seed=1,
+        epochs=2,
+        progress=lambda _, __: None,
+        name="member",
+        checkpoint=Checkpoint(None),
+    )
     alone = [networks.run_tflite(networks.export(member), rows) for member in members]
     assert np.abs(alone[0] - alone[1]).max() > 0.01
     together = networks.run_tflite(networks.export(networks.mean_of(members, "mean")), rows)
@@ -68,13 +65,13 @@ def test_a_threshold_without_enough_validation_days_is_set_by_members_that_have_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[set[bytes]] = []
-    fit = networks.train_classifier
+    fit = networks.train_classifiers
 
-    def watched(features: networks.Matrix, *arguments: Any, **named: Any) -> Any:
-        seen.append({row.tobytes() for row in features})
-        return fit(features, *arguments, **named)
+    def watched(features: networks.Matrix, label: Any, kind: Any, weights: Any, *more: Any, **named: Any) -> Any:
+        seen.extend({row.tobytes() for row in features[weight > 0]} for weight in weights)
+        return fit(features, label, kind, weights, *more, **named)
 
-    monkeypatch.setattr(networks, "train_classifier", watched)
+    monkeypatch.setattr(networks, "train_classifiers", watched)
     with Progress(disable=True) as progress:
         training = Training(["bokeh"], seed=3, epochs=1, passes=1, members=2, progress=progress)
         (source,) = training.sources

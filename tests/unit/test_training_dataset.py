@@ -1,0 +1,103 @@
+"""The split by ticker and time, and the views that training has of real bars."""
+
+import numpy as np
+import pytest
+
+from services.archive.bars import DAY_SECONDS, Bars
+from services.archive.benchmark import Benchmark, benchmarks
+from services.domain.feature_definitions import FEATURE_NAMES, LAGS, lagged
+from services.domain.typology import Typology
+from services.training import dataset
+from services.training.dataset import Part
+from services.training.fit import NORMAL_SHARES, VIEWS
+from services.training.injection import inject
+
+SWAPPED = {
+    "upper_shadow_z": "lower_shadow_z",
+    "peak_reversal_3_z": "dip_recovery_3_z",
+    "peak_reversal_10_z": "dip_recovery_10_z",
+    **{lagged("upper_shadow_standard_z", lag): lagged("lower_shadow_standard_z", lag) for lag in range(1, LAGS + 1)},
+}
+TURNED = {
+    *("return_z", "return_standard_z", "relative_return_standard_z", "relative_return_z", "benchmark_move_z", "gap_z"),
+    *("body_z", "close_location", "trend_share_10", "efficiency_10", "signed_volume_10", "session_return_z"),
+    *(f"runup_{bars}_z" for bars in (3, 5, 10, 20)),
+    *(f"relative_runup_{bars}_z" for bars in (3, 10)),
+    *(lagged(name, lag) for name in ("relative_return_standard_z", "body_standard_z") for lag in range(1, LAGS + 1)),
+}
+
+
+def series(symbol: str, n: int = 400, seed: int = 3, *, split: bool = False) -> Bars:
+    rng = np.random.default_rng(seed)
+    close = 20.0 * np.exp(np.cumsum(rng.standard_t(4, n) * 0.01))
+    opened = close * np.exp(rng.normal(0, 0.004, n))
+    ratio = np.ones(n)
+    if split:
+        ratio[n // 2] = 4.0
+        close[n // 2 :] /= 4.0
+        opened[n // 2 :] /= 4.0
+    return Bars(
+        symbol=symbol,
+        interval_seconds=DAY_SECONDS,
+        event_time=np.datetime64("2005-01-03", "us") + np.arange(n) * np.timedelta64(1, "D"),
+        open=opened,
+        high=np.maximum(opened, close) * np.exp(np.abs(rng.normal(0, 0.004, n))),
+        low=np.minimum(opened, close) * np.exp(-np.abs(rng.normal(0, 0.004, n))),
+        close=close,
+        volume=np.where(rng.random(n) < 0.05, 0.0, np.round(np.exp(rng.normal(12, 0.5, n)))),
+        split_ratio=ratio,
+    )
+
+
+@pytest.fixture(scope="module")
+def market() -> list[Bars]:
+    return [series(f"S{i}", seed=i, split=i % 5 == 0) for i in range(40)]
+
+
+def test_mirrored_bars_have_the_same_features_with_up_and_down_exchanged(market: list[Bars]) -> None:
+    benchmark: Benchmark = benchmarks(market)[DAY_SECONDS]
+    plain = dataset.untouched(market, benchmark=benchmark).features
+    mirrored = [dataset.mirrored(bars) for bars in market]
+    found = dataset.untouched(mirrored, benchmark=dataset.mirrored_benchmark(benchmark)).features
+    source = {**SWAPPED, **{second: first for first, second in SWAPPED.items()}}
+    columns = [FEATURE_NAMES.index(source.get(name, name)) for name in FEATURE_NAMES]
+    sign = np.array([-1.0 if name in TURNED else 1.0 for name in FEATURE_NAMES], np.float32)
+    np.testing.assert_allclose(found, plain[:, columns] * sign, atol=1e-3)
+    for bars in mirrored:
+        assert (bars.high >= np.maximum(bars.open, bars.close)).all()
+        assert (bars.low <= np.minimum(bars.open, bars.close)).all()
+
+
+def test_test_rows_are_of_unseen_tickers_and_times_and_validation_rows_of_unseen_tickers(market: list[Bars]) -> None:
+    sides = dataset.split(market)
+    symbols = {part: {bars.symbol for bars in sides[part]} for part in Part}
+    assert all(symbols.values())
+    assert not symbols[Part.TRAIN] & symbols[Part.VALIDATION]
+    assert not symbols[Part.TEST] & (symbols[Part.TRAIN] | symbols[Part.VALIDATION])
+    last = max(bars.event_time[-1] for part in (Part.TRAIN, Part.VALIDATION) for bars in sides[part])
+    assert last < min(bars.event_time[0] for bars in sides[Part.TEST])
+    assert len(sides[Part.TRAIN][0]) == 320
+    assert len(sides[Part.VALIDATION][0]) == 80
+
+
+def test_few_tickers_are_split_by_time_only(market: list[Bars]) -> None:
+    sides = dataset.split(market[:3])
+    assert [[len(bars) for bars in sides[part]] for part in Part] == [[240] * 3, [80] * 3, [80] * 3]
+    for earlier, later in ((Part.TRAIN, Part.VALIDATION), (Part.VALIDATION, Part.TEST)):
+        assert sides[earlier][0].event_time[-1] < sides[later][0].event_time[0]
+
+
+def test_every_view_of_the_injections_has_its_share_of_the_normal_bars() -> None:
+    assert set(VIEWS) == set(NORMAL_SHARES)
+    assert sum(NORMAL_SHARES.values()) == pytest.approx(1.0)
+    assert sum(view.mirrored for view in VIEWS) * 2 >= len(VIEWS) - 2
+    assert 3 * sum(view.alone for view in VIEWS) == len(VIEWS)
+
+
+def test_a_volume_spike_is_put_where_there_is_volume_only(market: list[Bars]) -> None:
+    seen = 0
+    for bars in market:
+        made = inject(bars, 7, typologies=(Typology.VOLUME_SPIKE,))
+        seen += len(made.events)
+        assert all((bars.volume[event.start : event.stop] > 0).all() for event in made.events)
+    assert seen > 40
