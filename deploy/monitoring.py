@@ -5,6 +5,7 @@ metric format (collector/config.yaml). SQS, Lambda, DynamoDB, S3 and EventBridge
 """
 
 import json
+import math
 from typing import Any, Final
 
 from aws_cdk import ArnFormat, Duration, Stack
@@ -21,6 +22,7 @@ from deploy.functions import MeshFunction
 from deploy.mesh import MeshStack
 from deploy.settings import DeploySettings
 from deploy.storage import StorageStack
+from services.pipeline.canary_play import DEADLINE_SECONDS, TASKS_DEADLINE_SECONDS
 from services.runtime import telemetry_names as names
 
 NAMESPACE: Final = "Tapewatch"
@@ -28,6 +30,10 @@ NAMESPACE: Final = "Tapewatch"
 
 _ANEW_MINUTES: Final = 2
 """From an alarm's actions being on to its being judged anew: a schedule starts up to a minute late."""
+
+_PERIOD_SECONDS: Final = 300
+_STARTING_PERIODS: Final = 2
+"""What a dispatcher takes to start, and a play to begin."""
 
 _COMPARE = cloudwatch.ComparisonOperator
 _MISSING = cloudwatch.TreatMissingData
@@ -206,18 +212,31 @@ class MonitoringStack(Stack):
         )
         if not self._settings.dispatch.canary_interval_seconds:
             return [silent]  # nobody plays any, which is no failure
-        return [silent, self._canary_alarm()]
+        return [silent, *self._canary_alarms()]
 
-    def _canary_alarm(self) -> cloudwatch.Alarm:
-        return self._alarm(
+    def _canary_alarms(self) -> list[cloudwatch.Alarm]:
+        """Nothing is measured before a dispatcher's first play ends, which is neither a miss nor an all-clear."""
+        healthy = service_metric(names.CANARY_HEALTHY, "dispatch", "Minimum")
+        deadline = DEADLINE_SECONDS if self._settings.dispatch.mode == "warm" else TASKS_DEADLINE_SECONDS
+        missed = self._alarm(
             "canary-missed",
-            "A known manipulation raised no alert, or none was played.",
-            service_metric(names.CANARY_HEALTHY, "dispatch", "Minimum"),
+            "A known manipulation raised no alert.",
+            healthy,
             1,
             comparison=_COMPARE.LESS_THAN_THRESHOLD,
             periods=2,
+            missing=_MISSING.IGNORE,  # a dispatcher that was just replaced leaves the alarm as it is
+        )
+        unplayed = self._alarm(
+            "canary-not-played",
+            "Nobody says whether known manipulations raise alerts.",
+            healthy,
+            0,
+            comparison=_COMPARE.LESS_THAN_THRESHOLD,
+            periods=math.ceil(deadline / _PERIOD_SECONDS) + _STARTING_PERIODS,
             missing=_MISSING.BREACHING,
         )
+        return [missed, unplayed]
 
     def _push_alarm(self) -> None:
         self._alarm(
@@ -296,7 +315,7 @@ class MonitoringStack(Stack):
                     input=json.dumps(given),
                 ),
             )
-            made.add_dependency(group)
+            made.add_resource_dependency(group)
 
         hours = self._settings.market_hours
         every = {"AlarmNames": [alarm.alarm_name for alarm in alarms]}

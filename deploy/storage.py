@@ -226,4 +226,4 @@ class StorageStack(Stack):
                 ),
             ),
         )
-        export.add_dependency(self.schedules)
+        export.add_resource_dependency(self.schedules)

@@ -188,7 +188,8 @@ def test_alarms_schedules_rules_and_catalogue(deployed: Deployed) -> None:
     by_name = {alarm["AlarmName"].removeprefix("tapewatch-"): alarm for alarm in alarms}
     assert {"dead-letters", "oldest-message", "silent-symbol", "canary-missed", "task-failures"} <= set(by_name)
     assert all(alarm["AlarmActions"] for alarm in alarms)
-    assert by_name["canary-missed"]["TreatMissingData"] == "breaching"
+    assert by_name["canary-missed"]["TreatMissingData"] == "ignore"
+    assert by_name["canary-not-played"]["TreatMissingData"] == "breaching"
     group = "tapewatch"
     schedules = {s["Name"] for s in deployed.client("scheduler").list_schedules(GroupName=group)["Schedules"]}
     assert schedules == {
@@ -197,6 +198,7 @@ def test_alarms_schedules_rules_and_catalogue(deployed: Deployed) -> None:
         "tapewatch-disable-market-alarms",
         "tapewatch-judge-silent-symbol-anew",
         "tapewatch-judge-canary-missed-anew",
+        "tapewatch-judge-canary-not-played-anew",
     }
     rules = {r["Name"]: r for r in deployed.client("events").list_rules()["Rules"]}
     assert json.loads(rules["tapewatch-task-failures"]["EventPattern"])["source"] == ["aws.ecs"]

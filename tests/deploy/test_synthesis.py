@@ -461,10 +461,22 @@ def test_canaries_that_nobody_plays_are_not_missed(code: Path, tmp_path: Path) -
     assembly = Assembly(Path(application.app.outdir), application.prefix)
     names = {p["AlarmName"] for _, p in assembly.resources("AWS::CloudWatch::Alarm")}
     assert "tapewatch-silent-symbol" in names
-    assert "tapewatch-canary-missed" not in names
+    assert not {name for name in names if "canary" in name}
     schedules = " ".join(str(p["Target"]) for _, p in assembly.resources("AWS::Scheduler::Schedule"))
     assert "SilentSymbol" in schedules
-    assert "CanaryMissed" not in schedules
+    assert "Canary" not in schedules
+
+
+def test_a_dispatcher_that_has_not_played_yet_turns_no_alarm(synthesized: Synthesize) -> None:
+    """The gauge begins when its first play ends: the miss waits for it, and its absence outlasts the longest play."""
+    for variant, name, periods in (("small", "tapewatch", 3), ("tasks", "trial-tasks", 8)):
+        alarms = {p["AlarmName"]: p for _, p in synthesized(variant).resources("AWS::CloudWatch::Alarm")}
+        missed, unplayed = (alarms[f"{name}-canary-{each}"] for each in ("missed", "not-played"))
+        assert missed["MetricName"] == unplayed["MetricName"] == telemetry_names.CANARY_HEALTHY
+        assert (missed["TreatMissingData"], missed["Threshold"], missed["EvaluationPeriods"]) == ("ignore", 1, 2)
+        assert (unplayed["TreatMissingData"], unplayed["Threshold"]) == ("breaching", 0)
+        assert unplayed["ComparisonOperator"] == "LessThanThreshold", "which neither 0 nor 1 is"
+        assert (unplayed["EvaluationPeriods"], unplayed["Period"]) == (periods, 300)
 
 
 def test_alarms_of_the_market_page_while_quotes_must_come_and_are_judged_anew(synthesized: Synthesize) -> None:
@@ -476,7 +488,7 @@ def test_alarms_of_the_market_page_while_quotes_must_come_and_are_judged_anew(sy
         templates.resolve(stack, {"Ref": logical}): templates.arn(stack, logical)
         for stack, logical, _ in templates.resources("AWS::CloudWatch::Alarm")
     }
-    market = ["tapewatch-silent-symbol", "tapewatch-canary-missed"]
+    market = ["tapewatch-silent-symbol", "tapewatch-canary-missed", "tapewatch-canary-not-played"]
 
     def calls(name: str) -> tuple[str, str, dict[str, Any]]:
         found = schedules[f"tapewatch-{name}"]
