@@ -1,14 +1,15 @@
 """The ledger on DynamoDB: open batches in one partition, finished ones by the day on which they entered.
 
 Items: `open` / digest for each open batch, `tasks#<YYYYMMDD>` / id for each finished one (which expires),
-`lane#<lane>` / `tail` with the id of the batch that entered last, and `busy` / `count` with how many batches have a
-task. A batch enters in one transaction with the tails of its lanes, on condition that these are still the ones that it
-was told to wait for, and is counted in one transaction with the change by which it gets a task, or has none any more.
+`lane#<lane>` / `tail` with the id of the batch that entered last, and `busy` / `count` with how many tasks there are.
+A batch enters in one transaction with the tails of its lanes, on condition that these are still the ones that it
+was told to wait for. Batches that share a task get it in one transaction with its count; it is counted no more in the
+one with the change by which the first of them has none any more.
 """
 
 import json
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from heapq import merge
@@ -73,6 +74,10 @@ def _count(change: int, limit: int | None = None) -> Item:
     return update_write(_BUSY, _COUNTED, below, values | {":limit": {"N": str(limit)}})
 
 
+def _conflict(entries: Sequence[Entry]) -> ConflictError:
+    return ConflictError(f"{', '.join(entry.id for entry in entries[:3])} changed since read, or one beside")
+
+
 def _expiry(moment: datetime) -> Item:
     return {EXPIRES: {"N": str(int(moment.timestamp()))}}
 
@@ -114,26 +119,34 @@ class DynamoDbLedger:
 
     def update(self, entry: Entry) -> Entry:
         """Write it on condition of its version; a finished one moves to its day in the same transaction."""
-        changed, writes = self._change(entry)
-        if changed.slot != entry.slot:
-            writes.append(_count(1 if changed.slot else -1))
+        return self.update_together([entry])[0]
+
+    def update_together(self, entries: Sequence[Entry]) -> list[Entry]:
+        """One transaction on condition of their versions, with the count when it changes."""
+        changed, writes = self._change_all(entries)
+        if more := sum(new.slot - old.slot for new, old in zip(changed, entries, strict=True)):
+            writes.append(_count(more))
         try:
             self._table.transact(writes)
         except ConditionFailedError as error:
-            raise ConflictError(f"{entry.id} changed since it was read") from error
+            raise _conflict(entries) from error
         return changed
 
-    def claim(self, entry: Entry, limit: int) -> Entry | None:
-        """Write it and count it in one transaction, on condition that fewer are counted."""
-        changed, writes = self._change(entry)
+    def claim(self, entries: Sequence[Entry], limit: int) -> list[Entry] | None:
+        """Write them and count their task in one transaction, on condition that fewer are counted."""
+        changed, writes = self._change_all(entries)
         try:
             self._table.transact([*writes, _count(1, limit)])
         except ConditionFailedError as error:
-            if 0 in error.failed:
-                raise ConflictError(f"{entry.id} changed since it was read") from error
+            if any(failed < len(writes) for failed in error.failed):
+                raise _conflict(entries) from error
             self._correct_count()
             return None
         return changed
+
+    def _change_all(self, entries: Sequence[Entry]) -> tuple[list[Entry], list[Item]]:
+        changes = [self._change(entry) for entry in entries]
+        return [changed for changed, _ in changes], [write for _, writes in changes for write in writes]
 
     def _change(self, entry: Entry) -> tuple[Entry, list[Item]]:
         changed = kept(entry)
@@ -152,7 +165,7 @@ class DynamoDbLedger:
         On condition that nothing was counted meanwhile, so that a right count stays right.
         """
         counter = self._table.get(_BUSY)
-        busy = sum(entry.busy for entry in self.open())
+        busy = sum(entry.holds_place for entry in self.open())
         if counter is None or int(counter["held"]["N"]) == busy:
             return
         values = {":busy": {"N": str(busy)}, ":one": {"N": "1"}, ":seen": counter["changes"]}

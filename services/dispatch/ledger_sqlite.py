@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -73,15 +73,22 @@ class SqliteLedger:
         with self._database.transaction() as connection:
             return _change(connection, entry)
 
-    def claim(self, entry: Entry, limit: int) -> Entry | None:
+    def update_together(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Write them in one transaction."""
+        with self._database.transaction() as connection:
+            return [_change(connection, entry) for entry in entries]
+
+    def claim(self, entries: Sequence[Entry], limit: int) -> list[Entry] | None:
         """Count and write in one transaction."""
         with self._database.transaction() as connection:
             marks = ", ".join("?" * len(BUSY_STATES))
-            (busy,) = connection.execute(
-                f"SELECT count(*) FROM entries WHERE open = 1 AND state IN ({marks})",  # noqa: S608
+            busy = connection.execute(
+                f"SELECT entry FROM entries WHERE open = 1 AND state IN ({marks})",  # noqa: S608
                 [int(state) for state in BUSY_STATES],
-            ).fetchone()
-            return _change(connection, entry) if busy < limit else None
+            )
+            if sum(_entry(row).slot for row in busy) >= limit:
+                return None
+            return [_change(connection, entry) for entry in entries]
 
     def get(self, entry_id: str) -> Entry | None:
         """By its key."""
@@ -133,4 +140,4 @@ def _text(entry: Entry) -> str:
 
 def _entry(row: tuple[str]) -> Entry:
     entry = entry_from_json(json.loads(row[0]))
-    return replace(entry, slot=entry.busy)
+    return replace(entry, slot=entry.holds_place)

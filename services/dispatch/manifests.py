@@ -11,7 +11,7 @@ from services.domain.quote import Quote
 from services.pipeline.batch_files import BatchFiles, manifest_name
 from services.queue import market_message
 
-_KEPT = 64
+_KEPT = 256
 """Manifests kept in memory: those of the batches that are followed now."""
 
 

@@ -99,9 +99,15 @@ def open_task_mode(
     launcher = open_launcher(settings)
     files = open_batch_files(settings.batches_uri, settings.aws_region)
     if isinstance(files, FolderFiles):  # a bucket has its lifecycle rule
-        needed = {manifest_name(digest) for entry in ledger.open() for digest in (entry.digest, entry.attempt_digest)}
+        digests = {each for entry in ledger.open() for each in (entry.digest, entry.attempt_digest, entry.task_digest)}
+        needed = {manifest_name(digest) for digest in digests}
         files.remove_older(settings.ledger_retention, needed)
-    limits = TaskLimits(settings.max_concurrent_tasks, settings.task_timeout_seconds, settings.ecs_container_name)
+    limits = TaskLimits(
+        concurrent=settings.max_concurrent_tasks,
+        timeout_seconds=settings.task_timeout_seconds,
+        messages=settings.max_task_messages,
+        container=settings.ecs_container_name,
+    )
     reconciler = Reconciler(ledger, launcher, files, record, dead_letters, limits)
     return TaskMode(ledger, launcher, TaskCarrier(ledger, files, entered), reconciler)
 

@@ -93,12 +93,19 @@ class Ledger(Protocol):
         """
         ...
 
-    def claim(self, entry: Entry, limit: int) -> Entry | None:
-        """Keep the changed entry, which is about to have a task, unless `limit` open batches have one: None then.
+    def update_together(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Keep all of the changed entries or none; up to MAX_TASK_BATCHES, which stay open.
+
+        Raises: ConflictError when one of them changed since it was read.
+        """
+        ...
+
+    def claim(self, entries: Sequence[Entry], limit: int) -> list[Entry] | None:
+        """Keep all of the changed entries, which are about to share a task, unless `limit` tasks are there: None then.
 
         However many dispatchers claim at once, never more than `limit` succeed.
 
-        Raises: ConflictError when it changed since it was read.
+        Raises: ConflictError when one of them changed since it was read; then none is kept.
         """
         ...
 

@@ -109,7 +109,7 @@ class DispatchServicer(DispatchServiceServicer):
             entries = await asyncio.to_thread(self._ledger_or_none.open)
             response.tasks.open_batches = len(entries)
             response.tasks.open_messages = sum(entry.messages - entry.settled for entry in entries)
-            response.tasks.running_tasks = sum(entry.state is not TaskState.WAITING for entry in entries)
+            response.tasks.running_tasks = sum(entry.holds_place for entry in entries)
             response.tasks.running_tasks_limit = self._settings.max_concurrent_tasks
             response.tasks.open_batches_limit = MAX_OPEN_BATCHES
             if entries:

@@ -57,6 +57,12 @@ class DispatchSettings(ServerSettings, QueueSettings, BatchSettings):
         300.0, gt=0, description="time from its launch after which a task that has not ended is stopped, seconds"
     )
     max_concurrent_tasks: int = Field(10, ge=1, le=1_000, description="most tasks at once")
+    max_task_messages: int = Field(
+        500,
+        ge=1,
+        le=1_000,
+        description="most messages that batches waiting behind each other put into one task; 1 gives each its own",
+    )
     ecs_cluster_name: str = Field("", description="ECS cluster that tasks run in")
     ecs_task_definition: str = Field("", description="family, family:revision or ARN of the tasks' definition")
     ecs_container_name: str = Field("scorer", description="container in it that scores")

@@ -25,10 +25,10 @@ def fits(container: str, environment: Mapping[str, str]) -> bool:
 
 
 def task_environment(entry: Entry, manifest_uri: str, manifest: bytes, container: str) -> dict[str, str]:
-    """The environment of the entry's newest attempt: the batch itself while it fits, else where its manifest lies."""
+    """The environment of the task that the entry leads: its messages while they fit, else where their manifest lies."""
     environment = {
         "CORRELATION_ID": entry.correlation_id,
-        "BATCH_SIZE": str(entry.attempt_messages),
+        "BATCH_SIZE": str(entry.task_messages),
         "PROCESSING_MODE": PROCESSING_MODE,
     }
     for name, value in (("TRACEPARENT", entry.traceparent), ("TRACESTATE", entry.tracestate)):
@@ -39,8 +39,8 @@ def task_environment(entry: Entry, manifest_uri: str, manifest: bytes, container
 
 
 def client_token(entry: Entry) -> str:
-    """What makes a launch happen once: a hash of the attempt's manifest, the batch's entry and the attempt's number."""
-    parts = (entry.attempt_digest, entry.id, str(entry.attempt))
+    """What makes a launch happen once: a hash of the task's manifest, the leading batch and its attempt's number."""
+    parts = (entry.task_digest, entry.id, str(entry.attempt))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

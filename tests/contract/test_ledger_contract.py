@@ -1,6 +1,7 @@
 """What every ledger of task mode must do, whatever is behind it."""
 
 import dataclasses
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from services.dispatch.batch import MAX_LANES, Entry, NewBatch, TaskState
+from services.dispatch.batch import (
+    MAX_LANES,
+    MAX_TASK_BATCHES,
+    Entry,
+    NewBatch,
+    SharedTask,
+    TaskState,
+    entry_from_json,
+    entry_to_json,
+)
 from services.dispatch.ledger_dynamodb import DynamoDbLedger
 from services.dispatch.ledger_sqlite import SqliteLedger
 from services.dispatch.ports import Ledger
@@ -182,13 +192,19 @@ def launching(entry: Entry) -> Entry:
     return dataclasses.replace(entry, state=TaskState.LAUNCHING, attempt=entry.attempt + 1)
 
 
+def claimed(ledger: Ledger, entry: Entry, limit: int) -> Entry | None:
+    """The entry with a task of its own; None when there is no place."""
+    kept = ledger.claim([launching(entry)], limit)
+    return None if kept is None else kept[0]
+
+
 def claimed_at_once(make: MakeLedger, entries: list[Entry], limit: int, dispatchers: int = 4) -> list[Entry]:
     """What dispatchers get that all claim every entry at the same moment."""
     ledgers = [make() for _ in range(dispatchers)]
 
     def claim(ledger: Ledger, entry: Entry) -> Entry | None:
         try:
-            return ledger.claim(launching(entry), limit)
+            return claimed(ledger, entry, limit)
         except ConflictError:
             return None  # another one has it
 
@@ -216,24 +232,112 @@ def test_no_more_are_claimed_than_the_limit_however_many_claim(ledger: Ledger, m
 
 def test_a_claim_of_what_changed_is_refused_and_takes_no_place(ledger: Ledger) -> None:
     entry, other = ledger.enter(batch("d1", "a"), now()), ledger.enter(batch("d2", "b"), now())
-    kept = ledger.claim(launching(entry), 2)
+    kept = claimed(ledger, entry, 2)
     assert kept is not None
     assert ledger.open()[0] == kept
     with pytest.raises(ConflictError):
-        ledger.claim(launching(entry), 2)
-    assert ledger.claim(launching(other), 2) is not None
+        claimed(ledger, entry, 2)
+    assert claimed(ledger, other, 2) is not None
 
 
 def test_a_claim_that_ends_without_a_task_gives_its_place_back_once(ledger: Ledger) -> None:
     entries = [ledger.enter(batch(f"d{i}", f"lane{i}"), now()) for i in range(3)]
     for _ in range(3):
-        kept = ledger.claim(launching(entries[0]), 1)
+        kept = claimed(ledger, entries[0], 1)
         assert kept is not None
         kept = ledger.update(kept)  # launched again with the same token: still one place
-        assert ledger.claim(launching(entries[1]), 1) is None
+        assert claimed(ledger, entries[1], 1) is None
         entries[0] = ledger.update(dataclasses.replace(kept, state=TaskState.WAITING))
         entries[0] = ledger.update(entries[0])
-    assert ledger.claim(launching(entries[1]), 1) is not None
+    assert claimed(ledger, entries[1], 1) is not None
+
+
+def in_one_task(entries: list[Entry]) -> list[Entry]:
+    """The entries as they share a task that is being launched."""
+    leader, *riders = entries
+    shared = SharedTask(f"{leader.id}.{leader.attempt + 1}", len(entries), "m", 3 * len(entries))
+    return [
+        dataclasses.replace(leader, shared=dataclasses.replace(shared, riders=tuple(each.id for each in riders))),
+        *(
+            dataclasses.replace(each, shared=dataclasses.replace(shared, first=3 * i))
+            for i, each in enumerate(riders, 1)
+        ),
+    ]
+
+
+def launched_together(ledger: Ledger, entries: list[Entry], limit: int) -> list[Entry] | None:
+    return ledger.claim([launching(entry) for entry in in_one_task(entries)], limit)
+
+
+def test_batches_that_share_a_task_take_one_place(ledger: Ledger, make: MakeLedger) -> None:
+    entries = [ledger.enter(batch(f"d{i}", "a"), now()) for i in range(4)]
+    other, third = ledger.enter(batch("d8", "b"), now()), ledger.enter(batch("d9", "c"), now())
+    kept = launched_together(ledger, entries, 2)
+    assert kept is not None
+    assert make().open()[:4] == kept
+    assert [entry.shared and entry.shared.first for entry in kept] == [0, 3, 6, 9]
+    assert claimed(ledger, other, 2) is not None, "one place is left"
+    assert claimed(ledger, third, 2) is None
+    running = ledger.update_together([dataclasses.replace(e, state=TaskState.RUNNING, task="t") for e in kept])
+    assert ledger.open()[:4] == running
+    recorded(ledger, running[2])
+    assert claimed(ledger, third, 2) is None, "its task goes on"
+    recorded(ledger, running[0])
+    assert claimed(ledger, third, 2) is not None, "who led it gives the place back"
+    for entry in (running[1], running[3]):
+        ledger.update(dataclasses.replace(entry, state=TaskState.WAITING, shared=None))
+    assert claimed(ledger, ledger.open()[0], 2) is None, "nobody gave back more than was taken"
+
+
+def test_as_many_batches_as_a_task_may_have_are_claimed_and_changed_as_one(ledger: Ledger) -> None:
+    entries = [ledger.enter(batch(f"d{i}", "a"), now()) for i in range(MAX_TASK_BATCHES)]
+    kept = launched_together(ledger, entries, 1)
+    assert kept is not None
+    assert ledger.open() == kept
+    back = ledger.update_together([dataclasses.replace(e, state=TaskState.WAITING, shared=None) for e in kept])
+    assert ledger.open() == back
+    assert claimed(ledger, back[0], 1) is not None, "the place is free again"
+
+
+def test_a_change_of_several_is_all_or_nothing(ledger: Ledger, make: MakeLedger) -> None:
+    entries = [ledger.enter(batch(f"d{i}", "a"), now()) for i in range(3)]
+    make().update(dataclasses.replace(entries[2], reason="changed"))
+    before = ledger.open()
+    with pytest.raises(ConflictError):
+        launched_together(ledger, entries, 5)
+    with pytest.raises(ConflictError):
+        ledger.update_together([dataclasses.replace(entry, reason="late") for entry in entries])
+    assert ledger.open() == before
+    kept = launched_together(ledger, before, 1)
+    assert kept is not None, "what failed took no place"
+
+
+def test_dispatchers_that_claim_overlapping_batches_at_once(ledger: Ledger, make: MakeLedger) -> None:
+    """Each batch goes to one task, and no more tasks are there than places."""
+    entries = [ledger.enter(batch(f"d{i}", f"lane{i % 3}"), now()) for i in range(9)]
+    ledgers = [make() for _ in range(4)]
+
+    def claim(i: int) -> list[Entry]:
+        wanted = [entries[i % 3 :: 3], entries[i % 3 : i % 3 + 4], [entries[i % 9]]][i % 4 % 3]
+        try:
+            return launched_together(ledgers[i % 4], wanted, 3) or []
+        except ConflictError:
+            return []
+
+    with ThreadPoolExecutor(8) as threads:
+        tasks = [task for task in threads.map(claim, range(24)) if task]
+    members = [entry.id for task in tasks for entry in task]
+    assert len(members) == len(set(members)) > 0
+    assert sorted(members) == sorted(entry.id for entry in ledger.open() if entry.busy)
+    assert len(tasks) == sum(entry.holds_place for entry in ledger.open()) <= 3
+
+
+def test_entries_of_before_tasks_were_shared_are_read(ledger: Ledger) -> None:
+    """A lone batch is still written as they were, so that a dispatcher that is older reads it as well."""
+    entry = ledger.enter(batch("d1"), now())
+    written = entry_to_json(entry)
+    assert not {"shared", "most_batches"} & set(written)
+    assert entry_from_json(json.loads(json.dumps(written))) == entry
 
 
 @pytest.mark.parametrize("make", ["dynamodb_local", "ministack"], indirect=True)
@@ -241,8 +345,8 @@ def test_a_wrong_count_is_set_right(ledger: Ledger) -> None:
     """As after a dispatcher of a version that did not count, which ended a batch."""
     assert isinstance(ledger, DynamoDbLedger)
     entries = [ledger.enter(batch(f"d{i}", f"lane{i}"), now()) for i in range(2)]
-    ended = ledger.claim(launching(entries[0]), 1)
+    ended = claimed(ledger, entries[0], 1)
     assert ended is not None
     recorded(ledger, dataclasses.replace(ended, slot=False))
-    assert ledger.claim(launching(entries[1]), 1) is None, "still counted"
-    assert ledger.claim(launching(entries[1]), 1) is not None, "counted anew"
+    assert claimed(ledger, entries[1], 1) is None, "still counted"
+    assert claimed(ledger, entries[1], 1) is not None, "counted anew"

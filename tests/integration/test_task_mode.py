@@ -66,11 +66,12 @@ def local(tmp_path: Path, gateway: Gateway) -> Iterator[TaskMesh]:
 
 async def test_batches_of_a_lane_follow_each_other_and_other_lanes_do_not_wait(mesh: TaskMesh) -> None:
     await mesh.receive(bars("AAPL", 0, 20))
-    await mesh.receive(bars("AAPL", 20, 40))
     await mesh.receive(bars("MSFT", 0, 10))
+    await mesh.reconciler.step()
+    await mesh.receive(bars("AAPL", 20, 40))
     await mesh.settle()
     mesh.check([*bars("AAPL", 0, 40), *bars("MSFT", 0, 10)])
-    other, second, first = mesh.ledger.list(10)
+    second, other, first = mesh.ledger.list(10)
     assert all(entry.state is TaskState.RECORDED and entry.attempt == 1 for entry in (first, second, other))
     assert first.stop_time is not None
     assert second.launch_time is not None
@@ -80,15 +81,43 @@ async def test_batches_of_a_lane_follow_each_other_and_other_lanes_do_not_wait(m
     assert len(mesh.launches) == 3
 
 
+async def test_what_waits_behind_a_task_goes_in_one(mesh: TaskMesh) -> None:
+    """A backlog: AAPL's batches, one that also has MSFT, and one of MSFT, behind a task that is at work."""
+    await mesh.receive(bars("AAPL", 0, 10))
+    await mesh.reconciler.step()
+    for start in range(10, 50, 10):
+        await mesh.receive(bars("AAPL", start, start + 10))
+    await mesh.receive([*bars("AAPL", 50, 55), *bars("MSFT", 0, 5)])
+    await mesh.receive(bars("MSFT", 5, 20))
+    await mesh.settle()
+    mesh.check([*bars("AAPL", 0, 55), *bars("MSFT", 0, 20)])
+    assert [line.split()[1] for line in mesh.launches] == ["10", "65"]
+    *riders, first = mesh.ledger.list(10)
+    assert {entry.task for entry in riders} == {riders[0].task} != {first.task}
+    assert all((entry.attempt, entry.settled, entry.shared) == (1, entry.messages, None) for entry in riders)
+
+
 async def test_tasks_that_die_before_midway_and_after_recording(mesh: TaskMesh) -> None:
     mesh.lay("start", "midway", "midway", "after")
     for start in range(0, 60, 20):
         await mesh.receive(bars("AAPL", start, start + 20))
     await mesh.settle()
     mesh.check(bars("AAPL", 0, 60))
-    third, second, first = mesh.ledger.list(10)
-    assert first.attempt + second.attempt + third.attempt == len(mesh.launches) >= 6
+    assert len(mesh.launches) >= 5
+    assert mesh.launches[0].endswith(" 60")
+    assert mesh.launches[1].endswith(" 20"), "half as many batches of those whose task died"
     assert not list(mesh.faults.glob("*-*[0-9]")), "every fault was met"
+
+
+async def test_a_shared_task_that_dies_midway_is_launched_again_for_what_is_not_recorded(mesh: TaskMesh) -> None:
+    mesh.lay("midway")
+    for start in range(0, 60, 15):
+        await mesh.receive(bars("AAPL", start, start + 15))
+    await mesh.settle()
+    mesh.check(bars("AAPL", 0, 60))
+    assert [line.split()[1] for line in mesh.launches] == ["60", "30"]
+    fourth, third, second, first = mesh.ledger.list(10)
+    assert [entry.attempt for entry in (first, second, third, fourth)] == [1, 1, 2, 2]
 
 
 async def test_what_is_recorded_needs_no_report_and_no_second_task(local: TaskMesh) -> None:
@@ -103,6 +132,7 @@ async def test_what_is_recorded_needs_no_report_and_no_second_task(local: TaskMe
 async def test_duplicates_and_regrouped_batches(mesh: TaskMesh) -> None:
     await mesh.receive(bars("AAPL", 0, 20))
     await mesh.receive(bars("AAPL", 0, 20))  # the same event again: the batch is open
+    await mesh.reconciler.step()
     await mesh.receive(bars("AAPL", 0, 7))  # a part of it, as another batch
     await mesh.receive(bars("AAPL", 7, 30))  # the rest, with newer ones
     assert len(mesh.ledger.open()) == 3
@@ -116,26 +146,38 @@ async def test_duplicates_and_regrouped_batches(mesh: TaskMesh) -> None:
     assert len(mesh.launches) == 2
 
 
+async def test_quotes_that_came_twice_are_in_a_shared_task_once(mesh: TaskMesh) -> None:
+    for first, last in ((0, 20), (0, 7), (7, 30), (5, 25)):
+        await mesh.receive(bars("AAPL", first, last))
+    await mesh.settle()
+    mesh.check(bars("AAPL", 0, 30))
+    assert [line.split()[1] for line in mesh.launches] == ["30"]
+
+
 async def test_no_capacity_and_throttling_leave_the_batch_in_the_ledger(
     tmp_path: Path, gateway: Gateway, validator: FaultyEcs
 ) -> None:
     mesh = aws(tmp_path, gateway, validator)
     validator.no_capacity, validator.throttled = 1, 0
     await mesh.receive(bars("AAPL", 0, 5))
+    await mesh.receive(bars("AAPL", 5, 9))
     await mesh.reconciler.step()
-    (waiting,) = mesh.ledger.open()
-    assert (waiting.state, waiting.attempt) == (TaskState.WAITING, 1)
-    assert "Capacity is unavailable" in waiting.reason
+    waiting, rider = mesh.ledger.open()
+    for entry in (waiting, rider):
+        assert (entry.state, entry.attempt, entry.shared) == (TaskState.WAITING, 1, None)
+        assert "Capacity is unavailable" in entry.reason
     assert waiting.not_before is not None
-    assert await mesh.reconciler.step() == 1, "not before its time"
+    assert rider.failures == 0
+    assert await mesh.reconciler.step() == 2, "not before its time"
     assert not mesh.launches
     validator.throttled = 4  # more often than boto3 asks
     while (entry := mesh.ledger.open()[0]).attempt == 1:
         await mesh.reconciler.step()
     assert (entry.state, entry.failures) == (TaskState.LAUNCHING, 2)
     assert "ThrottlingException" in entry.reason
+    assert mesh.ledger.open()[1].state is TaskState.LAUNCHING
     await mesh.settle()
-    mesh.check(bars("AAPL", 0, 5))
+    mesh.check(bars("AAPL", 0, 9))
     assert len(mesh.launches) == 1
 
 
@@ -194,6 +236,31 @@ async def test_a_quote_that_can_never_be_scored_is_isolated_at_once(tmp_path: Pa
     assert len(mesh.launches) == 1
 
 
+async def test_a_quote_that_kills_every_task_is_isolated_from_the_batches_beside(
+    tmp_path: Path, gateway: Gateway
+) -> None:
+    poison = bars("AAPL", 0, 12)[7]
+    mesh = embedded(tmp_path, gateway, POISON=poison.quote_id)
+    mesh.reconciler = mesh.another(clock=_hurried())
+    for start in range(0, 12, 2):
+        await mesh.receive(bars("AAPL", start, start + 2))
+    await mesh.settle()
+    mesh.check(bars("AAPL", 0, 12), dead=1)
+    assert [entry.dead for entry in reversed(mesh.ledger.list(10))] == [(), (), (), (1,), (), ()]
+    assert [line.split()[1] for line in mesh.launches][:4] == ["12", "6", "6", "2"]
+
+
+async def test_a_quote_that_can_never_be_scored_is_found_in_its_batch(tmp_path: Path, gateway: Gateway) -> None:
+    wrong = bars("AAPL", 0, 12)[7]
+    mesh = embedded(tmp_path, gateway, INVALID=wrong.quote_id)
+    for start in range(0, 12, 4):
+        await mesh.receive(bars("AAPL", start, start + 4))
+    await mesh.settle()
+    mesh.check(bars("AAPL", 0, 12), dead=1)
+    assert [entry.dead for entry in reversed(mesh.ledger.list(10))] == [(), (3,), ()]
+    assert len(mesh.launches) == 1
+
+
 async def test_what_may_pass_is_never_given_up(local: TaskMesh) -> None:
     local.lay(*["away"] * (MAX_CRASHES + 2))
     local.reconciler = local.another(clock=_hurried())
@@ -204,7 +271,10 @@ async def test_what_may_pass_is_never_given_up(local: TaskMesh) -> None:
     assert entry.attempt == MAX_CRASHES + 3
 
 
-async def test_a_dispatcher_that_died_while_launching_is_taken_over_with_the_same_token(mesh: TaskMesh) -> None:
+@pytest.mark.parametrize("batches", [1, 3])
+async def test_a_dispatcher_that_died_while_launching_is_taken_over_with_the_same_token(
+    mesh: TaskMesh, batches: int
+) -> None:
     class Dying:
         """Launches, then dies before anyone is told."""
 
@@ -221,26 +291,28 @@ async def test_a_dispatcher_that_died_while_launching_is_taken_over_with_the_sam
         def close(self) -> None:
             pass
 
-    await mesh.receive(bars("AAPL", 0, 5))
+    for i in range(batches):
+        await mesh.receive(bars("AAPL", 5 * i, 5 * i + 5))
     with pytest.raises(DiedError):
         await mesh.another(launcher=Dying()).step()
-    (left,) = mesh.ledger.open()
-    assert left.state is TaskState.LAUNCHING
-    assert await mesh.reconciler.step() == 1
-    assert mesh.ledger.open() == [left], "it is not taken over at once"
+    left = mesh.ledger.open()
+    assert {entry.state for entry in left} == {TaskState.LAUNCHING}
+    assert await mesh.reconciler.step() == batches
+    assert mesh.ledger.open() == left, "it is not taken over at once"
     late = mesh.another(clock=lambda: datetime.now(UTC) + timedelta(seconds=CLAIM_SECONDS + 1))
     await late.step()
     await mesh.settle()
-    mesh.check(bars("AAPL", 0, 5))
+    mesh.check(bars("AAPL", 0, 5 * batches))
     assert len(mesh.launches) == 1
 
 
 async def test_two_dispatchers_at_once_launch_each_batch_once(mesh: TaskMesh) -> None:
     symbols = ("AAPL", "MSFT", "IBM")
-    for symbol in symbols:
-        await mesh.receive(bars(symbol, 0, 4))
+    for start in (0, 4):
+        for symbol in symbols:
+            await mesh.receive(bars(symbol, start, start + 4))
     await mesh.settle(mesh.reconciler, mesh.another())
-    mesh.check([each for symbol in symbols for each in bars(symbol, 0, 4)])
+    mesh.check([each for symbol in symbols for each in bars(symbol, 0, 8)])
     assert len(mesh.launches) == 3
 
 

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from services.dispatch.batch import NewBatch, TaskState
+from services.dispatch.batch import NewBatch, SharedTask, TaskState
 from services.dispatch.ledger_sqlite import SqliteLedger
 from services.dispatch.main import build
 from services.dispatch.settings import DispatchSettings
@@ -97,6 +97,29 @@ async def test_a_batch_is_told_whole(dispatcher: Dispatcher) -> None:
     assert capacity.mode == pb.DISPATCH_MODE_TASK
     code, reason, _ = await refusal(dispatcher.stub.GetTask(pb.GetTaskRequest(task_id="x")))
     assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+
+
+async def test_batches_that_share_a_task_are_told_with_it_and_it_is_one(dispatcher: Dispatcher) -> None:
+    """Each of them runs, in the launcher's task of that name; the count of tasks is not theirs."""
+    ids = entered(dispatcher.ledger, 3)
+    leader, *riders = dispatcher.ledger.open()
+    shared = SharedTask(f"{leader.id}.1", 3, "m", 9, riders=tuple(each.id for each in riders))
+    changes: dict[str, Any] = {"state": TaskState.LAUNCHING, "attempt": 1, "launch_time": datetime.now(UTC)}
+    claimed = dispatcher.ledger.claim(
+        [dataclasses.replace(each, shared=shared, **changes) for each in (leader, *riders)], 1
+    )
+    assert claimed is not None
+    dispatcher.ledger.update_together(
+        [dataclasses.replace(each, state=TaskState.RUNNING, task="t1") for each in claimed]
+    )
+    listed = await dispatcher.stub.ListTasks(pb.ListTasksRequest(state=task_pb2.TASK_STATE_RUNNING))
+    assert [(task.task_id, task.launcher_task, task.attempt) for task in reversed(listed.tasks)] == [
+        (each, "t1", 1) for each in ids
+    ]
+    one = (await dispatcher.stub.GetTask(pb.GetTaskRequest(task_id=ids[1]))).task
+    assert one == listed.tasks[1]
+    capacity = await dispatcher.stub.GetCapacity(pb.GetCapacityRequest())
+    assert (capacity.tasks.open_batches, capacity.tasks.running_tasks) == (3, 1)
 
 
 async def test_a_watcher_is_told_what_is_open_then_what_changes(dispatcher: Dispatcher) -> None:

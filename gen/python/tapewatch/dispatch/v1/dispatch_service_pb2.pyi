@@ -36,7 +36,7 @@ class _DispatchModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dispatch
     DISPATCH_MODE_WARM: _DispatchMode.ValueType  # 1
     """By the pool of running scorers."""
     DISPATCH_MODE_TASK: _DispatchMode.ValueType  # 2
-    """By one task launched for the batch. Refused with FAILED_PRECONDITION by a server in warm mode, which has no task
+    """By a task launched for the batch. Refused with FAILED_PRECONDITION by a server in warm mode, which has no task
     launcher. The answer waits for the task while the deadline allows; a quote whose batch is still open is answered
     with UNAVAILABLE, and will be recorded.
     """
@@ -51,7 +51,7 @@ DISPATCH_MODE_UNSPECIFIED: DispatchMode.ValueType  # 0
 DISPATCH_MODE_WARM: DispatchMode.ValueType  # 1
 """By the pool of running scorers."""
 DISPATCH_MODE_TASK: DispatchMode.ValueType  # 2
-"""By one task launched for the batch. Refused with FAILED_PRECONDITION by a server in warm mode, which has no task
+"""By a task launched for the batch. Refused with FAILED_PRECONDITION by a server in warm mode, which has no task
 launcher. The answer waits for the task while the deadline allows; a quote whose batch is still open is answered
 with UNAVAILABLE, and will be recorded.
 """
@@ -259,7 +259,7 @@ class TaskCapacity(_message.Message):
     open_batches: _builtins.int
     """Batches that are not recorded."""
     running_tasks: _builtins.int
-    """Of these, how many have a task that is being launched or runs."""
+    """Tasks that are being launched or run. One that several batches share is one."""
     running_tasks_limit: _builtins.int
     """Most tasks at once."""
     open_batches_limit: _builtins.int

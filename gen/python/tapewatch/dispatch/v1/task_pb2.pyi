@@ -54,7 +54,9 @@ Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
 @_typing.final
 class Task(_message.Message):
-    """A batch of quotes in the ledger of task mode, with the one-shot scorer that works, worked or will work on it."""
+    """A batch of quotes in the ledger of task mode, with the one-shot scorer that works, worked or will work on it. Batches
+    that waited behind each other may share one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -87,9 +89,13 @@ class Task(_message.Message):
     dead_letter_count: _builtins.int
     """Messages of it that were sent to the dead letters."""
     attempt_message_count: _builtins.int
-    """Messages that the newest attempt took. Fewer than are left while one that ends its task is being isolated."""
+    """Messages of the batch that the newest attempt took. Fewer than are left while one that ends its task is being
+    isolated, or where a batch before it in the same task has them too.
+    """
     launcher_task: _builtins.str
-    """The launcher's name for the newest attempt's task: an ECS task ARN, or a token. Empty before it is launched."""
+    """The launcher's name for the newest attempt's task: an ECS task ARN, or a token. The same for batches that share
+    one. Empty before it is launched.
+    """
     reason: _builtins.str
     """Why the newest attempt did not record everything, or could not be launched; in words. Empty when all went well."""
     @_builtins.property
@@ -98,7 +104,7 @@ class Task(_message.Message):
 
     @_builtins.property
     def predecessors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tasks that were last in these lanes when it entered; it starts when none of them is left."""
+        """Tasks that were last in these lanes when it entered; it starts when each of them that is left is in its own task."""
 
     @_builtins.property
     def entered_time(self) -> _timestamp_pb2.Timestamp:

@@ -111,7 +111,7 @@ class DispatchMode(betterproto2.Enum):
 
     TASK = 2
     """
-    By one task launched for the batch. Refused with FAILED_PRECONDITION by a server in warm mode, which has no task
+    By a task launched for the batch. Refused with FAILED_PRECONDITION by a server in warm mode, which has no task
     launcher. The answer waits for the task while the deadline allows; a quote whose batch is still open is answered
     with UNAVAILABLE, and will be recorded.
     """
@@ -518,7 +518,8 @@ default_message_pool.register_message("tapewatch.dispatch.v1", "ListTasksRespons
 @dataclass(eq=False, repr=False)
 class Task(betterproto2.Message):
     """
-    A batch of quotes in the ledger of task mode, with the one-shot scorer that works, worked or will work on it.
+    A batch of quotes in the ledger of task mode, with the one-shot scorer that works, worked or will work on it. Batches
+    that waited behind each other may share one.
     """
 
     task_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
@@ -553,7 +554,8 @@ class Task(betterproto2.Message):
 
     attempt_message_count: "int" = betterproto2.field(7, betterproto2.TYPE_INT32)
     """
-    Messages that the newest attempt took. Fewer than are left while one that ends its task is being isolated.
+    Messages of the batch that the newest attempt took. Fewer than are left while one that ends its task is being
+    isolated, or where a batch before it in the same task has them too.
     """
 
     lanes: "list[str]" = betterproto2.field(8, betterproto2.TYPE_STRING, repeated=True)
@@ -563,12 +565,13 @@ class Task(betterproto2.Message):
 
     predecessors: "list[str]" = betterproto2.field(9, betterproto2.TYPE_STRING, repeated=True)
     """
-    Tasks that were last in these lanes when it entered; it starts when none of them is left.
+    Tasks that were last in these lanes when it entered; it starts when each of them that is left is in its own task.
     """
 
     launcher_task: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
     """
-    The launcher's name for the newest attempt's task: an ECS task ARN, or a token. Empty before it is launched.
+    The launcher's name for the newest attempt's task: an ECS task ARN, or a token. The same for batches that share
+    one. Empty before it is launched.
     """
 
     entered_time: "datetime.datetime | None" = betterproto2.field(
@@ -628,7 +631,7 @@ class TaskCapacity(betterproto2.Message):
 
     running_tasks: "int" = betterproto2.field(2, betterproto2.TYPE_INT32)
     """
-    Of these, how many have a task that is being launched or runs.
+    Tasks that are being launched or run. One that several batches share is one.
     """
 
     running_tasks_limit: "int" = betterproto2.field(3, betterproto2.TYPE_INT32)
