@@ -312,7 +312,7 @@ class DeploySettings(_Section):
         least = TASKS_DEADLINE_SECONDS / SHARE_OF_INTERVAL
         if self.dispatch.mode == "task" and 0 < self.dispatch.canary_interval_seconds < least:
             raise ValueError(
-                "dispatch.mode task scores canaries one batch after the other: set dispatch.canary_interval_seconds to "
+                "dispatch.mode task takes a minute to start each task: set dispatch.canary_interval_seconds to "
                 f"{least:.0f} or more, or to 0 for none"
             )
         if self.serving.events and not self.network.nat_gateways:

@@ -9,7 +9,8 @@ What they differ in is who scores:
 - warm: scorers that run in market hours, and fewer of them (`off_hours_scorers`) in the rest of the month, dispatched
   to by Lambda, whose poller asks the queue around the clock.
 - polling: scorers that run around the clock and ask the queue themselves, without a Lambda.
-- task per batch: one Fargate task for each batch of messages, and no scorer besides.
+- task per batch: one Fargate task for each batch of messages, and no scorer besides; batches of the same symbols that
+  come while it runs share the next one.
 - task per message: one Fargate task for each message.
 
 What is left out is in `LEFT_OUT`.
@@ -68,9 +69,11 @@ LEFT_OUT: Final = (
 class Load:
     """What is watched, and with what; sizes and counts are those of `deploy/settings.toml`.
 
-    `task_seconds` is how long a one-shot task runs with its start (Fargate bills at least 60 s), and
-    `quotes_per_second` what one warm scorer of that size takes. `off_hours_scorers` run when the market is closed.
-    `task_canary_interval_seconds` is the shortest that task mode's canaries may have.
+    `task_seconds` is how long a one-shot task runs with its start (Fargate bills at least 60 s), `task_messages` how
+    many messages the batches of one may have, and `canary_tasks` how many a play takes: for each symbol one with what
+    came first, and one with what waited meanwhile. `task_canary_interval_seconds` is the shortest that task mode's
+    canaries may have. `quotes_per_second` is what one warm scorer of that size takes; `off_hours_scorers` run when the
+    market is closed.
     Units of the table are measured (docs/data-model.md): each gateway reads counters whatever the load. Each service
     asks every `health_seconds` whether what it cannot work without is there.
     """
@@ -83,6 +86,7 @@ class Load:
     memory_gb: float = 0.5
     off_hours_scorers: int = 1
     batch_messages: int = 10
+    task_messages: int = 500
     task_seconds: float = 45.0
     quotes_per_second: float = 300.0
     lambda_gb: float = 0.5
@@ -94,6 +98,7 @@ class Load:
     canary_interval_seconds: float = 900.0
     task_canary_interval_seconds: float = 2_000.0
     canary_quotes: int = CANARY_QUOTES
+    canary_tasks: int = 2 * len(CANARIES)
     gateways: int = 2
     gateway_vcpu: float = 0.5
     gateway_gb: float = 1.0
@@ -213,13 +218,14 @@ def _month(
     pool: float = 0.0,
     invoked: float = 0.0,
     launched: float = 0.0,
+    canary_launched: float = 0.0,
     idle_polls: float,
     task_mode: bool = False,
 ) -> dict[str, float]:
     """A month by part.
 
-    `pool` is what scorers cost that run anyway; the Lambda `invoked` for and the tasks `launched` for one quote come on
-    top, and so do the queue's `idle_polls`.
+    `pool` is what scorers cost that run anyway; the Lambda `invoked` for and the tasks `launched` for one quote, of the
+    market or a canary, come on top, and so do the queue's `idle_polls`.
     """
     recorded = _recorded(load.quotes, load, prices)
     return {
@@ -228,7 +234,7 @@ def _month(
         "SQS": recorded["SQS"] + idle_polls * prices["sqs_fifo_request"],
         "DynamoDB": recorded["DynamoDB"],
         "S3": load.market_hours * 60 * prices["s3_put"],
-        **_always_on(load, prices, canary_quote=invoked + launched, task_mode=task_mode),
+        **_always_on(load, prices, canary_quote=invoked + canary_launched, task_mode=task_mode),
     }
 
 
@@ -266,13 +272,21 @@ def polling(load: Load, prices: Prices) -> dict[str, float]:
 
 
 def task_per_batch(load: Load, prices: Prices) -> dict[str, float]:
-    """One task for each batch."""
-    hours = max(_MINIMUM_TASK_SECONDS, load.task_seconds) / 3_600
+    """One task for each batch, or for those of the same symbols that came while the one before ran."""
+    batches = min(load.task_messages / load.batch_messages, load.task_seconds / load.interval_seconds)
+    played = load.canary_quotes / load.canary_tasks
+    return _by_tasks(load, prices, load.batch_messages * max(1.0, batches), max(load.batch_messages, played))
+
+
+def _by_tasks(load: Load, prices: Prices, task_quotes: float, task_canary_quotes: float) -> dict[str, float]:
+    """Tasks that take so many quotes each."""
+    task = max(_MINIMUM_TASK_SECONDS, load.task_seconds) / 3_600 * _task_hour(load, prices)
     return _month(
         load,
         prices,
         invoked=_invoked(load, prices),
-        launched=hours * _task_hour(load, prices) / load.batch_messages,
+        launched=task / task_quotes,
+        canary_launched=task / task_canary_quotes,
         idle_polls=_long_polls(_LAMBDA_POLLERS, HOURS_A_MONTH),
         task_mode=True,
     )
@@ -280,7 +294,7 @@ def task_per_batch(load: Load, prices: Prices) -> dict[str, float]:
 
 def task_per_message(load: Load, prices: Prices) -> dict[str, float]:
     """One task for each message."""
-    return task_per_batch(replace(load, batch_messages=1), prices)
+    return _by_tasks(load, prices, 1, 1)
 
 
 Design = Callable[[Load, Prices], dict[str, float]]

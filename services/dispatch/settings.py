@@ -30,7 +30,7 @@ class DispatchSettings(ServerSettings, QueueSettings, BatchSettings):
         0.0,
         ge=0,
         description="time in which a canary must alert, at most 0.9 of the interval, seconds; 0 is 120 in `warm` mode, "
-        "else 1800, since its batches go by tasks one after the other",
+        "else 1800, since tasks take a minute to start and may wait for room",
     )
     event_source: str = Field(
         "embedded", pattern="^(embedded|none)$", description="`embedded` consumes the queue here; `none` with Lambda"
@@ -41,7 +41,7 @@ class DispatchSettings(ServerSettings, QueueSettings, BatchSettings):
     dispatch_concurrency: int = Field(4, ge=1, le=64, description="most batches at once")
     dispatch_mode: Literal["warm", "task", "auto"] = Field(
         "warm",
-        description="`warm` scores in the pool, `task` launches a task a batch, `auto` is warm while a scorer serves",
+        description="`warm` scores in the pool, `task` launches tasks, `auto` is warm while a scorer serves",
     )
     ledger_backend: Literal["sqlite", "dynamodb"] = Field(
         "sqlite", description="where task mode keeps its batches: `sqlite` (a file) or `dynamodb` (a table)"

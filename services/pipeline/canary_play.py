@@ -17,8 +17,8 @@ from services.pipeline.ports import Cursors
 DEADLINE_SECONDS = 120.0
 """A canary alerts within two minutes, or it is missed."""
 TASKS_DEADLINE_SECONDS = 1800.0
-"""The same where one-shot tasks score: a play's bars are some fifty batches of ten, those of a symbol one after the
-other, and a task on Fargate takes up to a minute to start.
+"""The same where one-shot tasks score: the bars of a symbol take two or three, one after the other, each of which takes
+up to a minute to start on Fargate; and where one dies, or there is no room for it, more.
 """
 _LOOK_SECONDS = 0.2
 _RETRY_SECONDS = 0.5

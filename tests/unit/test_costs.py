@@ -29,6 +29,7 @@ from services.costs.model import (
     total,
     warm,
 )
+from services.dispatch.settings import DispatchSettings
 from services.domain.errors import InvalidRequestError
 from services.runtime import server as bootstrap
 
@@ -73,7 +74,7 @@ def test_canaries_cost_what_quotes_cost_and_launch_tasks_in_task_mode() -> None:
     load = replace(Load(), canary_quotes=100, task_canary_interval_seconds=900.0)
     assert load.canary_quotes_a_month() == pytest.approx(292_000)
     assert replace(load, task_canary_interval_seconds=1_800.0).canary_quotes_a_month(task_mode=True) == 146_000
-    alike = replace(load, symbols=1_000, hours_a_day=2.92, days_a_month=1, interval_seconds=36.0)
+    alike = replace(load, symbols=1_000, hours_a_day=2.92, days_a_month=1, interval_seconds=36.0, task_seconds=36.0)
     assert alike.quotes == pytest.approx(load.canary_quotes_a_month())
     for design in (warm, task_per_batch, task_per_message):
         month = design(alike, PRICES)
@@ -81,6 +82,30 @@ def test_canaries_cost_what_quotes_cost_and_launch_tasks_in_task_mode() -> None:
         launched = 0 if design is warm else month["scorers"]
         assert month["canaries"] == pytest.approx(recorded + launched)
     assert warm(replace(load, canary_interval_seconds=0), PRICES)["canaries"] == 0
+
+
+def test_batches_that_come_while_a_task_runs_share_the_next_one() -> None:
+    """Bars of 5 s behind tasks of 45 s: nine of a batch's ten symbols ride together, and no more than a task takes."""
+    minutely, often = Load(), Load(interval_seconds=5.0)
+    each = task_per_batch(minutely, PRICES)["scorers"] / minutely.quotes
+    assert task_per_batch(often, PRICES)["scorers"] / often.quotes == pytest.approx(each / 9)
+    assert task_per_message(often, PRICES)["scorers"] / often.quotes == pytest.approx(each * 10)
+    full = replace(often, interval_seconds=0.5)
+    assert task_per_batch(full, PRICES)["scorers"] / full.quotes == pytest.approx(each / 50)
+    assert full.task_messages == DispatchSettings.model_fields["max_task_messages"].default
+    alone = replace(often, task_messages=1)
+    assert task_per_batch(alone, PRICES)["scorers"] / alone.quotes == pytest.approx(each)
+
+
+def test_a_play_of_canaries_is_two_tasks_a_symbol() -> None:
+    """526 quotes a play, as 16 tasks of a minute at 0.25 vCPU and 0.5 GB; 0.0123425 USD an hour."""
+    load = Load()
+    plays = load.canary_quotes_a_month(task_mode=True) / load.canary_quotes
+    launched = (
+        task_per_batch(load, PRICES)["canaries"]
+        - task_per_batch(replace(load, vcpu=0, memory_gb=0), PRICES)["canaries"]
+    )
+    assert launched == pytest.approx(plays * 16 * 0.0123425 / 60)
 
 
 def test_an_idle_queue_is_asked_too() -> None:
@@ -173,7 +198,8 @@ def test_a_price_that_is_none_is_refused(price: object, tmp_path: Path) -> None:
 
 
 def test_a_task_is_billed_for_a_minute_at_least() -> None:
-    short, minute, long = (task_per_batch(replace(Load(), task_seconds=s), PRICES)["scorers"] for s in (5, 60, 120))
+    rare = replace(Load(), interval_seconds=300.0)
+    short, minute, long = (task_per_batch(replace(rare, task_seconds=s), PRICES)["scorers"] for s in (5, 60, 120))
     assert short == minute
     assert long == pytest.approx(2 * minute)
 
