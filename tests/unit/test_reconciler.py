@@ -13,6 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.dispatch.batch import MAX_TASK_BATCHES, Entry, NewBatch, TaskState, enter, together
 from services.dispatch.ledger_sqlite import SqliteLedger
@@ -28,6 +34,7 @@ from services.pipeline.ports import QueuedQuote
 from services.pipeline.task_report import TaskReport, write_report
 from services.queue import market_message
 from services.queue.ports import DeadLetter
+from services.runtime import telemetry_names as names
 from tests.pipeline_fakes import quote, score
 
 START = datetime(2026, 11, 24, 22, 0, tzinfo=UTC)
@@ -428,6 +435,53 @@ def test_a_gateway_that_is_away_keeps_a_shared_task_unsettled(world: World) -> N
     world.gateway_away = False
     world.step()
     assert world.ledger.open() == []
+
+
+def counted(reader: InMemoryMetricReader, name: str) -> dict[str, int]:
+    """The counter's values by outcome."""
+    data = reader.get_metrics_data()
+    assert data is not None
+    return {
+        str((point.attributes or {})["outcome"]): int(point.value)  # type: ignore[union-attr]
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+        if metric.name == name
+        for point in metric.data.data_points
+    }
+
+
+def test_tasks_are_counted_not_their_batches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader])
+    monkeypatch.setattr(metrics, "get_meter", provider.get_meter)
+    world.reconciler = world.another()
+    entered(world, *[4] * 8)
+    world.faults = ["no capacity"]
+    ends = [MIDWAY, AWAY, AT_ONCE]
+    world.settle(lambda _: ends.pop() if ends else DONE)
+    assert world.sizes == [32, 16, 8, 4, 16, 8]
+    assert counted(reader, names.TASKS_LAUNCHED) == {"no_capacity": 1, "launched": 6}
+    assert counted(reader, names.TASKS_ENDED) == {"crashed": 1, "transient": 1, "partly": 1, "recorded": 3}
+    provider.shutdown()
+
+
+def test_a_launch_is_in_its_leaders_trace_and_linked_to_those_that_ride(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    world.reconciler = world.another()
+    for i in range(3):
+        with provider.get_tracer("test").start_as_current_span(f"batch {i}"):
+            world.enter(quote(i))
+    world.step()
+    batches = {span.name: span.context for span in exporter.get_finished_spans() if span.name.startswith("batch")}
+    (launch,) = (span for span in exporter.get_finished_spans() if span.name == names.SPAN_LAUNCH)
+    assert launch.context.trace_id == batches["batch 0"].trace_id
+    assert [link.context.span_id for link in launch.links] == [batches[f"batch {i}"].span_id for i in (1, 2)]
+    assert launch.attributes is not None
+    assert launch.attributes[names.ATTRIBUTE_BATCH_MESSAGES] == 3
 
 
 SYMBOLS = ("A", "B", "C")
