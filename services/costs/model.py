@@ -86,7 +86,7 @@ class Load:
     memory_gb: float = 0.5
     off_hours_scorers: int = 1
     batch_messages: int = 10
-    task_messages: int = 500
+    task_messages: int = 1_000
     task_seconds: float = 45.0
     quotes_per_second: float = 300.0
     lambda_gb: float = 0.5

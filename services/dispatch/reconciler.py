@@ -64,7 +64,7 @@ class TaskLimits:
 
     concurrent: int = 10
     timeout_seconds: float = 300.0
-    messages: int = 500
+    messages: int = 1_000
     container: str = "scorer"
 
 

@@ -58,7 +58,7 @@ class DispatchSettings(ServerSettings, QueueSettings, BatchSettings):
     )
     max_concurrent_tasks: int = Field(10, ge=1, le=1_000, description="most tasks at once")
     max_task_messages: int = Field(
-        500,
+        1_000,
         ge=1,
         le=1_000,
         description="most messages that batches waiting behind each other put into one task; 1 gives each its own",

@@ -189,7 +189,10 @@ def test_the_lake_on_s3_is_replayed_through_the_mesh(cloud: Cloud) -> None:
 def test_the_whole_tape_while_processes_are_killed_and_servers_restart(
     elasticmq: Server, tmp_path: Path, fast_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whom and when is drawn anew in each run; KILL_SEED repeats one. ElasticMQ keeps nothing: it is not restarted."""
+    """Whom and when is drawn anew in each run; KILL_SEED repeats one.
+
+    Stores restart in between; not ElasticMQ, whose storage is no FIFO queue after a restart (`stand_ins.elasticmq`).
+    """
     seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(10**6))
     rng = random.Random(seed)
     kills = rng.sample(["gateway", "dispatch", "scorer", rng.choice(["gateway", "scorer"])], 4)

@@ -90,8 +90,8 @@ def test_batches_that_come_while_a_task_runs_share_the_next_one() -> None:
     each = task_per_batch(minutely, PRICES)["scorers"] / minutely.quotes
     assert task_per_batch(often, PRICES)["scorers"] / often.quotes == pytest.approx(each / 9)
     assert task_per_message(often, PRICES)["scorers"] / often.quotes == pytest.approx(each * 10)
-    full = replace(often, interval_seconds=0.5)
-    assert task_per_batch(full, PRICES)["scorers"] / full.quotes == pytest.approx(each / 50)
+    full = replace(often, interval_seconds=0.25)
+    assert task_per_batch(full, PRICES)["scorers"] / full.quotes == pytest.approx(each / 100)
     assert full.task_messages == DispatchSettings.model_fields["max_task_messages"].default
     alone = replace(often, task_messages=1)
     assert task_per_batch(alone, PRICES)["scorers"] / alone.quotes == pytest.approx(each)

@@ -158,7 +158,7 @@ class World:
         fault = self.faults.pop() if self.faults else ""
         if fault == "throttled":
             raise DependencyUnavailableError("task launcher", "throttles")
-        if fault == "no capacity":
+        if fault == "no capacity" and token not in self.tasks:  # what was launched is answered as before
             return NoCapacity("Capacity is unavailable")
         if token in self.tasks:
             assert self.tasks[token].environment == environment, "a token with another environment"
