@@ -324,5 +324,4 @@ def settle(entry: Entry, missing: Sequence[int], dead: Collection[int], ending: 
 
 def hopeless(entry: Entry, ending: Ending) -> bool:
     """Whether the single message of the attempt that ended so is to be given up: its task died once too often."""
-    alone = entry.shared is None and entry.attempt_messages == 1
-    return ending.crashed and alone and entry.crashes + 1 >= MAX_CRASHES
+    return ending.crashed and entry.attempt_messages == 1 and entry.crashes + 1 >= MAX_CRASHES

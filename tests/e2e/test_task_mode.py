@@ -176,12 +176,14 @@ def test_a_run_while_tasks_dispatcher_and_gateway_are_killed(running: Running) -
     mesh.wait_for(lambda: "gateway" in mesh.pids(), 60, "the mesh")
     assert "scorer" not in mesh.pids()
     held: list[tuple[str, int]] = []
+    restarted = ""
     for victim, mark in zip(plan, marks, strict=True):
         mesh.wait_for(lambda n=mark: recorded_by_now(running) >= n, 300, f"{mark} quotes (KILL_SEED={seed})")  # type: ignore[misc]
         if victim == "servers":
             for server in running.servers:
                 server.stop()
                 server.start()
+            restarted = f", stores restarted at {mark}"
             continue
         before = mesh.pids()
         # Somewhere on its way: starting, scoring, recording, reporting; the first task at its start.
@@ -190,7 +192,7 @@ def test_a_run_while_tasks_dispatcher_and_gateway_are_killed(running: Running) -
         if victim != "task":
             mesh.wait_for(lambda v=victim, b=before: mesh.pids()[v] != b[v], 30, f"{victim} again")  # type: ignore[misc]
     output, _ = process.communicate(timeout=600)
-    output = f"KILL_SEED={seed}, killed with messages at work {held}\n{output}"
+    output = f"KILL_SEED={seed}, killed with messages at work {held}{restarted}\n{output}"
 
     assert process.returncode == 0, output
     assert re.search(rf"published={BARS} scored={BARS} stored={BARS} lost=0 duplicated=0", output), output

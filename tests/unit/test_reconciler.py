@@ -392,6 +392,19 @@ def test_what_can_never_be_scored_is_a_dead_letter_of_its_own_batch(world: World
     assert world.sizes == [12]
 
 
+def test_a_quote_that_came_twice_goes_with_the_batch_that_entered_first(world: World) -> None:
+    """A batch may so have nothing to give to its task; it is settled like the others."""
+    for first, last in ((0, 6), (0, 3), (4, 9)):
+        world.enter(*bars("AAPL", first, last))
+    world.step()
+    assert [entry.attempt_messages for entry in world.ledger.open()] == [6, 0, 3]
+    assert world.running[0].quotes == bars("AAPL", 0, 9)
+    world.invalid = {quote(5).quote_id}
+    world.settle()
+    assert world.sizes == [9, 1], "what its first batch buried, the other one learns from a task of its own"
+    assert [entry.dead for entry in reversed(world.ledger.list(10))] == [(5,), (), (1,)]
+
+
 def test_no_capacity_is_held_against_nobody_who_rides(world: World) -> None:
     entered(world, 4, 4, 4)
     world.faults = ["no capacity"]
