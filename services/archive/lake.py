@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +85,9 @@ SCHEMA = pa.schema(
     ]
 )
 """Prices in the instrument's currency, volumes in shares, times UTC; typology and quality by their names."""
+
+INGESTED: Final = [field.name for field in _QUOTE_FIELDS if field.name != "quote_id"]
+"""The columns that make a Quote; its identity follows from them."""
 
 _REASON_NAMES = [_REASON.field(i).name for i in range(_REASON.num_fields)]
 _ORDER: list[tuple[str, Literal["ascending", "descending"]]] = [
@@ -166,15 +169,8 @@ def part_paths(filesystem: fs.FileSystem, folder: str) -> list[str]:
     return sorted(info.path for info in infos if info.base_name.endswith(".parquet"))
 
 
-def read_table(location: str, tape: str = "") -> pa.Table:
-    """The rows of one tape in order of symbol and event_time, each quote once: its lowest sequence.
-
-    `tape` empty means the one of `LAKE#TAPE` (`split_tape`), else `live`, or the lake's only one beside `canary`.
-
-    Raises: InvalidRequestError when there are no parts, one is damaged, or the tape is not there or not clear.
-    """
-    if not tape:
-        location, tape = split_tape(location)
+def open_parts(location: str) -> tuple[fs.FileSystem, list[str]]:
+    """The lake's file system and finished parts. Raises: InvalidRequestError when it cannot be read, or has none."""
     try:
         filesystem, folder = _open(location)
         paths = part_paths(filesystem, folder)
@@ -182,16 +178,14 @@ def read_table(location: str, tape: str = "") -> pa.Table:
         raise unreadable(location, f"cannot be read: {explain(error, location)}") from error
     if not paths:
         raise unreadable(location, "holds no parts of a lake (quotes/dt=…/part-….parquet)")
-    tables = []
-    for path in paths:
-        try:
-            # ParquetFile, not read_table: the latter would add dt from the path.
-            with filesystem.open_input_file(path) as source:
-                tables.append(_of_schema(pq.ParquetFile(source).read()))
-        except (pa.ArrowException, KeyError, OSError) as error:
-            raise unreadable(path, f"is not a part of a lake: {error}") from error
-    table = pa.concat_tables(tables)
-    tapes = sorted(str(name) for name in table["tape"].unique().to_pylist())
+    return filesystem, paths
+
+
+def choose_tape(location: str, tape: str, tapes: Sequence[str]) -> str:
+    """The tape, or the one of the lake's that an empty name means (`read_table`).
+
+    Raises: InvalidRequestError when it is not there or not clear.
+    """
     if not tape:
         others = [name for name in tapes if name != CANARY_TAPE]  # canaries are no market
         if LIVE_TAPE not in others and len(others) > 1:
@@ -202,20 +196,52 @@ def read_table(location: str, tape: str = "") -> pa.Table:
         tape = LIVE_TAPE if LIVE_TAPE in others or not others else others[0]
     if tape not in tapes:
         raise unreadable(location, f"does not hold the tape {tape}, but {', '.join(tapes) or 'none'}")
+    return tape
+
+
+def read_table(location: str, tape: str = "") -> pa.Table:
+    """The rows of one tape in order of symbol and event_time, each quote once: its lowest sequence.
+
+    `tape` empty means the one of `LAKE#TAPE` (`split_tape`), else `live`, or the lake's only one beside `canary`.
+
+    Raises: InvalidRequestError when there are no parts, one is damaged, or the tape is not there or not clear.
+    """
+    if not tape:
+        location, tape = split_tape(location)
+    filesystem, paths = open_parts(location)
+    tables = []
+    for path in paths:
+        try:
+            # ParquetFile, not read_table: the latter would add dt from the path.
+            with filesystem.open_input_file(path) as source:
+                tables.append(with_schema(pq.ParquetFile(source).read()))
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise unreadable(path, f"is not a part of a lake: {error}") from error
+    table = pa.concat_tables(tables)
+    tapes = sorted(str(name) for name in table["tape"].unique().to_pylist())
+    tape = choose_tape(location, tape, tapes)
     table = table.filter(pc.field("tape") == tape).sort_by("sequence")
     _, first = np.unique(table["quote_id"].to_numpy(), return_index=True)
     return table.take(np.sort(first)).sort_by(_ORDER)
 
 
-def _of_schema(table: pa.Table) -> pa.Table:
-    """The rows in SCHEMA. A column that a part lacks, because it is older than the column, is unknown throughout.
+def check_columns(names: Sequence[str]) -> None:
+    """Raises: KeyError naming a column that no row can be without, and that a part has not."""
+    for field in SCHEMA:
+        if not field.nullable and field.name not in names:
+            raise KeyError(field.name)
+
+
+def with_schema(table: pa.Table, names: Sequence[str] = SCHEMA.names) -> pa.Table:
+    """The columns as SCHEMA has them. One that a part lacks, as it is older than the column, is unknown throughout.
 
     Raises: KeyError when it is one that no row can be without.
     """
-    for field in SCHEMA:
+    schema = pa.schema([SCHEMA.field(name) for name in names])
+    for field in schema:
         if field.nullable and field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table.select(SCHEMA.names).cast(SCHEMA)
+    return table.select(schema.names).cast(schema)
 
 
 def read_quotes(location: str, tape: str = "") -> list[Quote]:
@@ -223,8 +249,7 @@ def read_quotes(location: str, tape: str = "") -> list[Quote]:
 
     Raises: InvalidRequestError as `read_table`.
     """
-    names = [field.name for field in _QUOTE_FIELDS if field.name != "quote_id"]
-    rows = read_table(location, tape).select(names).to_pylist()
+    rows = read_table(location, tape).select(INGESTED).to_pylist()
     found = [Quote(**row) for row in rows]
     return sorted(found, key=lambda quote: (quote.event_time, quote.symbol, quote.revision))
 

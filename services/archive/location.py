@@ -5,7 +5,9 @@ import stat
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -17,8 +19,9 @@ from services.archive.bars import Bars
 from services.archive.benchmark import benchmarks
 from services.archive.errors import unreadable
 from services.archive.filesystem import SCHEMES
+from services.archive.lake_stream import LakeStream
 from services.domain.errors import InvalidRequestError, shown
-from services.domain.quote import Quote
+from services.domain.quote import Quote, format_time
 
 _log = logging.getLogger(__name__)
 SOURCE: Final = "archive"
@@ -161,27 +164,36 @@ def _join(parts: list[Bars]) -> Bars:
 
 
 def quotes(
-    location: str, *, tape: str, symbols: Collection[str] = (), problems: list[str] | None = None
+    location: str,
+    *,
+    tape: str,
+    symbols: Collection[str] = (),
+    start: datetime | None = None,
+    end: datetime | None = None,
+    first_row: int = 0,
+    problems: list[str] | None = None,
 ) -> tuple[int, Iterator[Quote]]:
-    """How many quotes a location holds, and these on `tape`, in order of event_time, then of symbol.
+    """How many quotes a location holds from `start` to before `end`, and these on `tape`, from `first_row` on.
 
-    A lake's quotes keep their source and all their fields; others have the source `archive`, and the bundled tape its
-    own, and carry the market's return where the archive knows it (see `benchmark`).
+    They are in order of event_time, then of symbol. A lake's are read as they are taken, which blocks and may raise
+    InvalidRequestError then, too; they keep their source and all their fields. Others have the source `archive`, and
+    the bundled tape its own, and carry the market's return where the archive knows it (see `benchmark`).
 
-    Raises: InvalidRequestError as `read`, and when a symbol is not there.
+    Raises: InvalidRequestError as `read`, and when a symbol is not there, or no quote in that time.
     """
     wanted = set(symbols)
     check(location)
     if is_lake(location):
-        kept = [
+        stream = LakeStream(location, symbols=wanted, start=start, end=end)
+        _check_symbols(location, wanted, set(stream.symbols))
+        _check_any(location, stream.total, start, end)
+        kept = (
             replace(quote, tape=tape, ingest_time=None, batch_id="", traceparent="")
-            for quote in lake.read_quotes(location)
-            if not wanted or quote.symbol in wanted
-        ]
-        _check_symbols(location, wanted, {quote.symbol for quote in kept})
-        return len(kept), iter(kept)
+            for quote in stream.quotes(first_row)
+        )
+        return stream.total, kept
     everything = read(location, problems)
-    # Of all symbols: a replay of some of them sees the same market.
+    # Of all symbols and times: a replay of some of them sees the same market.
     market = benchmarks(everything)
     history = [part for part in everything if not wanted or part.symbol in wanted]
     _check_symbols(location, wanted, {part.symbol for part in history})
@@ -189,7 +201,23 @@ def quotes(
     stamped = bars.quotes(
         history, tape=tape, source=source, benchmark=lambda part: market[part.interval_seconds].beside(part)
     )
-    return sum(len(part) for part in history), stamped
+    all_times = np.concatenate([part.event_time for part in history])
+    before = 0 if start is None else int((all_times < _datetime64(start)).sum())
+    until = len(all_times) if end is None else int((all_times < _datetime64(end)).sum())
+    total = max(0, until - before)
+    _check_any(location, total, start, end)
+    return total, islice(stamped, before + first_row, until)
+
+
+def _datetime64(moment: datetime) -> np.datetime64:
+    return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
+
+
+def _check_any(location: str, total: int, start: datetime | None, end: datetime | None) -> None:
+    if not total and (start or end):
+        since = f" from {format_time(start)}" if start else ""
+        until = f" before {format_time(end)}" if end else ""
+        raise unreadable(location, f"holds no quotes{since}{until}")
 
 
 def _check_symbols(location: str, wanted: set[str], found: set[str]) -> None:

@@ -4,11 +4,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from services.domain.errors import shown
 from services.runtime.settings import ADDRESS
 
 _LAST_PORT = 65_535
@@ -102,6 +104,23 @@ Address = Annotated[
 def mode_of(mode: Mode | None) -> str:
     """The asked-for mode, else DISPATCH_MODE's."""
     return os.environ.get("DISPATCH_MODE", Mode.WARM.value) if mode is None else mode.value
+
+
+def moment(text: str, option: str) -> datetime | None:
+    """The time that an option names, in UTC unless it has a zone; None when empty. Raises: typer.BadParameter.
+
+    >>> moment("2026-11-20T15:30+01:00", "--start")
+    datetime.datetime(2026, 11, 20, 14, 30, tzinfo=datetime.timezone.utc)
+    """
+    if not text:
+        return None
+    try:
+        named = datetime.fromisoformat(text)
+        return (named if named.tzinfo else named.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(
+            f"{option} {shown(text)} is no time: write it as 2026-11-20, or 2026-11-20T14:30:00Z"
+        ) from None
 
 
 def split(symbols: str) -> list[str]:

@@ -21,6 +21,7 @@ from services.cli.arguments import (
     Symbols,
     host_port,
     mode_of,
+    moment,
     split,
     up_options,
 )
@@ -177,6 +178,10 @@ def replay_command(
     tape: Annotated[str, typer.Option(help="Tape to play on; empty makes a new one. An interrupted one goes on.")] = "",
     symbols: Symbols = "",
     speed: Annotated[float, typer.Option(min=0, help="Event time over wall time; 0 is as fast as possible.")] = 0.0,
+    start: Annotated[
+        str, typer.Option(help="First event time, as 2026-11-20 or 2026-11-20T14:30Z; no zone: UTC.")
+    ] = "",
+    end: Annotated[str, typer.Option(help="Event time to end before, written alike.")] = "",
     ingest: Annotated[
         str, typer.Option("--ingest", callback=host_port, help="Ingest's host:port; empty takes INGEST_ADDRESS.")
     ] = "",
@@ -184,9 +189,12 @@ def replay_command(
     """Replay an archive or a file through a running mesh, on a tape of its own."""
     from services.cli.replay import replay
 
+    first, before = moment(start, "--start"), moment(end, "--end")
     settings = MeshSettings()
     address = ingest or settings.ingest_address
-    raise SystemExit(asyncio.run(replay(address, settings, location, tape, split(symbols), speed, make_console())))
+    raise SystemExit(
+        asyncio.run(replay(address, settings, location, tape, split(symbols), speed, first, before, make_console()))
+    )
 
 
 @app.command("canary")

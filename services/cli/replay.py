@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 
 import grpc
 from rich.console import Console
@@ -11,6 +12,7 @@ from services.runtime.channels import open_channel
 from services.runtime.errors import error_from_rpc, exit_code_of
 from services.runtime.exit_codes import EXIT_FAILED
 from services.runtime.settings import ClientSettings
+from services.wire.time import timestamp_to_proto
 from tapewatch.ingest.v1 import ingest_service_pb2 as pb
 from tapewatch.ingest.v1 import replay_pb2
 from tapewatch.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
@@ -30,12 +32,21 @@ async def replay(
     tape: str,
     symbols: Sequence[str],
     speed: float,
+    start: datetime | None,
+    end: datetime | None,
     console: Console,
 ) -> int:
     """Start a replay and show its progress to the end. The exit code."""
     async with open_channel(address, settings) as channel:
         stub = IngestServiceStub(channel)
-        request = pb.StartReplayRequest(location=location, tape=tape, symbols=symbols, speed=speed)
+        request = pb.StartReplayRequest(
+            location=location,
+            tape=tape,
+            symbols=symbols,
+            speed=speed,
+            start_time=None if start is None else timestamp_to_proto(start),
+            end_time=None if end is None else timestamp_to_proto(end),
+        )
         try:
             current = (await stub.StartReplay(request)).replay
             words = f"playing {location} on tape {current.tape} (tapewatch watch --tape {current.tape})"

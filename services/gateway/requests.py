@@ -24,9 +24,9 @@ from services.wire.checks import (
     check_names,
     invalid,
     length_violations,
+    time_of,
 )
 from services.wire.detection import scored_from_proto
-from services.wire.time import optional_timestamp
 from tapewatch.gateway.v1 import alert_service_pb2 as pb
 from tapewatch.gateway.v1 import detection_service_pb2
 
@@ -37,14 +37,6 @@ _UPDATABLE = ("state", "disposition", "assignee")
 _STATES = {state.value for state in AlertState}
 _DISPOSITIONS = {disposition.value for disposition in Disposition}
 _Enum = TypeVar("_Enum", bound=IntEnum)
-
-
-def time_of(message: Message, field: str) -> datetime | None:
-    """The request's optional time. Raises: InvalidRequestError outside years 1 to 9999."""
-    try:
-        return optional_timestamp(message, field)
-    except (OverflowError, ValueError) as error:
-        raise invalid(field, "lies outside years 1 to 9999") from error
 
 
 def time_range(request: Message) -> tuple[datetime | None, datetime | None]:

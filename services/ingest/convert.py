@@ -22,6 +22,8 @@ def replay_to_proto(replay: Replay) -> replay_pb2.Replay:
         error=replay.error,
         create_time=timestamp_to_proto(replay.create_time),
         update_time=timestamp_to_proto(replay.update_time),
+        start_time=None if replay.start is None else timestamp_to_proto(replay.start),
+        end_time=None if replay.end is None else timestamp_to_proto(replay.end),
     )
 
 

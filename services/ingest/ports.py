@@ -80,15 +80,19 @@ class Replay:
     total_quotes: int = 0
     position: datetime | None = None
     error: str = ""
+    start: datetime | None = None
+    end: datetime | None = None
 
     @property
     def next_row(self) -> int:
         """How many quotes of the source are done."""
         return self.published_quotes + self.rejected_quotes
 
-    def plays_same(self, location: str, symbols: Sequence[str]) -> bool:
+    def plays_same(
+        self, location: str, symbols: Sequence[str], start: datetime | None = None, end: datetime | None = None
+    ) -> bool:
         """Whether it plays the same quotes."""
-        return (self.location, self.symbols) == (location, tuple(symbols))
+        return (self.location, self.symbols, self.start, self.end) == (location, tuple(symbols), start, end)
 
     def changed(self, now: datetime, **changes: object) -> "Replay":
         """The replay after a change."""
@@ -96,6 +100,8 @@ class Replay:
 
 
 _REPLAY_TIMES = ("create_time", "update_time", "position")
+_REPLAY_BOUNDS = ("start", "end")
+"""Left out where there are none: so an earlier release reads what this one wrote."""
 
 
 def replay_to_json(replay: Replay) -> dict[str, Any]:
@@ -103,6 +109,9 @@ def replay_to_json(replay: Replay) -> dict[str, Any]:
     values: dict[str, Any] = {each.name: getattr(replay, each.name) for each in fields(replay)}
     for name in _REPLAY_TIMES:
         values[name] = None if values[name] is None else format_time(values[name])
+    for name in _REPLAY_BOUNDS:
+        if (bound := values.pop(name)) is not None:
+            values[name] = format_time(bound)
     return values | {"state": int(replay.state)}
 
 
@@ -111,6 +120,8 @@ def replay_from_json(values: Mapping[str, Any]) -> Replay:
     read = dict(values)
     for name in _REPLAY_TIMES:
         read[name] = None if read[name] is None else datetime.fromisoformat(read[name])
+    for name in read.keys() & _REPLAY_BOUNDS:
+        read[name] = datetime.fromisoformat(read[name])
     return Replay(**(read | {"symbols": tuple(read["symbols"]), "state": ReplayState(read["state"])}))
 
 

@@ -23,7 +23,15 @@ from services.domain.errors import (
     TapewatchError,
     shown,
 )
-from services.domain.quote import CANARY_TAPE, LIVE_TAPE, SYMBOL_PATTERN, TAPE_PATTERN
+from services.domain.quote import (
+    CANARY_TAPE,
+    EARLIEST_EVENT,
+    LIVE_TAPE,
+    MAX_CLOCK_SKEW,
+    SYMBOL_PATTERN,
+    TAPE_PATTERN,
+    format_time,
+)
 from services.ingest.archive_source import ArchiveSource
 from services.ingest.ports import Progress, Replay, ReplayState
 from services.ingest.service import IngestService
@@ -80,27 +88,38 @@ class Replays:
             _log.info("going on with the replay on tape %s at quote %d", replay.tape, replay.next_row)
             self._play(replay)
 
-    async def start(self, location: str, tape: str, symbols: Sequence[str], speed: float) -> Replay:
+    async def start(
+        self,
+        location: str,
+        tape: str,
+        symbols: Sequence[str],
+        speed: float,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> Replay:
         """Start a replay, or go on with the tape's; one that plays the same already, or has played it, stays as it is.
+
+        `start` and `end` bound the event times: from the one, to before the other.
 
         Raises: InvalidRequestError naming each wrong field; NotConfiguredError when the bundled tape is not installed.
         """
         now = self._clock()
         symbols = tuple(sorted(set(symbols)))
         _check(location, tape, symbols, speed)
+        _check_bounds(start, end, now)
         tape = tape or f"replay-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         async with self._starting:
             known = await self._find(tape)
             if known is not None:
-                if not known.plays_same(location, symbols):
-                    text = f"{tape} plays {known.location} {' '.join(known.symbols)}: name another tape"
+                if not known.plays_same(location, symbols, start, end):
+                    text = f"{tape} plays {_what(known)}: name another tape"
                     raise InvalidRequestError([FieldViolation("tape", text)])
                 if known.state in (ReplayState.RUNNING, ReplayState.SUCCEEDED):
                     return known
                 replay = known.changed(now, state=ReplayState.RUNNING, speed=speed, error="")
             else:
                 await asyncio.to_thread(archive.check, location, symbols)
-                replay = Replay(tape, location, symbols, speed, ReplayState.RUNNING, now, now)
+                replay = Replay(tape, location, symbols, speed, ReplayState.RUNNING, now, now, start=start, end=end)
             await asyncio.to_thread(self._progress.save, replay)
             self._play(replay)
         return replay
@@ -166,6 +185,8 @@ class Replays:
             tape=replay.tape,
             stop=running.stop,
             symbols=replay.symbols,
+            start=replay.start,
+            end=replay.end,
             first_row=replay.next_row,
             speed=replay.speed,
             batch_quotes=self._batch_quotes,
@@ -203,6 +224,25 @@ class Replays:
                 return True
             await stopped_within(_BACKPRESSURE_SECONDS, stop)
         return False
+
+
+def _what(replay: Replay) -> str:
+    start = [f"from {format_time(replay.start)}"] if replay.start else []
+    end = [f"before {format_time(replay.end)}"] if replay.end else []
+    return " ".join([replay.location, *replay.symbols, *start, *end])
+
+
+def _check_bounds(start: datetime | None, end: datetime | None, now: datetime) -> None:
+    wrong = []
+    if start is not None and start > now + MAX_CLOCK_SKEW:
+        wrong.append(FieldViolation("start_time", f"{format_time(start)} is in the future: no quote is that new"))
+    if end is not None and end <= EARLIEST_EVENT:
+        wrong.append(FieldViolation("end_time", f"{format_time(end)} lies before 1900: no quote is that old"))
+    if start is not None and end is not None and end <= start:
+        text = f"{format_time(end)} is not after start_time {format_time(start)}: no quote lies between them"
+        wrong.append(FieldViolation("end_time", text))
+    if wrong:
+        raise InvalidRequestError(wrong)
 
 
 def _check(location: str, tape: str, symbols: Sequence[str], speed: float) -> None:

@@ -18,7 +18,7 @@ from services.ingest.service import IngestService, Outcome, Published
 from services.ingest.subscribers import Subscription
 from services.runtime.errors import status_of
 from services.runtime.read_ahead import read_ahead
-from services.wire.checks import check_count, check_filter, invalid
+from services.wire.checks import check_count, check_filter, invalid, time_of
 from services.wire.quote import quote_from_proto, quote_to_proto
 from services.wire.time import timestamp_to_proto
 from tapewatch.ingest.v1 import ingest_service_pb2 as pb
@@ -91,7 +91,14 @@ class IngestServicer(IngestServiceServicer):
         """Start a replay, or go on with one."""
         if self._draining.is_set():
             raise _draining_error()
-        replay = await self._replays.start(request.location, request.tape, list(request.symbols), request.speed)
+        replay = await self._replays.start(
+            request.location,
+            request.tape,
+            list(request.symbols),
+            request.speed,
+            time_of(request, "start_time"),
+            time_of(request, "end_time"),
+        )
         return pb.StartReplayResponse(replay=replay_to_proto(replay))
 
     async def GetReplay(self, request: pb.GetReplayRequest, context: Any) -> pb.GetReplayResponse:

@@ -1,13 +1,14 @@
 """Checks that requests of several services share."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from google.protobuf.message import Message
 
 from services.domain.errors import FieldViolation, InvalidRequestError
 from services.domain.quote import name_violations
-from services.wire.time import duration_from_proto
+from services.wire.time import duration_from_proto, optional_timestamp
 
 ITEMS_LIMIT = 1_000
 NAME_CHARACTERS_LIMIT = 200
@@ -31,6 +32,14 @@ def check_count(field: str, items: Sequence[Any], *, least: int = 1) -> None:
 def invalid(field: str, description: str) -> InvalidRequestError:
     """The error for one wrong field."""
     return InvalidRequestError([FieldViolation(field, description)])
+
+
+def time_of(message: Message, field: str) -> datetime | None:
+    """The request's optional time. Raises: InvalidRequestError outside years 1 to 9999."""
+    try:
+        return optional_timestamp(message, field)
+    except (OverflowError, ValueError) as error:
+        raise invalid(field, "lies outside years 1 to 9999") from error
 
 
 def length_violations(limit: int, fields: Mapping[str, str]) -> list[FieldViolation]:

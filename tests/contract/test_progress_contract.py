@@ -50,7 +50,9 @@ def progress(make: MakeProgress) -> Progress:
 
 
 def replay(tape: str = "run-1", state: ReplayState = ReplayState.RUNNING) -> Replay:
-    return Replay(tape, "s3://lake/lake", ("AAPL", "BRK.B"), 2.5, state, MOMENT, MOMENT, 7, 1, 9, MOMENT, "why")
+    return Replay(
+        tape, "s3://lake/lake", ("AAPL", "BRK.B"), 2.5, state, MOMENT, MOMENT, 7, 1, 9, MOMENT, "why", end=MOMENT
+    )
 
 
 def test_a_new_one_remembers_nothing(progress: Progress) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -31,6 +32,7 @@ from services.queue.sqlite import SqliteQueue
 from services.runtime.channels import open_channel
 from services.runtime.server import Lifetime
 from services.wire.quote import quote_to_proto
+from services.wire.time import timestamp_to_proto
 from tapewatch.ingest.v1 import coverage_pb2, replay_pb2
 from tapewatch.ingest.v1 import ingest_service_pb2 as pb
 from tapewatch.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
@@ -273,6 +275,23 @@ async def test_a_replay_over_the_wire(server: Server) -> None:
     assert coverage.accepted_quotes == replay.published_quotes
     assert coverage.freshness == coverage_pb2.FRESHNESS_FRESH
     assert coverage.last_event_time == replay.position
+
+
+async def test_a_replay_of_a_time_range_over_the_wire(server: Server) -> None:
+    start, end = datetime(2005, 1, 1, tzinfo=UTC), datetime(2006, 1, 1, tzinfo=UTC)
+    bounds = {"start_time": timestamp_to_proto(start), "end_time": timestamp_to_proto(end)}
+    request = pb.StartReplayRequest(location="bokeh", tape="year", symbols=["IBM"], **bounds)  # type: ignore[arg-type]
+    await server.stub.StartReplay(request)
+    async with asyncio.timeout(20):
+        while True:
+            replay = (await server.stub.GetReplay(pb.GetReplayRequest(tape="year"))).replay
+            if replay.state != replay_pb2.REPLAY_STATE_RUNNING:
+                break
+            await asyncio.sleep(0.05)
+    assert (replay.state, replay.published_quotes) == (replay_pb2.REPLAY_STATE_SUCCEEDED, 252)  # trading days
+    assert {name: getattr(replay, name) for name in bounds} == bounds
+    with pytest.raises(grpc.aio.AioRpcError, match=r"start_time.* outside years 1 to 9999"):
+        await server.stub.StartReplay(pb.StartReplayRequest(location="bokeh", start_time=Timestamp(seconds=10**12)))
 
 
 @pytest.mark.parametrize(

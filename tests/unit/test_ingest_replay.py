@@ -280,3 +280,30 @@ def test_an_unusable_progress_file_is_one_clear_sentence(tmp_path: Path) -> None
     (tmp_path / "ingest.db").write_bytes(b"not a database" * 1_000)
     with pytest.raises(NotConfiguredError, match="set INGEST_PATH to a writable file"):
         SqliteProgress(tmp_path / "ingest.db")
+
+
+async def test_a_replay_of_a_time_range_keeps_it_and_nonsense_is_refused(tmp_path: Path) -> None:
+    location = str(write_csv(tmp_path / "bars.csv", 400))
+    start, end = datetime(2024, 1, 2, 14, 30, tzinfo=UTC), datetime(2024, 1, 2, 18, 0, tzinfo=UTC)
+    async with world(tmp_path, batch_quotes=5) as first:
+        for bounds, sentence in (
+            ((end, start), "end_time.* 2024-01-02T14:30:00Z is not after start_time 2024-01-02T18:00:00Z"),
+            ((start, start), "no quote lies between them"),
+            ((now().replace(year=2999), None), "start_time.* is in the future: no quote is that new"),
+            ((None, datetime(1800, 1, 1, tzinfo=UTC)), "end_time.* lies before 1900: no quote is that old"),
+        ):
+            with pytest.raises(InvalidRequestError, match=sentence):
+                await first.replays.start(location, "run-1", [], 0, *bounds)
+        await first.replays.start(location, "run-1", [], 0, start, end)
+        await until(lambda: first.queue.statistics().sent >= 20)
+        await first.kill()
+    async with world(tmp_path, batch_quotes=5) as second:
+        await second.replays.resume()
+        replay = await second.ended("run-1")
+        assert (replay.state, replay.total_quotes, replay.published_quotes) == (ReplayState.SUCCEEDED, 210, 210)
+        assert (replay.start, replay.end) == (start, end)
+        assert [q.volume for q in drained(second.queue)] == [130 + i for i in range(210)]
+        with pytest.raises(
+            InvalidRequestError, match=r"plays .*bars\.csv from 2024-01-02T14:30:00Z before .*T18:00:00Z"
+        ):
+            await second.replays.start(location, "run-1", [], 0)

@@ -29,7 +29,7 @@ from tapewatch.ingest.v1 import replay_pb2 as tapewatch_dot_ingest_dot_v1_dot_re
 from tapewatch.market.v1 import quote_pb2 as tapewatch_dot_market_dot_v1_dot_quote__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tapewatch/ingest/v1/ingest_service.proto\x12\x13tapewatch.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\"tapewatch/ingest/v1/coverage.proto\x1a tapewatch/ingest/v1/replay.proto\x1a\x1ftapewatch/market/v1/quote.proto\"J\n\x14PublishQuotesRequest\x12\x32\n\x06quotes\x18\x01 \x03(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x06quotes\"U\n\x15PublishQuotesResponse\x12<\n\x07results\x18\x01 \x03(\x0b\x32\".tapewatch.ingest.v1.PublishResultR\x07results\"\xba\x01\n\rPublishResult\x12\x19\n\x08quote_id\x18\x01 \x01(\tR\x07quoteId\x12W\n\x0f\x61\x63knowledgement\x18\x02 \x01(\x0b\x32+.tapewatch.ingest.v1.PublishAcknowledgementH\x00R\x0f\x61\x63knowledgement\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\t\n\x07outcome\"y\n\x16PublishAcknowledgement\x12;\n\x0bingest_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ningestTime\x12\"\n\x0c\x64\x65\x64uplicated\x18\x02 \x01(\x08R\x0c\x64\x65\x64uplicated\"C\n\x13StreamQuotesRequest\x12\x18\n\x07symbols\x18\x01 \x03(\tR\x07symbols\x12\x12\n\x04tape\x18\x02 \x01(\tR\x04tape\"H\n\x14StreamQuotesResponse\x12\x30\n\x05quote\x18\x01 \x01(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x05quote\"t\n\x12StartReplayRequest\x12\x1a\n\x08location\x18\x01 \x01(\tR\x08location\x12\x12\n\x04tape\x18\x02 \x01(\tR\x04tape\x12\x18\n\x07symbols\x18\x03 \x03(\tR\x07symbols\x12\x14\n\x05speed\x18\x04 \x01(\x01R\x05speed\"J\n\x13StartReplayResponse\x12\x33\n\x06replay\x18\x01 \x01(\x0b\x32\x1b.tapewatch.ingest.v1.ReplayR\x06replay\"&\n\x10GetReplayRequest\x12\x12\n\x04tape\x18\x01 \x01(\tR\x04tape\"H\n\x11GetReplayResponse\x12\x33\n\x06replay\x18\x01 \x01(\x0b\x32\x1b.tapewatch.ingest.v1.ReplayR\x06replay\")\n\x13\x43\x61ncelReplayRequest\x12\x12\n\x04tape\x18\x01 \x01(\tR\x04tape\"K\n\x14\x43\x61ncelReplayResponse\x12\x33\n\x06replay\x18\x01 \x01(\x0b\x32\x1b.tapewatch.ingest.v1.ReplayR\x06replay\"B\n\x12GetCoverageRequest\x12\x18\n\x07symbols\x18\x01 \x03(\tR\x07symbols\x12\x12\n\x04tape\x18\x02 \x01(\tR\x04tape\"R\n\x13GetCoverageResponse\x12;\n\tcoverages\x18\x01 \x03(\x0b\x32\x1d.tapewatch.ingest.v1.CoverageR\tcoverages2\xe7\x04\n\rIngestService\x12j\n\rPublishQuotes\x12).tapewatch.ingest.v1.PublishQuotesRequest\x1a*.tapewatch.ingest.v1.PublishQuotesResponse(\x01\x30\x01\x12\x65\n\x0cStreamQuotes\x12(.tapewatch.ingest.v1.StreamQuotesRequest\x1a).tapewatch.ingest.v1.StreamQuotesResponse0\x01\x12`\n\x0bStartReplay\x12\'.tapewatch.ingest.v1.StartReplayRequest\x1a(.tapewatch.ingest.v1.StartReplayResponse\x12Z\n\tGetReplay\x12%.tapewatch.ingest.v1.GetReplayRequest\x1a&.tapewatch.ingest.v1.GetReplayResponse\x12\x63\n\x0c\x43\x61ncelReplay\x12(.tapewatch.ingest.v1.CancelReplayRequest\x1a).tapewatch.ingest.v1.CancelReplayResponse\x12`\n\x0bGetCoverage\x12\'.tapewatch.ingest.v1.GetCoverageRequest\x1a(.tapewatch.ingest.v1.GetCoverageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tapewatch/ingest/v1/ingest_service.proto\x12\x13tapewatch.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\"tapewatch/ingest/v1/coverage.proto\x1a tapewatch/ingest/v1/replay.proto\x1a\x1ftapewatch/market/v1/quote.proto\"J\n\x14PublishQuotesRequest\x12\x32\n\x06quotes\x18\x01 \x03(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x06quotes\"U\n\x15PublishQuotesResponse\x12<\n\x07results\x18\x01 \x03(\x0b\x32\".tapewatch.ingest.v1.PublishResultR\x07results\"\xba\x01\n\rPublishResult\x12\x19\n\x08quote_id\x18\x01 \x01(\tR\x07quoteId\x12W\n\x0f\x61\x63knowledgement\x18\x02 \x01(\x0b\x32+.tapewatch.ingest.v1.PublishAcknowledgementH\x00R\x0f\x61\x63knowledgement\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00R\x05\x65rrorB\t\n\x07outcome\"y\n\x16PublishAcknowledgement\x12;\n\x0bingest_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ningestTime\x12\"\n\x0c\x64\x65\x64uplicated\x18\x02 \x01(\x08R\x0c\x64\x65\x64uplicated\"C\n\x13StreamQuotesRequest\x12\x18\n\x07symbols\x18\x01 \x03(\tR\x07symbols\x12\x12\n\x04tape\x18\x02 \x01(\tR\x04tape\"H\n\x14StreamQuotesResponse\x12\x30\n\x05quote\x18\x01 \x01(\x0b\x32\x1a.tapewatch.market.v1.QuoteR\x05quote\"\xe6\x01\n\x12StartReplayRequest\x12\x1a\n\x08location\x18\x01 \x01(\tR\x08location\x12\x12\n\x04tape\x18\x02 \x01(\tR\x04tape\x12\x18\n\x07symbols\x18\x03 \x03(\tR\x07symbols\x12\x14\n\x05speed\x18\x04 \x01(\x01R\x05speed\x12\x39\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\"J\n\x13StartReplayResponse\x12\x33\n\x06replay\x18\x01 \x01(\x0b\x32\x1b.tapewatch.ingest.v1.ReplayR\x06replay\"&\n\x10GetReplayRequest\x12\x12\n\x04tape\x18\x01 \x01(\tR\x04tape\"H\n\x11GetReplayResponse\x12\x33\n\x06replay\x18\x01 \x01(\x0b\x32\x1b.tapewatch.ingest.v1.ReplayR\x06replay\")\n\x13\x43\x61ncelReplayRequest\x12\x12\n\x04tape\x18\x01 \x01(\tR\x04tape\"K\n\x14\x43\x61ncelReplayResponse\x12\x33\n\x06replay\x18\x01 \x01(\x0b\x32\x1b.tapewatch.ingest.v1.ReplayR\x06replay\"B\n\x12GetCoverageRequest\x12\x18\n\x07symbols\x18\x01 \x03(\tR\x07symbols\x12\x12\n\x04tape\x18\x02 \x01(\tR\x04tape\"R\n\x13GetCoverageResponse\x12;\n\tcoverages\x18\x01 \x03(\x0b\x32\x1d.tapewatch.ingest.v1.CoverageR\tcoverages2\xe7\x04\n\rIngestService\x12j\n\rPublishQuotes\x12).tapewatch.ingest.v1.PublishQuotesRequest\x1a*.tapewatch.ingest.v1.PublishQuotesResponse(\x01\x30\x01\x12\x65\n\x0cStreamQuotes\x12(.tapewatch.ingest.v1.StreamQuotesRequest\x1a).tapewatch.ingest.v1.StreamQuotesResponse0\x01\x12`\n\x0bStartReplay\x12\'.tapewatch.ingest.v1.StartReplayRequest\x1a(.tapewatch.ingest.v1.StartReplayResponse\x12Z\n\tGetReplay\x12%.tapewatch.ingest.v1.GetReplayRequest\x1a&.tapewatch.ingest.v1.GetReplayResponse\x12\x63\n\x0c\x43\x61ncelReplay\x12(.tapewatch.ingest.v1.CancelReplayRequest\x1a).tapewatch.ingest.v1.CancelReplayResponse\x12`\n\x0bGetCoverage\x12\'.tapewatch.ingest.v1.GetCoverageRequest\x1a(.tapewatch.ingest.v1.GetCoverageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,22 +48,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMQUOTESREQUEST']._serialized_end=768
   _globals['_STREAMQUOTESRESPONSE']._serialized_start=770
   _globals['_STREAMQUOTESRESPONSE']._serialized_end=842
-  _globals['_STARTREPLAYREQUEST']._serialized_start=844
-  _globals['_STARTREPLAYREQUEST']._serialized_end=960
-  _globals['_STARTREPLAYRESPONSE']._serialized_start=962
-  _globals['_STARTREPLAYRESPONSE']._serialized_end=1036
-  _globals['_GETREPLAYREQUEST']._serialized_start=1038
-  _globals['_GETREPLAYREQUEST']._serialized_end=1076
-  _globals['_GETREPLAYRESPONSE']._serialized_start=1078
-  _globals['_GETREPLAYRESPONSE']._serialized_end=1150
-  _globals['_CANCELREPLAYREQUEST']._serialized_start=1152
-  _globals['_CANCELREPLAYREQUEST']._serialized_end=1193
-  _globals['_CANCELREPLAYRESPONSE']._serialized_start=1195
-  _globals['_CANCELREPLAYRESPONSE']._serialized_end=1270
-  _globals['_GETCOVERAGEREQUEST']._serialized_start=1272
-  _globals['_GETCOVERAGEREQUEST']._serialized_end=1338
-  _globals['_GETCOVERAGERESPONSE']._serialized_start=1340
-  _globals['_GETCOVERAGERESPONSE']._serialized_end=1422
-  _globals['_INGESTSERVICE']._serialized_start=1425
-  _globals['_INGESTSERVICE']._serialized_end=2040
+  _globals['_STARTREPLAYREQUEST']._serialized_start=845
+  _globals['_STARTREPLAYREQUEST']._serialized_end=1075
+  _globals['_STARTREPLAYRESPONSE']._serialized_start=1077
+  _globals['_STARTREPLAYRESPONSE']._serialized_end=1151
+  _globals['_GETREPLAYREQUEST']._serialized_start=1153
+  _globals['_GETREPLAYREQUEST']._serialized_end=1191
+  _globals['_GETREPLAYRESPONSE']._serialized_start=1193
+  _globals['_GETREPLAYRESPONSE']._serialized_end=1265
+  _globals['_CANCELREPLAYREQUEST']._serialized_start=1267
+  _globals['_CANCELREPLAYREQUEST']._serialized_end=1308
+  _globals['_CANCELREPLAYRESPONSE']._serialized_start=1310
+  _globals['_CANCELREPLAYRESPONSE']._serialized_end=1385
+  _globals['_GETCOVERAGEREQUEST']._serialized_start=1387
+  _globals['_GETCOVERAGEREQUEST']._serialized_end=1453
+  _globals['_GETCOVERAGERESPONSE']._serialized_start=1455
+  _globals['_GETCOVERAGERESPONSE']._serialized_end=1537
+  _globals['_INGESTSERVICE']._serialized_start=1540
+  _globals['_INGESTSERVICE']._serialized_end=2155
 # @@protoc_insertion_point(module_scope)

@@ -197,6 +197,8 @@ class StartReplayRequest(_message.Message):
     TAPE_FIELD_NUMBER: _builtins.int
     SYMBOLS_FIELD_NUMBER: _builtins.int
     SPEED_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     location: _builtins.str
     """"bokeh", or a path on the server to a CSV file, a Parquet file, or a folder of either. Required."""
     tape: _builtins.str
@@ -207,6 +209,14 @@ class StartReplayRequest(_message.Message):
     def symbols(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these symbols, at most 1,000. Empty means all."""
 
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """First event_time to play. Unset means from the beginning."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """event_time before which to end, after start_time. Unset means to the end."""
+
     def __init__(
         self,
         *,
@@ -214,10 +224,12 @@ class StartReplayRequest(_message.Message):
         tape: _builtins.str = ...,
         symbols: _abc.Iterable[_builtins.str] | None = ...,
         speed: _builtins.float = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["location", b"location", "speed", b"speed", "symbols", b"symbols", "tape", b"tape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "location", b"location", "speed", b"speed", "start_time", b"start_time", "symbols", b"symbols", "tape", b"tape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

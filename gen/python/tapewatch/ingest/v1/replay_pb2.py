@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tapewatch/ingest/v1/replay.proto\x12\x13tapewatch.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x03\n\x06Replay\x12\x12\n\x04tape\x18\x01 \x01(\tR\x04tape\x12\x1a\n\x08location\x18\x02 \x01(\tR\x08location\x12\x18\n\x07symbols\x18\x03 \x03(\tR\x07symbols\x12\x14\n\x05speed\x18\x04 \x01(\x01R\x05speed\x12\x36\n\x05state\x18\x05 \x01(\x0e\x32 .tapewatch.ingest.v1.ReplayStateR\x05state\x12)\n\x10published_quotes\x18\x06 \x01(\x03R\x0fpublishedQuotes\x12!\n\x0ctotal_quotes\x18\x07 \x01(\x03R\x0btotalQuotes\x12\'\n\x0frejected_quotes\x18\x08 \x01(\x03R\x0erejectedQuotes\x12\x36\n\x08position\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08position\x12\x14\n\x05\x65rror\x18\n \x01(\tR\x05\x65rror\x12;\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime*\x96\x01\n\x0bReplayState\x12\x1c\n\x18REPLAY_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14REPLAY_STATE_RUNNING\x10\x01\x12\x1a\n\x16REPLAY_STATE_SUCCEEDED\x10\x02\x12\x17\n\x13REPLAY_STATE_FAILED\x10\x03\x12\x1a\n\x16REPLAY_STATE_CANCELLED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tapewatch/ingest/v1/replay.proto\x12\x13tapewatch.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x04\n\x06Replay\x12\x12\n\x04tape\x18\x01 \x01(\tR\x04tape\x12\x1a\n\x08location\x18\x02 \x01(\tR\x08location\x12\x18\n\x07symbols\x18\x03 \x03(\tR\x07symbols\x12\x14\n\x05speed\x18\x04 \x01(\x01R\x05speed\x12\x36\n\x05state\x18\x05 \x01(\x0e\x32 .tapewatch.ingest.v1.ReplayStateR\x05state\x12)\n\x10published_quotes\x18\x06 \x01(\x03R\x0fpublishedQuotes\x12!\n\x0ctotal_quotes\x18\x07 \x01(\x03R\x0btotalQuotes\x12\'\n\x0frejected_quotes\x18\x08 \x01(\x03R\x0erejectedQuotes\x12\x36\n\x08position\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08position\x12\x14\n\x05\x65rror\x18\n \x01(\tR\x05\x65rror\x12;\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x39\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime*\x96\x01\n\x0bReplayState\x12\x1c\n\x18REPLAY_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14REPLAY_STATE_RUNNING\x10\x01\x12\x1a\n\x16REPLAY_STATE_SUCCEEDED\x10\x02\x12\x17\n\x13REPLAY_STATE_FAILED\x10\x03\x12\x1a\n\x16REPLAY_STATE_CANCELLED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tapewatch.ingest.v1.replay_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLAYSTATE']._serialized_start=573
-  _globals['_REPLAYSTATE']._serialized_end=723
+  _globals['_REPLAYSTATE']._serialized_start=687
+  _globals['_REPLAYSTATE']._serialized_end=837
   _globals['_REPLAY']._serialized_start=91
-  _globals['_REPLAY']._serialized_end=570
+  _globals['_REPLAY']._serialized_end=684
 # @@protoc_insertion_point(module_scope)

@@ -70,6 +70,8 @@ class Replay(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     tape: _builtins.str
     """The tape it plays on; identifies the replay."""
     location: _builtins.str
@@ -104,6 +106,14 @@ class Replay(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """First event_time played. Unset means from the beginning."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """event_time before which it ends. Unset means to the end."""
+
     def __init__(
         self,
         *,
@@ -119,10 +129,12 @@ class Replay(_message.Message):
         error: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "position", b"position", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "position", b"position", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "location", b"location", "position", b"position", "published_quotes", b"published_quotes", "rejected_quotes", b"rejected_quotes", "speed", b"speed", "state", b"state", "symbols", b"symbols", "tape", b"tape", "total_quotes", b"total_quotes", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "location", b"location", "position", b"position", "published_quotes", b"published_quotes", "rejected_quotes", b"rejected_quotes", "speed", b"speed", "start_time", b"start_time", "state", b"state", "symbols", b"symbols", "tape", b"tape", "total_quotes", b"total_quotes", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

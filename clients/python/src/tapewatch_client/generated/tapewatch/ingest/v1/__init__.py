@@ -451,6 +451,20 @@ class Replay(betterproto2.Message):
     When it last changed.
     """
 
+    start_time: "datetime.datetime | None" = betterproto2.field(
+        13, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    First event_time played. Unset means from the beginning.
+    """
+
+    end_time: "datetime.datetime | None" = betterproto2.field(
+        14, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    event_time before which it ends. Unset means to the end.
+    """
+
 
 default_message_pool.register_message("tapewatch.ingest.v1", "Replay", Replay)
 
@@ -479,6 +493,20 @@ class StartReplayRequest(betterproto2.Message):
     speed: "float" = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
     """
     Event time over wall time. 0 means as fast as the mesh takes it.
+    """
+
+    start_time: "datetime.datetime | None" = betterproto2.field(
+        5, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    First event_time to play. Unset means from the beginning.
+    """
+
+    end_time: "datetime.datetime | None" = betterproto2.field(
+        6, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    event_time before which to end, after start_time. Unset means to the end.
     """
 
 
