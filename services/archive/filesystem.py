@@ -9,6 +9,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from services.domain.errors import NotConfiguredError
+from services.runtime.aws import default_region
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "file")
 """Of the URIs where lakes lie; pyarrow knows others, which are for tests (mock) or need more than a URI (hdfs)."""
@@ -35,10 +36,10 @@ _PERMISSION_OF = {
 def open_filesystem(location: str, setting: str = "") -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it, without a slash at its end. Nothing is asked of it yet.
 
-    S3 takes credentials from AWS's default chain, the region from `AWS_REGION` or `AWS_DEFAULT_REGION`, and another
-    endpoint than AWS's from `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`.
+    S3 takes credentials and region from AWS's default chain, and another endpoint than AWS's from
+    `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`.
 
-    Raises: NotConfiguredError naming `setting` when nobody knows such a location, or S3's region is missing.
+    Raises: NotConfiguredError naming `setting` when nobody knows such a location, or S3's region or profile is missing.
     """
     asks = f"set {setting} to" if setting else "name"
     if location.startswith(_S3):
@@ -60,9 +61,11 @@ def _open_s3(location: str, asks: str) -> tuple[fs.FileSystem, str]:
     parts = urlsplit(location)
     if not parts.netloc:
         raise NotConfiguredError(f"the lake {location!r} names no bucket", f"{asks} s3://bucket/prefix")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    region = default_region()
     if not region:
-        raise NotConfiguredError(f"the region of {location} is not known", "set AWS_REGION")
+        raise NotConfiguredError(
+            f"the region of {location} is not known", "set AWS_REGION, or AWS_PROFILE to a profile that has one"
+        )
     endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
     filesystem = fs.S3FileSystem(
         region=region,
@@ -81,8 +84,7 @@ def explain(error: Exception, location: str) -> str:
     if "ACCESS_DENIED" in text or "HTTP status 403" in text or "SIGNATURE" in text.upper():
         return f"AWS refuses the use of {location}: it needs credentials with {_denied(text)} ({text})"
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        return f"there is no bucket of {location} in {region} ({text})"
+        return f"there is no bucket of {location} in {default_region()} ({text})"
     if "HTTP status 301" in text or "PERMANENT_REDIRECT" in text:
         return f"the bucket of {location} is in another region: set AWS_REGION to its own ({text})"
     if "EXPIRED" in text.upper():

@@ -192,6 +192,28 @@ def open_client(service: str, region: str, resource: AwsResource, instead: str, 
         return session.client(service, config=config)
 
 
+def default_region() -> str:
+    """The region that AWS's default chain names: AWS_REGION, AWS_DEFAULT_REGION, or the profile's; empty without one.
+
+    For clients other than boto3's. Without boto3 the environment alone is asked.
+
+    Raises: NotConfiguredError when there is no such profile.
+    """
+    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+        return region
+    try:
+        from botocore import exceptions as aws
+        from botocore.session import Session
+    except ImportError:
+        return ""
+    try:
+        return Session().get_config_variable("region") or ""
+    except aws.ProfileNotFound as error:
+        raise NotConfiguredError(
+            f"AWS has no such profile here ({error})", "set AWS_PROFILE to one of yours"
+        ) from error
+
+
 def open_session(region: str, resource: AwsResource, instead: str) -> Any:
     """A boto3 session: the default chain's credentials, as they are now. The arguments are those of `open_client`.
 

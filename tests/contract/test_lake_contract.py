@@ -1,6 +1,9 @@
 """What every lake adapter must do, whatever file system is behind it."""
 
 import io
+import os
+import subprocess
+import sys
 import threading
 import uuid
 from dataclasses import replace
@@ -173,11 +176,38 @@ def test_a_wrong_secret_is_refused_with_the_permissions(versitygw: Server, monke
         layout.read_quotes(uri)
 
 
-def test_s3_without_a_region_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+def test_s3_without_a_region_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(NotConfiguredError, match="set AWS_REGION"):
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "nothing"))
+    with pytest.raises(NotConfiguredError, match="set AWS_REGION, or AWS_PROFILE"):
         FileSystemLake("s3://somewhere/lake")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(NotConfiguredError, match=r"nobody.*set AWS_PROFILE to one of yours"):
+        FileSystemLake("s3://somewhere/lake")
+
+
+def test_a_profile_brings_region_and_credentials(
+    versitygw: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = bucket(versitygw, monkeypatch)
+    keys = "".join(f"{name.lower()} = {CREDENTIALS[name]}\n" for name in CREDENTIALS if "KEY" in name)
+    (tmp_path / "config").write_text(f"[profile analyst]\nregion = {REGION}\n")
+    (tmp_path / "credentials").write_text(f"[analyst]\n{keys}")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | {
+        "AWS_CONFIG_FILE": str(tmp_path / "config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
+        "AWS_PROFILE": "analyst",
+        "AWS_ENDPOINT_URL_S3": versitygw.url,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    # A process of its own: AWS's SDK in Arrow reads the files once.
+    code = (
+        "import sys; from services.gateway.lake import FileSystemLake; "
+        "from tests.contract.test_lake_contract import quotes; FileSystemLake(sys.argv[1]).write_quotes(quotes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, uri], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_a_killed_writer_left_is_not_read_and_goes(tmp_path: Path) -> None:
