@@ -32,6 +32,19 @@ _PERMISSION_OF = {
 }
 """By the operation of S3 that pyarrow's error names."""
 
+_LASTING = (
+    "ACCESS_DENIED",
+    "EXPIRED",
+    "HTTP STATUS 301",
+    "HTTP STATUS 403",
+    "NO_SUCH_BUCKET",
+    "NOSUCHBUCKET",
+    "PERMANENT_REDIRECT",
+    "READ-ONLY FILE SYSTEM",
+    "SIGNATURE",
+)
+"""What the errors say that `explain` knows a remedy for, in capitals."""
+
 
 def open_filesystem(location: str, setting: str = "") -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it, without a slash at its end. Nothing is asked of it yet.
@@ -92,6 +105,14 @@ def explain(error: Exception, location: str) -> str:
     if "HTTP status 400" in text and "No response body" in text:  # S3's answer to HEAD never says why
         return f"S3 refuses {location} without a word, as it does when AWS credentials have expired ({text})"
     return f"{location}: {text}"
+
+
+def is_lasting(error: Exception) -> bool:
+    """Whether a file system refuses, until somebody does something, rather than being away for a moment."""
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+        return True
+    text = str(error)
+    return "HTTP status 400" in text or any(word in text.upper() for word in _LASTING)
 
 
 def _denied(text: str) -> str:

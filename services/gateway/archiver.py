@@ -15,6 +15,7 @@ QUOTES = "quotes"
 CHANGES = "changes"
 _LOOK_SECONDS = 1.0
 _READ_ROWS = 1_000
+HEALTH_SERVICE_LAKE = "tapewatch.gateway.lake"
 _log = logging.getLogger(__name__)
 
 
@@ -40,10 +41,20 @@ class Archiver:
         lake: Where the parts go.
         flush_rows: Rows in a full part.
         flush_seconds: Longest time that a row waits for its part to fill.
+        on_health: Told after each attempt why the lake cannot be written; nothing when it can.
     """
 
-    def __init__(self, store: Store, lake: Lake, flush_rows: int, flush_seconds: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        lake: Lake,
+        flush_rows: int,
+        flush_seconds: float,
+        on_health: Callable[[str], None] = lambda problem: None,
+    ) -> None:
         self._store = store
+        self._lake = lake
+        self._on_health = on_health
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
         self._streams = (
@@ -52,19 +63,29 @@ class Archiver:
         )
 
     async def run(self, draining: asyncio.Event) -> None:
-        """Write parts as they fill, and every `flush_seconds` what waits, until `draining` is set."""
+        """Write parts as they fill, and every `flush_seconds` what waits, until `draining` is set.
+
+        The lake is checked first, and while it fails: what waits for a part to fill must not hide that.
+        """
         loop = asyncio.get_running_loop()
         flushed = loop.time()
         failures = 0
+        checked = False
         while not draining.is_set():
             partial = loop.time() - flushed >= self._flush_seconds
             try:
+                if not checked:
+                    await asyncio.to_thread(self._lake.check)
+                    checked = True
                 await asyncio.to_thread(self.write, partial)
                 if partial:
                     flushed = loop.time()
                 failures = 0
+                self._on_health("")
             except UNUSABLE as error:
                 failures += 1
+                checked = False
+                self._on_health(error.message)
                 _log.warning("the lake waits: %s", error.message)
                 await stopped_within(pause_seconds(error, failures), draining)
             await stopped_within(_LOOK_SECONDS, draining)

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from services.archive import lake as layout
-from services.archive.filesystem import explain, make_folder, open_filesystem
+from services.archive.filesystem import explain, is_lasting, make_folder, open_filesystem
 from services.domain.alert import AlertChange
-from services.domain.errors import DependencyUnavailableError
+from services.domain.errors import DependencyUnavailableError, NotConfiguredError
 from services.domain.score import RecordedQuote
 from services.runtime.durable_file import WRITING, replacing
 
@@ -39,6 +39,9 @@ _CHANGE_FIELDS: "list[tuple[str, pa.DataType]]" = [
     ("peak_quote_id", pa.string()),
     ("summary", pa.string()),
 ]
+_CHECK = "write-check"
+"""What `check` writes, beside the folders of parts."""
+
 CHANGES_SCHEMA = pa.schema(_CHANGE_FIELDS)
 """An alert after each of its changes, as `changes/dt=YYYY-MM-DD/part-<first>-<last>.parquet`."""
 
@@ -69,6 +72,22 @@ class FileSystemLake:
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._filesystem, self._root = open_filesystem(uri, "LAKE_URI")
+
+    def check(self) -> None:
+        """Write an empty file at the root: another look would not show that parts can be written."""
+        path = f"{self._root}/{_CHECK}"
+        try:
+            make_folder(self._filesystem, self._root)
+            with self._filesystem.open_output_stream(path):
+                pass
+            if isinstance(self._filesystem, fs.LocalFileSystem):
+                Path(path).unlink(missing_ok=True)  # on S3 it stays: to delete is a permission that nothing else needs
+        except (OSError, pa.ArrowException) as error:
+            why = explain(error, self._uri)
+            if is_lasting(error):
+                fix = "mend that, or set LAKE_URI to another place, or to none"
+                raise NotConfiguredError(f"the lake cannot be written: {why}", fix) from error
+            raise DependencyUnavailableError("lake", why, retry_delay_seconds=2.0) from error
 
     def write_quotes(self, quotes: Sequence[RecordedQuote]) -> None:
         """One part per UTC day of recording."""

@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from services.domain.errors import UNUSABLE, NotConfiguredError, TapewatchError
+from services.domain.errors import UNUSABLE, DependencyUnavailableError, NotConfiguredError, TapewatchError
 from services.gateway.alert_push import HEALTH_SERVICE_PUSH, AlertPush
 from services.gateway.alert_servicer import AlertServicer
-from services.gateway.archiver import Archiver
+from services.gateway.archiver import HEALTH_SERVICE_LAKE, Archiver
 from services.gateway.change_feed import ChangeFeed
 from services.gateway.dax import DaxDetections
 from services.gateway.detection_servicer import DetectionServicer
@@ -25,6 +25,7 @@ from tapewatch.gateway.v1 import alert_service_pb2, detection_service_pb2
 from tapewatch.gateway.v1.alert_service_pb2_grpc import add_AlertServiceServicer_to_server
 from tapewatch.gateway.v1.detection_service_pb2_grpc import add_DetectionServiceServicer_to_server
 
+_LAKE_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -86,16 +87,46 @@ async def _start_push(lifetime: Lifetime, settings: GatewaySettings, store: Stor
         host=settings.appsync_host,
     )
     lifetime.on_close(publisher.close)
+    on_health = await _on_health(lifetime, HEALTH_SERVICE_PUSH)
+    lifetime.spawn(AlertPush(store, feed, publisher, on_health).run(lifetime.draining), "alert push")
+
+
+async def _on_health(lifetime: Lifetime, service: str) -> Callable[[str], None]:
+    """What tells health, under a name of its own, why something that recording does not wait for does not work."""
     told: str | None = None
 
     def on_health(problem: str) -> None:
         nonlocal told
         if problem != told:
             told = problem
-            lifetime.spawn(lifetime.health.tell(HEALTH_SERVICE_PUSH, not problem, problem), "health of the push")
+            lifetime.spawn(lifetime.health.tell(service, not problem, problem), f"health of {service}")
 
-    await lifetime.health.tell(HEALTH_SERVICE_PUSH, None)
-    lifetime.spawn(AlertPush(store, feed, publisher, on_health).run(lifetime.draining), "alert push")
+    await lifetime.health.tell(service, None)
+    return on_health
+
+
+async def _open_lake(uri: str) -> FileSystemLake:
+    """The lake, checked. One that is away, or slow to answer, is left to the archiver, which tries again.
+
+    Raises: NotConfiguredError when it refuses to be written: a start is when somebody looks.
+    """
+    lake = FileSystemLake(uri)
+    try:
+        await asyncio.wait_for(asyncio.to_thread(lake.check), _LAKE_SECONDS)
+    except TimeoutError:
+        _log.warning("the lake %s has not answered for %.0f s; the gateway starts without it", uri, _LAKE_SECONDS)
+    except DependencyUnavailableError as error:
+        _log.warning("the gateway starts without the lake: %s", error.message)
+    return lake
+
+
+async def _start_archiver(lifetime: Lifetime, settings: GatewaySettings, store: Store) -> None:
+    """Write the lake; health has `tapewatch.gateway.lake` for it."""
+    lake = await _open_lake(settings.lake)
+    on_health = await _on_health(lifetime, HEALTH_SERVICE_LAKE)
+    archiver = Archiver(store, lake, settings.lake_flush_rows, settings.lake_flush_seconds, on_health)
+    lifetime.on_close(lambda: _write_the_rest(archiver))
+    lifetime.spawn(archiver.run(lifetime.draining), "archiver")
 
 
 async def build(lifetime: Lifetime, settings: GatewaySettings) -> Sequence[Mount]:
@@ -103,10 +134,7 @@ async def build(lifetime: Lifetime, settings: GatewaySettings) -> Sequence[Mount
     store = await asyncio.to_thread(open_store, settings)
     lifetime.on_close(store.close)
     if settings.lake:
-        lake = FileSystemLake(settings.lake)
-        archiver = Archiver(store, lake, settings.lake_flush_rows, settings.lake_flush_seconds)
-        lifetime.on_close(lambda: _write_the_rest(archiver))
-        lifetime.spawn(archiver.run(lifetime.draining), "archiver")
+        await _start_archiver(lifetime, settings, store)
     lifetime.need("the store", lambda: asyncio.to_thread(store.check))
     feed = ChangeFeed(store)
     lifetime.spawn(feed.follow(lifetime.draining), "change feed")

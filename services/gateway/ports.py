@@ -228,6 +228,13 @@ class Store(Protocol):
 class Lake(Protocol):
     """Files for those who come later: replay, training, queries. Writing a part again replaces it by an equal one."""
 
+    def check(self) -> None:
+        """Returns when it can be written.
+
+        Raises: NotConfiguredError when somebody has to do something first, DependencyUnavailableError when it is away.
+        """
+        ...
+
     def write_quotes(self, quotes: Sequence[RecordedQuote]) -> None:
         """Make one part of quotes with neighbouring sequences durable.
 

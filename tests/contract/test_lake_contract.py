@@ -97,6 +97,15 @@ def test_part_is_named_by_day_and_sequences_and_sorted_by_symbol(opened: Opened)
     assert table["sequence"].to_pylist() == [1, 3, 2, 4]
 
 
+def test_the_check_writes_and_leaves_nothing_that_readers_see(opened: Opened) -> None:
+    opened.lake.check()
+    opened.lake.check()
+    opened.lake.write_quotes(quotes())
+    assert [path for path in opened.files() if path.endswith(".parquet")] == [
+        "quotes/dt=2024-03-18/part-000000000001-000000000004.parquet"
+    ]
+
+
 def test_days_of_recording_have_parts_of_their_own(opened: Opened) -> None:
     first, second, third, fourth = quotes()
     opened.lake.write_quotes([first, second, replace(third, record_time=TOMORROW), replace(fourth, record_time=NOW)])
@@ -163,6 +172,8 @@ def test_a_bucket_that_is_missing_is_named(versitygw: Server, monkeypatch: pytes
     uri = bucket(versitygw, monkeypatch).replace("lake-", "nothing-")
     with pytest.raises(DependencyUnavailableError, match=r"no bucket of s3://nothing-.* in eu-central-1"):
         FileSystemLake(uri).write_quotes(quotes())
+    with pytest.raises(NotConfiguredError, match=r"no bucket of s3://nothing-.*set LAKE_URI"):
+        FileSystemLake(uri).check()
     with pytest.raises(InvalidRequestError, match="s3://nothing-"):
         layout.read_quotes(uri)
 
@@ -172,6 +183,8 @@ def test_a_wrong_secret_is_refused_with_the_permissions(versitygw: Server, monke
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(DependencyUnavailableError, match="s3:PutObject"):
         FileSystemLake(uri).write_quotes(quotes())
+    with pytest.raises(NotConfiguredError, match=f"cannot be written.* {uri}: it needs credentials with s3:PutObject"):
+        FileSystemLake(uri).check()
     with pytest.raises(InvalidRequestError, match="s3:GetObject"):
         layout.read_quotes(uri)
 

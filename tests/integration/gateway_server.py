@@ -37,9 +37,8 @@ class Gateway:
 @asynccontextmanager
 async def running_gateway(folder: Path, **changed: Any) -> AsyncIterator[Gateway]:
     """A gateway on the store and the lake in `folder`, with changed settings; drained at the end."""
-    settings = GatewaySettings(
-        grpc_port=0, store_path=folder / "store.db", lake_uri=str(folder / "lake"), shutdown_grace_seconds=5, **changed
-    )
+    chosen = {"lake_uri": str(folder / "lake"), **changed}
+    settings = GatewaySettings(grpc_port=0, store_path=folder / "store.db", shutdown_grace_seconds=5, **chosen)
     async with (
         served("gateway", settings, lambda lifetime: build(lifetime, settings)) as server,
         grpc.aio.insecure_channel(server.address) as channel,

@@ -11,13 +11,17 @@ import pytest
 
 from services.archive import lake as layout
 from services.domain.alert import AlertChange
-from services.domain.errors import DependencyUnavailableError
+from services.domain.errors import DependencyUnavailableError, NotConfiguredError
 from services.domain.score import RecordedQuote
-from services.gateway.archiver import Archiver
+from services.gateway.archiver import HEALTH_SERVICE_LAKE, Archiver
 from services.gateway.lake import FileSystemLake
 from services.gateway.ports import Archived
 from services.gateway.sqlite import SqliteStore
+from services.runtime.health import address_health, address_serving
+from services.runtime.settings import ClientSettings
 from tests.gateway_quotes import NOW, adding, opening, scored, spike
+from tests.integration.gateway_server import running_gateway
+from tests.servers.process import CREDENTIALS, free_port
 
 
 class Killed(BaseException):
@@ -222,6 +226,56 @@ async def test_waiting_rows_are_flushed_after_a_while(
     await archived(store, 5)
     draining.set()
     await running
+
+
+async def test_a_lake_that_cannot_be_written_is_told_before_there_is_a_part_and_when_it_can_again(
+    tmp_path: Path,
+) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    told: list[str] = []
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    lake = tmp_path / "taken" / "lake"
+    archiver = Archiver(store, FileSystemLake(str(lake)), flush_rows=10, flush_seconds=0.1, on_health=told.append)
+    draining = asyncio.Event()
+    running = asyncio.create_task(archiver.run(draining))
+    async with asyncio.timeout(20):
+        while not told:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert "the lake cannot be written" in told[0]
+        assert str(lake) in told[0]
+        assert store.last_quote() == 0
+        (tmp_path / "taken").unlink()
+        fill(store, 5)
+        while told[-1] or not lake.exists() or not parts(lake, "quotes"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    draining.set()
+    await running
+    assert sequences(lake, "quotes") == [1, 2, 3, 4, 5]
+    store.close()
+
+
+async def test_a_gateway_whose_lake_refuses_does_not_start_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "lake").write_text("a file where the folder should be")
+    with pytest.raises(NotConfiguredError, match=f"the lake cannot be written: .*{tmp_path}/lake.*set LAKE_URI"):
+        async with running_gateway(tmp_path):
+            pass
+
+
+async def test_a_gateway_whose_lake_is_away_serves_and_health_says_so_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr("services.gateway.main._LAKE_SECONDS", 0.5)
+    async with running_gateway(tmp_path, lake_uri="s3://bucket/lake") as gateway:
+        assert await address_serving(gateway.address, ClientSettings())
+        words = ""
+        async with asyncio.timeout(60):
+            while not words.startswith("not serving"):
+                await asyncio.sleep(0.1)
+                words = (await address_health(gateway.address, ClientSettings(), 2.0, HEALTH_SERVICE_LAKE)).words
+        assert "s3://bucket/lake" in words
 
 
 @pytest.mark.parametrize("lost", [3, 5])
