@@ -10,7 +10,7 @@ from services.cli.settings import MeshSettings
 from services.dispatch.settings import DispatchSettings
 from services.gateway.settings import GatewaySettings
 from services.ingest.settings import IngestSettings
-from services.runtime.settings import Settings
+from services.runtime.settings import FunctionSettings, Settings
 from services.scorer.settings import RunOnceSettings, ScorerSettings
 
 _USERS: tuple[tuple[str, type[Settings]], ...] = (
@@ -19,6 +19,7 @@ _USERS: tuple[tuple[str, type[Settings]], ...] = (
     ("scorer", ScorerSettings),
     ("run-once", RunOnceSettings),
     ("gateway", GatewaySettings),
+    ("function", FunctionSettings),
     ("command", MeshSettings),
 )
 

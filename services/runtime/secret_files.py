@@ -18,6 +18,7 @@ from typing import Final
 
 from services.domain.errors import NotConfiguredError, TapewatchError
 from services.runtime.aws import AwsResource, open_client
+from services.runtime.settings import FunctionSettings
 from services.runtime.stopping import stopped_within
 
 FILES: Final = {"TLS_CERT_FILE": "TLS_CERT_PEM", "TLS_KEY_FILE": "TLS_KEY_PEM", "TLS_CA_FILE": "TLS_CA_PEM"}
@@ -105,15 +106,16 @@ class LambdaSecrets:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._asked = clock()
-        self._arn = os.environ.get(TLS_SECRET_ARN, "")
+        settings = FunctionSettings()
+        self._arn = settings.tls_secret_arn
         self._paths: Mapping[str, str] = {}
         if self._arn:
             folder = Path(tempfile.mkdtemp(prefix="tls-"))
             self._paths = {variable: str(folder / f"{field}.pem") for variable, field in FIELDS.items()}
             refresh_secret_files(self._arn, self._paths)
             os.environ |= self._paths
-        if token := os.environ.get(TOKEN_SECRET_ARN, ""):
-            os.environ["AUTH_TOKEN"] = _value(token, TOKEN_SECRET_ARN)
+        if settings.token_secret_arn:
+            os.environ["AUTH_TOKEN"] = _value(settings.token_secret_arn, TOKEN_SECRET_ARN)
 
     async def refresh(self) -> None:
         """Ask for newer certificates, where it is time to; soon done, whatever becomes of it."""

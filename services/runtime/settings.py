@@ -37,6 +37,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
 
+class FunctionSettings(Settings):
+    """What the dispatch Lambda asks Secrets Manager for when its environment starts: nobody puts files there."""
+
+    tls_secret_arn: str = Field("", description="Secrets Manager secret with the certificate, key and authority's PEMs")
+    token_secret_arn: str = Field(
+        "", description="Secrets Manager secret with the token, which the Lambda takes for `AUTH_TOKEN`"
+    )
+
+
 class TelemetrySettings(Settings):
     """Logs, traces and metrics."""
 

@@ -13,6 +13,11 @@ def test_readme_has_the_table_that_the_command_prints() -> None:
     assert between.strip() == table(), "paste the output of `tapewatch settings` between the marks"
 
 
+def test_what_only_the_lambda_reads_is_there_too() -> None:
+    (row,) = (row for row in table().splitlines() if row.startswith("| `TOKEN_SECRET_ARN` |"))
+    assert row.split(" | ")[2] == "function"
+
+
 def test_every_setting_is_described() -> None:
     for row in table().splitlines()[2:]:
         name, _, who, what = (cell.strip() for cell in row.strip("|").split(" | "))
