@@ -6,6 +6,7 @@ RunTask, as processes behind a validator of its limits. ministack keeps everythi
 """
 
 import asyncio
+import importlib.util
 import json
 import os
 import shutil
@@ -71,14 +72,26 @@ class Made:
     api_key: str
 
 
-@contextmanager
-def ministack(program: Path, port: int, folder: Path) -> Iterator[str]:
-    """Ministack on loopback; its URL. Raises: NotConfiguredError, DependencyUnavailableError when it cannot run."""
+def _check(program: Path, code: Path, port: int) -> None:
+    """Whether everything is there that this needs. Raises: NotConfiguredError naming what is not."""
     if not program.is_file():
         raise NotConfiguredError(f"ministack is not at {program}", "set --ministack to it (`make tools` installs it)")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise NotConfiguredError(f"port {port} is in use", "set --port to a free one")
+    if not code.is_file():
+        raise NotConfiguredError(
+            f"the function's zip is not at {code}", "set --function to it (`make lambda-zip` makes it)"
+        )
+    if importlib.util.find_spec("boto3") is None:
+        raise NotConfiguredError(
+            "the mesh on AWS's services needs boto3", "install it (pip install -e '.[aws]'), or use `tapewatch up`"
+        )
+
+
+@contextmanager
+def ministack(program: Path, port: int, folder: Path) -> Iterator[str]:
+    """Ministack on loopback; its URL. Raises: DependencyUnavailableError when it cannot run."""
     log = folder / "logs" / "ministack.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {
@@ -159,12 +172,8 @@ def make_resources(url: str, code: Path, settings: MeshSettings, scorers: int, m
     In mode `warm` the function takes from the queue; in the others the dispatcher does, which launches one-shot scorers
     by RunTask, with its ledger in DynamoDB and its batches in S3.
 
-    Raises: NotConfiguredError when boto3 or the zip is missing.
+    Raises: NotConfiguredError, DependencyUnavailableError when ministack refuses.
     """
-    if not code.is_file():
-        raise NotConfiguredError(
-            f"the function's zip is not at {code}", "set --function to it (`make lambda-zip` makes it)"
-        )
     resource = AwsResource("AWS", "endpoint", url, "AWS_ENDPOINT_URL", ("*",), _REGION)
     session = open_session(_REGION, resource, "use `tapewatch up`")
     with resource.translated():
@@ -297,6 +306,7 @@ def _define_task(ecs: Any, settings: MeshSettings) -> None:
 def up_aws_local(program: Path, code: Path, port: int, options: UpOptions, console: Console) -> int:
     """Start ministack, make everything in it, and keep the mesh up until Ctrl-C; then stop both. The exit code."""
     settings = MeshSettings()
+    _check(program, code, port)  # before anything of an earlier run is thrown away
     folder = settings.tapewatch_dir.absolute() / FOLDER
     shutil.rmtree(folder, ignore_errors=True)  # positions in it are those of a ministack that is gone
     folder.mkdir(parents=True)

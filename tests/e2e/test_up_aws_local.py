@@ -125,7 +125,10 @@ def test_tasks_are_launched_for_the_batches_of_the_queue(
     assert not listens(port)
 
 
-def test_what_is_missing_is_told_in_one_sentence(mesh: Mesh, tmp_path: Path) -> None:
+def test_what_is_missing_is_told_in_one_sentence_and_an_earlier_runs_folder_stays(mesh: Mesh, tmp_path: Path) -> None:
+    kept = mesh.folder / "aws-local" / "logs" / "gateway.log"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("of an earlier run")
     without = mesh.command("up-aws-local", "--ministack", str(tmp_path / "none"), "--port", str(free_port()))
     assert without.returncode == 2
     assert "ministack is not at" in without.stderr
@@ -140,3 +143,13 @@ def test_what_is_missing_is_told_in_one_sentence(mesh: Mesh, tmp_path: Path) -> 
     no_zip = mesh.command("up-aws-local", "--ministack", program, "--function", "none.zip", "--port", str(free_port()))
     assert no_zip.returncode == 2
     assert "make lambda-zip" in no_zip.stderr
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "sitecustomize.py").write_text("import sys\nsys.modules['boto3'] = None\n")
+    (tmp_path / "code.zip").write_bytes(b"")
+    paths = [str(tmp_path / "hidden"), mesh.environment.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")]
+    mesh.environment |= {"PYTHONPATH": os.pathsep.join(paths)}
+    options = ["--function", str(tmp_path / "code.zip"), "--port", str(free_port())]
+    no_boto3 = mesh.command("up-aws-local", "--ministack", program, *options)
+    assert no_boto3.returncode == 2
+    assert "needs boto3" in no_boto3.stderr
+    assert kept.read_text() == "of an earlier run"
