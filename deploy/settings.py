@@ -26,6 +26,12 @@ _MODELS = REPOSITORY / "services" / "scorer" / "models"
 VISIBILITY_FACTOR = 6
 """Visibility over the Lambda's timeout: AWS's own advice, so that no batch comes again while it is being worked on."""
 
+_FIFO: Final = ".fifo"
+_DEAD: Final = "_dead"
+_QUEUE_STEM: Final = re.compile(r"[A-Za-z0-9_-]+")
+_QUEUE_CHARACTERS: Final = 80
+"""SQS's limit, the suffix included."""
+
 _DAY = "(SUN|MON|TUE|WED|THU|FRI|SAT)"
 _DAYS = re.compile(rf"{_DAY}(-{_DAY})?(,{_DAY}(-{_DAY})?)*")
 _NETWORK_PREFIXES: Final = range(16, 19)
@@ -74,6 +80,17 @@ def _timezone(name: str) -> str:
 def _days(text: str) -> str:
     if not _DAYS.fullmatch(text):
         raise ValueError(f"{text!r} must be days like MON-FRI or MON,WED,FRI")
+    return text
+
+
+def _queue_name(text: str) -> str:
+    if not _QUEUE_STEM.fullmatch(text.removesuffix(_FIFO)) or not text.endswith(_FIFO):
+        raise ValueError(f"{text!r} must be letters, digits, _ and -, and end in {_FIFO}")
+    if len(text) > (most := _QUEUE_CHARACTERS - len(_DEAD)):
+        raise ValueError(
+            f"{text!r} has {len(text)} characters; {most} are allowed: SQS takes {_QUEUE_CHARACTERS}, and the dead "
+            f"letters' queue is called the same with {_DEAD}"
+        )
     return text
 
 
@@ -140,9 +157,19 @@ class MarketHours(_Section):
 class Queue(_Section):
     """The quote queue."""
 
+    name: Annotated[str, AfterValidator(_queue_name)] = "market_queue.fifo"
     max_receive_count: int = Field(1000, ge=1, le=1000)
     retention_days: int = Field(14, ge=1, le=14)
     oldest_message_alarm_seconds: int = Field(300, ge=60)
+
+    @property
+    def dead_letters_name(self) -> str:
+        """The name of the queue beside it.
+
+        >>> Queue().dead_letters_name
+        'market_queue_dead.fifo'
+        """
+        return self.name.removesuffix(_FIFO) + _DEAD + _FIFO
 
 
 class Dispatch(_Section):

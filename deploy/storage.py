@@ -17,8 +17,6 @@ from deploy.network import PORTS
 from deploy.settings import DeploySettings
 from services.runtime.dynamodb_table import EXPIRES, PARTITION, SORT
 
-QUEUE_NAME: Final = "market_queue.fifo"
-DEAD_LETTER_QUEUE_NAME: Final = "market_queue_dead.fifo"
 EXPORT_PREFIX: Final = "export"
 BATCHES_PREFIX: Final = "batches"
 """Manifests and reports of one-shot tasks."""
@@ -72,7 +70,7 @@ class StorageStack(Stack):
         dead_letters = sqs.Queue(
             self,
             "DeadLetters",
-            queue_name=DEAD_LETTER_QUEUE_NAME,
+            queue_name=settings.queue.dead_letters_name,
             fifo=True,
             encryption=sqs.QueueEncryption.SQS_MANAGED,
             enforce_ssl=True,
@@ -82,7 +80,7 @@ class StorageStack(Stack):
         queue = sqs.Queue(
             self,
             "Queue",
-            queue_name=QUEUE_NAME,
+            queue_name=settings.queue.name,
             fifo=True,
             content_based_deduplication=False,  # the sender's id says what is equal
             deduplication_scope=sqs.DeduplicationScope.MESSAGE_GROUP,

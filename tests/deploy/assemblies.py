@@ -14,6 +14,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
               "keep_data": False},
     "production": {"serving": {"events": True, "dax": True, "oidc_issuer": "https://login.example.com"},
                    "network": {"nat_gateways": 1}, "ingest": {"source": "yahoo"}, "audit": {"lock_mode": "COMPLIANCE"},
+                   "queue": {"name": "equities-US.fifo"},
                    "gateway": {"count": 3, "cpu": 1024, "memory_mib": 2048}, "architecture": "x86_64",
                    "availability_zones": ["eu-central-1a", "eu-central-1b", "eu-central-1c"],
                    "monitoring": {"email": "surveillance@example.com"}},

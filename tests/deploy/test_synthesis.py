@@ -87,6 +87,13 @@ def test_the_table_is_the_one_that_create_table_makes(synthesized: Synthesize) -
     assert table["DeletionProtectionEnabled"] is True
 
 
+def test_another_name_of_the_queue_is_its_dead_letters_too_and_nothing_names_another(synthesized: Synthesize) -> None:
+    production = synthesized("production")
+    names = {str(p["QueueName"]) for _, p in production.resources("AWS::SQS::Queue")}
+    assert names == {"equities-US.fifo", "equities-US_dead.fifo"}
+    assert all("market_queue" not in path.read_text() for path in production.template_files())
+
+
 def test_the_queue_is_fifo_in_high_throughput_mode_and_patient(synthesized: Synthesize) -> None:
     queues = {str(p["QueueName"]): p for _, p in synthesized("tasks").resources("AWS::SQS::Queue")}
     queue, dead = queues["market_queue.fifo"], queues["market_queue_dead.fifo"]
@@ -573,6 +580,13 @@ def test_glue_has_the_columns_that_the_gateway_writes(synthesized: Synthesize) -
         ({"availability_zones": ["us-east-1a", "us-east-1b"]}, "us-east-1a, us-east-1b is not in eu-central-1"),
         ({"queue": {"surprise": 1}}, "queue.surprise"),
         (
+            {"queue": {"name": "market_queue"}},
+            "queue.name: 'market_queue' must be letters, digits, _ and -, and end in .fifo",
+        ),
+        ({"queue": {"name": ".fifo"}}, "must be letters"),
+        ({"queue": {"name": "a queue.fifo"}}, "must be letters"),
+        ({"queue": {"name": "q" * 71 + ".fifo"}}, "has 76 characters; 75 are allowed: SQS takes 80"),
+        (
             {"network": {"cidr": "banana"}},
             "network.cidr: Expected 4 octets in 'banana': must be a network",
         ),
@@ -617,7 +631,9 @@ def test_settings_that_can_be_deployed_are_taken() -> None:
         monitoring={"email": "surveillance@example.org"},
         ingest={"symbols": "brk-b, ^GSPC"},
         dispatch={"max_concurrent_tasks": 1_000},
+        queue={"name": "q" * 70 + ".fifo"},
     )
     assert taken.ingest.symbols == "brk-b, ^GSPC"
+    assert len(taken.queue.dead_letters_name) == 80
     for kind in ("dax.t2.small", "dax.t3.medium", "dax.r4.large", "dax.r5.xlarge", "dax.r7i.2xlarge"):
         assert read(serving={"dax_node_type": kind}).serving.dax_node_type == kind
