@@ -3,6 +3,7 @@
 The very Lambda zip runs behind an event source mapping of an SQS FIFO queue; quotes, scores and alerts are in DynamoDB,
 the lake in S3, and alerts are pushed over AppSync Events. In task mode the dispatcher launches one-shot scorers by ECS
 RunTask, as processes behind a validator of its limits. ministack keeps everything in memory: stopped is gone.
+Tens of quotes a second go through, not thousands: docs/deployment.md says why.
 """
 
 import asyncio
