@@ -85,13 +85,18 @@ _DAILY = (
 )
 
 
+_PRINT_FAR_OFF = (Bar(0.42, 1.0), Bar(0.0, 2.0))
+"""A price spike without volume: with much of it, one minute's jump looks like news, and alerts from some 6 % on."""
+
+
 def _in_minutes(canary: Canary) -> Canary:
     """The same of one-minute bars: a quiet return is a tenth of a daily one, a manipulated one a seventh."""
+    bars = _PRINT_FAR_OFF if canary.typology is Typology.PRICE_SPIKE else canary.bars
     return replace(
         canary,
         name=f"{canary.name}-1m",
         symbol=f"{canary.symbol}.1M",
-        bars=tuple(replace(b, move=b.move / 7, above=b.above / 7, below=b.below / 7) for b in canary.bars),
+        bars=tuple(replace(b, move=b.move / 7, above=b.above / 7, below=b.below / 7) for b in bars),
         interval_seconds=60,
         deviation=canary.deviation / 10,
     )

@@ -104,7 +104,9 @@ def symbol_days(rows: Rows) -> int:
 
 
 def budget_margin(rows: Rows, margin: Array, alerts_per_symbol_day: float) -> float:
-    """The lowest log-odds threshold at which untouched rows raise no more alerts than the budget.
+    """The log-odds threshold at which untouched rows raise as many alerts as the budget allows, not more.
+
+    It lies halfway between the last row that may alert and the first that may not.
 
     Args:
         rows: Untouched held-out rows, whole series.
@@ -122,4 +124,7 @@ def budget_margin(rows: Rows, margin: Array, alerts_per_symbol_day: float) -> fl
             low = middle + 1
     if low == len(ordered):
         return float(np.nextafter(ordered[-1], np.inf))
-    return float(ordered[low])
+    if low == 0:
+        return float(ordered[0])
+    halfway = 0.5 * (ordered[low - 1] + ordered[low])
+    return float(halfway if halfway > ordered[low - 1] else ordered[low])

@@ -8,7 +8,7 @@ from services.training.fit import ALERTS_PER_SYMBOL_DAY
 from services.training.injection import STRENGTHS
 from services.training.pumps import section
 
-SHIPPED = "tw-f2b7296a0e"
+SHIPPED = "tw-9ee7344857"
 """The version whose choice `_selection` tells; other versions' cards say nothing of theirs."""
 
 
@@ -190,7 +190,7 @@ def _left_out(found: dict[str, Any]) -> str:
         lines.append(f"| {name} it | " + " | ".join(_number(recall, 2) for recall, _ in found[name]) + " |")
     return f"""## A typology left out of training
 
-Recall of daily {LEFT_OUT.words} events by strength, of the shipped model and of one (fewer passes and epochs) trained
+Recall of daily {LEFT_OUT.words} events by strength, of the shipped model and of one (fewer passes) trained
 without it, at the same alert budget:
 
 {chr(10).join(lines)}"""
@@ -237,8 +237,8 @@ bars, strengths from 4 on, mean of three injections, one network each:
 
 By earlier models, one injection: 0.794 with three layers of 96, 64, 32 and 4 injections into each series, 0.823 with 24
 and nearly all normal bars, 0.832 with the market's volume, 0.844 with layers of 256, 128, 64. The largest moves around
-60, 125, 190 and 250 bars before (as after earnings), extremes of the last 250 bars, and how far the market's symbols move
-apart did not help.
+60, 125, 190 and 250 bars before (as after earnings), extremes of the last 250 bars, and how far the market's symbols
+move apart did not help.
 
 On one-minute bars, by folds of tickers over all bars before the test period (100 tickers, 1,752 symbol-days), PR-AUC
 and event recall at one alert per 500 symbol-days:
@@ -250,14 +250,18 @@ and event recall at one alert per 500 symbol-days:
 | and events of 16 to 48 deviations | 0.833 | 0.158 |
 | and standard deviations, wider layers | 0.857 | 0.166 |
 
-- Kept are, of all this, the last 10 bars one by one, mirrored bars, the longer time, swish and 5 epochs, three networks.
+- Kept are, of all this, the last 10 bars one by one, mirrored bars, the longer time, swish, 5 epochs, and the mean of
+  three networks. One-minute bars got the same, and a twelfth of the injections into bars without volume, as feeds print
+  them outside sessions: that was not measured apart.
+- A volume spike is no longer injected into bars without volume, where it is nothing: 5 of 183 one-minute events less.
 - **Boosted trees do not win** on daily bars: 0.815 to a network's 0.832 with the features of the model before and the
   market's volume. So no trees are shipped. On one-minute test bars, seen afterwards, their PR-AUC is the higher one
   (within the intervals) and their event recall the lower one.
 - One network for daily and one-minute bars was worse on both, in the model before. So each bar length has its own.
-- The recipe was measured on test bars twice. A first version (daily PR-AUC 0.810 and event recall 0.794, one-minute
-  0.577 and 0.085) gave canaries of one-minute bars outside US sessions no score at all. So a sixth of the one-minute
-  injections and normal bars is shifted by 12 hours now, as of a market with other hours; nothing else was changed.
+- This recipe was measured on test bars twice. At first the threshold was the lowest untouched bar's score that kept
+  0.85 of the budget: daily event recall 0.832 and 0.69 alerts per 500 symbol-days, one-minute event recall 0.125. On
+  one-minute bars that allowed two alerts out of fold, and it lay at the upper end of a gap. Now it lies halfway between
+  two bars, and keeps 0.9 of the budget, as that of the model before. The networks are the same.
 
 The bundled tape (`tests/integration/test_model_on_bundled_tape.py`) was known while features and injection were made:
 there, the model is chosen rather than tested."""
@@ -274,11 +278,12 @@ def _limits(metadata: ModelMetadata) -> str:
 - Below {metadata.min_history_quotes} quotes of history a score is WARMING_UP and raises nothing.
 - Bar lengths other than the calibrated ones are judged with the nearest one's offset: calibrate before relying on them.
 - On one-minute bars the budget asks for one alert in some 200,000 bars: only the strongest events alert at it. One bar
-  of a real jump looks like one of an injected one, and there are hundreds of bars a day. `tapewatch calibrate` sets a
-  budget of your own; what it buys stands above.
-- The one-minute bars learnt from are mostly of funds, in US sessions of three weeks. More than half of those tested are
+  of a real jump looks like one of an injected one, and there are hundreds of bars a day. In a quiet series a jump of
+  4 % (40 deviations) alerts without volume, and with 20 times the usual volume one of 6 %. `tapewatch calibrate` sets
+  a budget of your own; what it buys stands above.
+- The one-minute bars learnt from are mostly of funds, in US sessions of a month. More than half of those tested are
   of one stock two years later (AMC, spring 2022), many outside the session and without volume: what is outside sessions
-  is judged badly (see the PR-AUC by hours).
+  is judged worse (see the PR-AUC by hours), as training has only made-up bars like them.
 - The fitted weight of the autoencoder is near nothing: beside the classifier it adds no skill on validation bars.
 - An index, or any series without volumes, is outside what it was trained on.
 - The time-of-day profile is one table of US sessions for all symbols: it knows no holidays and no other market's hours.

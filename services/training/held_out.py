@@ -17,10 +17,8 @@ from services.training.fit import ALERTS_PER_SYMBOL_DAY, Exported, Training, str
 from services.training.injection import MANIPULATED, TOUCHED
 from services.training.sources import Source
 
-BUDGET_SHARE = 0.85
-"""Share of the alert budget that the threshold uses up on validation bars: later times are never quite like them.
-
-Training has seen the validation's times, though not its tickers."""
+BUDGET_SHARE = 0.9
+"""Share of the alert budget that the threshold uses up on validation bars: later times are never quite like them."""
 
 
 class Outputs:

@@ -9,7 +9,7 @@ from services.archive import bokeh
 from services.domain.feature_definitions import FEATURE_NAMES
 from services.domain.model import Calibration, Logistic, logistic
 from services.training import calibrate, dataset, figures
-from services.training.dataset import HELD_OUT_SYMBOLS, Part, Rows
+from services.training.dataset import HELD_OUT_SYMBOLS, Rows
 
 
 def rows(series: list[int], position: list[int]) -> Rows:
@@ -33,13 +33,22 @@ def test_detections_close_together_are_one_alert() -> None:
     assert calibrate.count_alerts(some, np.zeros(5, bool)) == 0
 
 
-def test_the_threshold_is_the_lowest_that_keeps_the_budget() -> None:
+def test_the_threshold_is_halfway_between_the_last_that_may_alert_and_the_first_that_may_not() -> None:
     some = rows([0] * 1_000, list(range(1_000)))
     margin = np.random.default_rng(1).normal(size=1_000)
     line = calibrate.budget_margin(some, margin, 0.01)
-    assert calibrate.count_alerts(some, margin >= line) <= 10
-    below = np.sort(margin)[np.searchsorted(np.sort(margin), line) - 1]
-    assert calibrate.count_alerts(some, margin >= below) > 10
+    ordered = np.sort(margin)
+    first = int(np.searchsorted(ordered, line))
+    assert line == pytest.approx(0.5 * (ordered[first - 1] + ordered[first]))
+    assert calibrate.count_alerts(some, margin >= ordered[first]) <= 10
+    assert calibrate.count_alerts(some, margin >= ordered[first - 1]) > 10
+
+
+def test_a_threshold_between_neighbouring_numbers_and_one_below_all_keep_the_budget() -> None:
+    some = rows([0] * 10, list(range(0, 100, 10)))
+    margin = np.array([1.0, *(float(np.nextafter(1.0, 2.0)),) * 9])
+    assert calibrate.count_alerts(some, margin >= calibrate.budget_margin(some, margin, 0.9)) == 9
+    assert calibrate.budget_margin(some, margin, 100.0) == 1.0
 
 
 def test_a_budget_of_nothing_gives_no_alert() -> None:
@@ -80,18 +89,6 @@ def test_offsets_by_bar_length_are_flat_outside_the_knots() -> None:
     calibration = Calibration((0.0, 1.0), (0.0, 0.9), (0.0, 7.0), fit, fit, fit)
     half = np.full(3, 0.5)
     np.testing.assert_allclose(calibration.margin(half, half, np.array([-2.0, 0.0, 9.0])), [-3.0, -3.0, 0.0], atol=1e-9)
-
-
-def test_the_split_never_puts_a_ticker_or_a_time_on_two_sides() -> None:
-    bars = bokeh.read()[0]
-    many = [replace(bars, symbol=f"T{i}") for i in range(40)]
-    sides = dataset.split(many)
-    names = [{b.symbol for b in sides[part]} for part in Part]
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert names[one].isdisjoint(names[other])
-    ends = [(min(b.event_time[0] for b in sides[p]), max(b.event_time[-1] for b in sides[p])) for p in Part]
-    assert ends[0][1] < ends[1][0]
-    assert ends[1][1] < ends[2][0]
 
 
 def test_replayed_symbols_are_not_trained_on_when_others_remain() -> None:
