@@ -5,10 +5,10 @@ Layout under the lake's root: `quotes/dt=YYYY-MM-DD/part-<first>-<last>.parquet`
 event_time. A name follows from the content, so writing a part twice is harmless.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -152,7 +152,7 @@ def split_tape(location: str) -> tuple[str, str]:
     (('s3://bucket/lake', 'run-1'), ('s3://bucket/lake', ''))
     """
     place, mark, tape = location.rpartition("#")
-    named = mark and TAPE_PATTERN.fullmatch(tape) and not Path(location).exists()
+    named = mark and TAPE_PATTERN.fullmatch(tape) and not os.path.exists(location)
     return (place, tape) if named else (location, "")
 
 

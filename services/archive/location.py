@@ -71,8 +71,11 @@ def check(location: str, symbols: Collection[str] = ()) -> None:
     if len(location) > _LONGEST_LOCATION:
         raise unreadable(shown(location), f"is longer than {_LONGEST_LOCATION:,} characters")
     place, tape = lake.split_tape(location)
-    if tape and not is_lake(place):
-        place = location  # only lakes have tapes
+    try:
+        if tape and not is_lake(place):
+            place = location  # only lakes have tapes
+    except OSError as error:
+        raise unreadable(shown(location), f"may not be looked at ({error.strerror})") from error
     path = Path(place)
     if "://" in place:
         parts = urlsplit(place)

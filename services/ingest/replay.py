@@ -192,7 +192,8 @@ class Replays:
             batch_quotes=self._batch_quotes,
         )
         if replay.total_quotes not in (0, source.total):
-            text = f"{replay.location} has {source.total:,} quotes and had {replay.total_quotes:,}: use another tape"
+            counted = f"has {source.total:,} quotes and had {replay.total_quotes:,}"
+            text = f"{replay.location} {counted}: use another tape, and for a lake that grows an end in the past"
             raise InvalidRequestError([FieldViolation("location", text)])
         await self._save(running, total_quotes=source.total)
         async for batch in source.batches():

@@ -178,7 +178,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder of model versions to add one to.")] = Path("models"),
     seed: Annotated[int, typer.Option(help="Decides injection, weights and order.")] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 5,
-    passes: Annotated[int, typer.Option(min=1, help="Injections into the training series.")] = 24,
+    passes: Annotated[int, typer.Option(min=1, max=96, help="Injections into the training series.")] = 24,
     members: Annotated[int, typer.Option(min=1, help="Networks whose mean is the classifier.")] = 3,
     labels: Annotated[
         Path | None, typer.Option(help="Bars that analysts decided: a file of `tapewatch calibrate --export-labels`.")

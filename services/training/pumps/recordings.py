@@ -55,7 +55,9 @@ _OF_STOCKS = frozenset(
     )
 )
 """Features that say nothing, or nothing of their own, of coins: they trade around the clock, without a benchmark."""
-OF_COINS = tuple(name for name in FEATURE_NAMES if name not in _OF_STOCKS)
+_OF_ONE_BAR_BEFORE = frozenset(name for name in FEATURE_NAMES if "_lag_" in name)
+"""Those of single bars before: the columns here look back by themselves."""
+OF_COINS = tuple(name for name in FEATURE_NAMES if name not in _OF_STOCKS | _OF_ONE_BAR_BEFORE)
 """The others."""
 _SIZES = PUBLISHED[:8]
 """The study's features but its four of the clock."""
