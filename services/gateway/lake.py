@@ -85,8 +85,9 @@ class FileSystemLake:
         except (OSError, pa.ArrowException) as error:
             why = explain(error, self._uri)
             if is_lasting(error):
-                fix = "mend that, or set LAKE_URI to another place, or to none"
-                raise NotConfiguredError(f"the lake cannot be written: {why}", fix) from error
+                raise NotConfiguredError(
+                    f"the lake cannot be written: {why}", "set LAKE_URI to another place, or to none, or mend that"
+                ) from error
             raise DependencyUnavailableError("lake", why, retry_delay_seconds=2.0) from error
 
     def write_quotes(self, quotes: Sequence[RecordedQuote]) -> None:

@@ -18,6 +18,7 @@ from services.domain.errors import (
     UNUSABLE,
     DependencyUnavailableError,
     FieldViolation,
+    FileLostError,
     InvalidRequestError,
     NotFoundError,
     TapewatchError,
@@ -156,7 +157,11 @@ class Replays:
     async def _run(self, running: _Running) -> None:
         try:
             finished = await self._publish(running)
-            end: dict[str, object] = {"state": ReplayState.SUCCEEDED if finished else ReplayState.CANCELLED}
+            end: dict[str, object] | None = {"state": ReplayState.SUCCEEDED if finished else ReplayState.CANCELLED}
+        except FileLostError as error:
+            # It takes the server down, and the next start knows what is left: the replay did not fail by itself.
+            _log.warning("the replay on tape %s stops: %s", running.replay.tape, error.message)
+            end = None
         except TapewatchError as error:
             _log.warning("the replay on tape %s failed: %s", running.replay.tape, error.message)
             end = {"state": ReplayState.FAILED, "error": error.message}
@@ -164,7 +169,8 @@ class Replays:
             _log.exception("the replay on tape %s failed", running.replay.tape)
             end = {"state": ReplayState.FAILED, "error": "a fault of the server; its log has it"}
         try:
-            await self._save(running, **end)
+            if end is not None:
+                await self._save(running, **end)
         except DependencyUnavailableError as error:
             # It stays RUNNING in the file, so that the next start of the server goes on with it.
             _log.warning("cannot note the end of the replay on tape %s: %s", running.replay.tape, error.message)

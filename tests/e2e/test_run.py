@@ -176,14 +176,14 @@ def test_a_run_whose_log_is_deleted_in_the_middle_loses_nothing_unnoticed(mesh: 
 
 
 def test_a_run_whose_replay_is_forgotten_in_the_middle_begins_it_again(mesh: Mesh) -> None:
-    process = mesh.start("run", "--symbols", "AAPL,IBM")
-    mesh.wait_for(lambda: recorded(mesh.folder) > 1_000, 90, "a thousand recorded quotes")
+    process = mesh.start("run")
+    mesh.wait_for(lambda: recorded(mesh.folder) > 0, 90, "the first recorded quotes")
     ingest = mesh.pids()["ingest"]
     delete(mesh.folder / "ingest.db")
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert mesh.pids()["ingest"] != ingest, "it was over before ingest saw it"
-    assert_complete(output, bars=6_540)
+    assert_complete(output)
 
 
 def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(mesh: Mesh) -> None:

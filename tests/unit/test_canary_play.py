@@ -58,7 +58,7 @@ class Path:
         for quote in quotes:
             if self.records:
                 self.recorded[quote.series] = quote.event_time
-            if quote.volume > 200_000 and quote.symbol not in self.blind:
+            if (quote.volume > 200_000 or quote.close > 1.05 * quote.open) and quote.symbol not in self.blind:
                 self.found.append(alert_of(quote))
 
     async def cursors(self, series: Sequence[Series]) -> Cursors:
