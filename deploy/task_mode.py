@@ -11,12 +11,10 @@ from constructs import Construct
 from deploy.fargate import Scene, task_definition, task_role
 from deploy.functions import RECONCILE_HANDLER, MeshFunction
 from deploy.storage import BATCHES_PREFIX
+from services.dispatch.ledger_dynamodb import LEDGER_PERMISSIONS, SETTLE_PERMISSIONS
 
 CONTAINER: Final = "scorer"
 COMMAND: Final = ("tapewatch", "scorer", "run-once")
-_SETTLE = ("dynamodb:Query", "dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem")
-_ENTER = ("dynamodb:GetItem", "dynamodb:BatchGetItem")
-"""What is needed of the ledger besides, to put a batch behind those that are last in its lanes."""
 
 
 class TaskMode(Construct):
@@ -98,7 +96,7 @@ class TaskMode(Construct):
                 )
             )
 
-        allow("Ledger", _SETTLE + (_ENTER if enters else ()), ledger.table_arn)
+        allow("Ledger", LEDGER_PERMISSIONS if enters else SETTLE_PERMISSIONS, ledger.table_arn)
         allow("Batches", ("s3:GetObject", "s3:PutObject"), self._objects)
         allow("BatchesListing", ("s3:ListBucket",), self._scene.storage.lake.bucket_arn)
         allow(

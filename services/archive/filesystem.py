@@ -32,19 +32,6 @@ _PERMISSION_OF = {
 }
 """By the operation of S3 that pyarrow's error names."""
 
-_LASTING = (
-    "ACCESS_DENIED",
-    "EXPIRED",
-    "HTTP STATUS 301",
-    "HTTP STATUS 403",
-    "NO_SUCH_BUCKET",
-    "NOSUCHBUCKET",
-    "PERMANENT_REDIRECT",
-    "READ-ONLY FILE SYSTEM",
-    "SIGNATURE",
-)
-"""What the errors say that `explain` knows a remedy for, in capitals."""
-
 
 def open_filesystem(location: str, setting: str = "") -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it, without a slash at its end. Nothing is asked of it yet.
@@ -94,17 +81,8 @@ def _open_s3(location: str, asks: str) -> tuple[fs.FileSystem, str]:
 def explain(error: Exception, location: str) -> str:
     """A file system's error as a sentence that says what to do."""
     text = str(error)
-    if "ACCESS_DENIED" in text or "HTTP status 403" in text or "SIGNATURE" in text.upper():
-        return f"AWS refuses the use of {location}: it needs credentials with {_denied(text)} ({text})"
-    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
-        return f"there is no bucket of {location} in {default_region()} ({text})"
-    if "HTTP status 301" in text or "PERMANENT_REDIRECT" in text:
-        return f"the bucket of {location} is in another region: set AWS_REGION to its own ({text})"
-    if "EXPIRED" in text.upper():
-        return f"AWS credentials have expired for {location}: sign in again (aws sso login), or set new ones ({text})"
-    if "HTTP status 400" in text and "No response body" in text:  # S3's answer to HEAD never says why
-        return f"S3 refuses {location} without a word, as it does when AWS credentials have expired ({text})"
-    return f"{location}: {text}"
+    remedy = _remedy(text, location)
+    return f"{remedy} ({text})" if remedy else f"{location}: {text}"
 
 
 def is_lasting(error: Exception) -> bool:
@@ -112,7 +90,23 @@ def is_lasting(error: Exception) -> bool:
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
         return True
     text = str(error)
-    return "HTTP status 400" in text or any(word in text.upper() for word in _LASTING)
+    return "HTTP status 400" in text or "READ-ONLY FILE SYSTEM" in text.upper() or bool(_remedy(text, ""))
+
+
+def _remedy(text: str, location: str) -> str:
+    """What is wrong and what mends it, where the error's text says so; else empty."""
+    said = text.upper()
+    if any(words in said for words in ("ACCESS_DENIED", "HTTP STATUS 403", "SIGNATURE")):
+        return f"AWS refuses the use of {location}: it needs credentials with {_denied(text)}"
+    if "NO_SUCH_BUCKET" in said or "NOSUCHBUCKET" in said:
+        return f"there is no bucket of {location} in {default_region()}"
+    if "HTTP STATUS 301" in said or "PERMANENT_REDIRECT" in said:
+        return f"the bucket of {location} is in another region: set AWS_REGION to its own"
+    if "EXPIRED" in said:
+        return f"AWS credentials have expired for {location}: sign in again (aws sso login), or set new ones"
+    if "HTTP status 400" in text and "No response body" in text:  # S3's answer to HEAD never says why
+        return f"S3 refuses {location} without a word, as it does when AWS credentials have expired"
+    return ""
 
 
 def _denied(text: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from heapq import merge
+from typing import Final
 
 from services.dispatch.batch import (
     OPEN_STATES,
@@ -44,6 +45,11 @@ _COUNTED = "ADD held :change, changes :one"
 _ATTEMPTS = 10
 _LANE_RETENTION = timedelta(days=30)
 """Longer than any batch stays open: the tail of a lane that was not used for so long waits for nobody."""
+
+SETTLE_PERMISSIONS: Final = ("dynamodb:Query", "dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem")
+"""What `DynamoDbLedger` needs of its table to settle and launch what has entered."""
+LEDGER_PERMISSIONS: Final = (*SETTLE_PERMISSIONS, "dynamodb:GetItem", "dynamodb:BatchGetItem")
+"""The same, and to put a batch behind those that are last in its lanes."""
 
 
 def _lane_key(lane: str) -> Item:

@@ -70,8 +70,7 @@ class SqliteLedger:
 
     def update(self, entry: Entry) -> Entry:
         """Write it if its version is the one that is there."""
-        with self._database.transaction() as connection:
-            return _change(connection, entry)
+        return self.update_together([entry])[0]
 
     def update_together(self, entries: Sequence[Entry]) -> list[Entry]:
         """Write them in one transaction."""

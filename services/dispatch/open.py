@@ -3,11 +3,10 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from services.dispatch.launcher_ecs import EcsLauncher
 from services.dispatch.launcher_subprocess import SubprocessLauncher
-from services.dispatch.ledger_dynamodb import DynamoDbLedger
+from services.dispatch.ledger_dynamodb import LEDGER_PERMISSIONS, DynamoDbLedger
 from services.dispatch.ledger_sqlite import SqliteLedger
 from services.dispatch.ports import Ledger, TaskLauncher
 from services.dispatch.reconciler import Reconciler, TaskLimits
@@ -20,15 +19,6 @@ from services.pipeline.warm_pool import WarmPool
 from services.queue.ports import DeadLetters
 from services.runtime.dynamodb_table import DynamoDbTable
 from services.runtime.exit_codes import EXIT_MISCONFIGURED
-
-LEDGER_PERMISSIONS: Final = (
-    "dynamodb:Query",
-    "dynamodb:PutItem",
-    "dynamodb:UpdateItem",
-    "dynamodb:DeleteItem",
-    "dynamodb:GetItem",
-    "dynamodb:BatchGetItem",
-)
 
 
 @dataclass(frozen=True, slots=True)

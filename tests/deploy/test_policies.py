@@ -9,7 +9,7 @@ import pytest
 from deploy.iam_document import DOCUMENT, document, roles
 from deploy.policies import Role, Statement, Templates
 from services.dispatch import launcher_ecs
-from services.dispatch.open import LEDGER_PERMISSIONS
+from services.dispatch.ledger_dynamodb import LEDGER_PERMISSIONS
 from services.pipeline import batch_files
 from tests.deploy.conftest import Synthesize
 from tests.deploy.unused_permissions import UNUSED, unexplained

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from services.dispatch.open import LEDGER_PERMISSIONS
+from services.dispatch.ledger_dynamodb import LEDGER_PERMISSIONS
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError, TapewatchError
 from services.ingest.progress_dynamodb import PROGRESS_PERMISSIONS
 from services.runtime.dynamodb_table import STORE_PERMISSIONS, ConditionFailedError, DynamoDbTable, key, put_write
