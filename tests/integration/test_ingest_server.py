@@ -258,16 +258,20 @@ async def test_a_listener_that_falls_behind_is_ended(tmp_path: Path) -> None:
         assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+async def ended_replay(server: Server, tape: str) -> replay_pb2.Replay:
+    async with asyncio.timeout(20):
+        while True:
+            replay: replay_pb2.Replay = (await server.stub.GetReplay(pb.GetReplayRequest(tape=tape))).replay
+            if replay.state != replay_pb2.REPLAY_STATE_RUNNING:
+                return replay
+            await asyncio.sleep(0.05)
+
+
 async def test_a_replay_over_the_wire(server: Server) -> None:
     request = pb.StartReplayRequest(location="bokeh", tape="run-1", symbols=["FB"])
     started = (await server.stub.StartReplay(request)).replay
     assert (started.tape, started.state) == ("run-1", replay_pb2.REPLAY_STATE_RUNNING)
-    async with asyncio.timeout(20):
-        while True:
-            replay = (await server.stub.GetReplay(pb.GetReplayRequest(tape="run-1"))).replay
-            if replay.state != replay_pb2.REPLAY_STATE_RUNNING:
-                break
-            await asyncio.sleep(0.05)
+    replay = await ended_replay(server, "run-1")
     assert replay.state == replay_pb2.REPLAY_STATE_SUCCEEDED
     assert replay.published_quotes == replay.total_quotes == server.queue.depth().ready > 100
     assert (await server.stub.CancelReplay(pb.CancelReplayRequest(tape="run-1"))).replay == replay
@@ -282,12 +286,7 @@ async def test_a_replay_of_a_time_range_over_the_wire(server: Server) -> None:
     bounds = {"start_time": timestamp_to_proto(start), "end_time": timestamp_to_proto(end)}
     request = pb.StartReplayRequest(location="bokeh", tape="year", symbols=["IBM"], **bounds)  # type: ignore[arg-type]
     await server.stub.StartReplay(request)
-    async with asyncio.timeout(20):
-        while True:
-            replay = (await server.stub.GetReplay(pb.GetReplayRequest(tape="year"))).replay
-            if replay.state != replay_pb2.REPLAY_STATE_RUNNING:
-                break
-            await asyncio.sleep(0.05)
+    replay = await ended_replay(server, "year")
     assert (replay.state, replay.published_quotes) == (replay_pb2.REPLAY_STATE_SUCCEEDED, 252)  # trading days
     assert {name: getattr(replay, name) for name in bounds} == bounds
     with pytest.raises(grpc.aio.AioRpcError, match=r"start_time.* outside years 1 to 9999"):

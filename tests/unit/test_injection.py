@@ -3,27 +3,9 @@
 import numpy as np
 import pytest
 
-from services.archive.bars import DAY_SECONDS, Bars
 from services.domain.typology import OBSERVABLE, Typology
 from services.training.injection import MANIPULATED, MAX_SHARE, NORMAL, STRENGTHS, Injected, inject
-
-
-def series(n: int = 3_000, seed: int = 3) -> Bars:
-    rng = np.random.default_rng(seed)
-    close = 20.0 * np.exp(np.cumsum(rng.standard_t(4, n) * 0.01))
-    opened = close * np.exp(rng.normal(0, 0.004, n))
-    volume = np.where(rng.random(n) < 0.05, 0.0, np.round(np.exp(rng.normal(12, 0.5, n))))
-    return Bars(
-        symbol="REAL",
-        interval_seconds=DAY_SECONDS,
-        event_time=np.datetime64("2005-01-03", "us") + np.arange(n) * np.timedelta64(1, "D"),
-        open=opened,
-        high=np.maximum(opened, close) * np.exp(np.abs(rng.normal(0, 0.004, n))),
-        low=np.minimum(opened, close) * np.exp(-np.abs(rng.normal(0, 0.004, n))),
-        close=close,
-        volume=volume,
-        split_ratio=np.ones(n),
-    )
+from tests.daily_bars import series
 
 
 def test_one_seed_one_result_and_the_real_bars_are_left_alone() -> None:

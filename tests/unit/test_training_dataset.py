@@ -11,6 +11,7 @@ from services.training import dataset
 from services.training.dataset import Part
 from services.training.fit import NORMAL_SHARES, VIEWS
 from services.training.injection import inject
+from tests.daily_bars import series
 
 SWAPPED = {
     "upper_shadow_z": "lower_shadow_z",
@@ -27,31 +28,9 @@ TURNED = {
 }
 
 
-def series(symbol: str, n: int = 400, seed: int = 3, *, split: bool = False) -> Bars:
-    rng = np.random.default_rng(seed)
-    close = 20.0 * np.exp(np.cumsum(rng.standard_t(4, n) * 0.01))
-    opened = close * np.exp(rng.normal(0, 0.004, n))
-    ratio = np.ones(n)
-    if split:
-        ratio[n // 2] = 4.0
-        close[n // 2 :] /= 4.0
-        opened[n // 2 :] /= 4.0
-    return Bars(
-        symbol=symbol,
-        interval_seconds=DAY_SECONDS,
-        event_time=np.datetime64("2005-01-03", "us") + np.arange(n) * np.timedelta64(1, "D"),
-        open=opened,
-        high=np.maximum(opened, close) * np.exp(np.abs(rng.normal(0, 0.004, n))),
-        low=np.minimum(opened, close) * np.exp(-np.abs(rng.normal(0, 0.004, n))),
-        close=close,
-        volume=np.where(rng.random(n) < 0.05, 0.0, np.round(np.exp(rng.normal(12, 0.5, n)))),
-        split_ratio=ratio,
-    )
-
-
 @pytest.fixture(scope="module")
 def market() -> list[Bars]:
-    return [series(f"S{i}", seed=i, split=i % 5 == 0) for i in range(40)]
+    return [series(400, i, symbol=f"S{i}", split=i % 5 == 0) for i in range(40)]
 
 
 def test_mirrored_bars_have_the_same_features_with_up_and_down_exchanged(market: list[Bars]) -> None:
