@@ -190,7 +190,7 @@ def _left_out(found: dict[str, Any]) -> str:
         lines.append(f"| {name} it | " + " | ".join(_number(recall, 2) for recall, _ in found[name]) + " |")
     return f"""## A typology left out of training
 
-Recall of daily {LEFT_OUT.words} events by strength, of the shipped model and of one (6 passes, 6 epochs) trained
+Recall of daily {LEFT_OUT.words} events by strength, of the shipped model and of one (fewer passes) trained
 without it, at the same alert budget:
 
 {chr(10).join(lines)}"""

@@ -5,8 +5,8 @@ deviations over the 60 bars before the event, of log returns (sigma) and of log 
 move over L bars has the deviation sigma sqrt(L), so a pump of strength 4 over 4 bars lifts the price by 8 sigma. Log
 volume is raised by at most ln 50. The real bar stays underneath: displacements are added to logarithms of its prices,
 its shadows and its volume's own noise remain, and a missing volume stays missing: a volume spike is put where there is
-volume only. Half of the price spikes and a
-quarter of the pumps and trashes move in part before the bar opens. Strength 0 adds 0.
+volume only. Half of the price spikes and a quarter of the pumps and trashes move in part before the bar opens. Strength
+0 adds 0.
 
 | typology | price | volume | labelled bars |
 |---|---|---|---|
