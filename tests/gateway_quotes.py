@@ -44,6 +44,8 @@ def scored(
         buy_volume=600.25,
         benchmark_return=-0.001,
         benchmark_volume_ratio=1.25,
+        peer_return=0.002,
+        peer_volume_ratio=0.8,
         ingest_time=START + timedelta(minutes=minute, microseconds=1),
         batch_id="batch-1",
         traceparent=traceparent,

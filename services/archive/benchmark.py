@@ -1,4 +1,4 @@
-"""The market beside each bar: what the symbols of one archive did on the median.
+"""The market beside each bar: what the symbols of one archive did on the median, all of them and a symbol's peers.
 
 A bar's benchmark is known when the bar is: it looks on bars of the same time and on those before them. It follows from
 the archive alone, so that a replay stamps the same whether it was stopped in between or not, and so that a training on
@@ -6,12 +6,14 @@ the archive sees what a replay of it sees.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.archive.bars import Bars
+from services.archive.peers import Course, Peers, peers
 
 Array = NDArray[np.float64]
 
@@ -29,25 +31,39 @@ class Benchmark:
     """The market at m times in ascending order, for bars of one length.
 
     `event_time` is datetime64[us] (m,). `simple_return`, a fraction, and `volume_ratio`, a multiple of the usual, are
-    float64 (m,), the latter NaN where there is too little before to know what is usual.
+    float64 (m,), the latter NaN where there is too little before to know what is usual. `peers` has the symbols' own.
     """
 
     event_time: NDArray[np.datetime64]
     simple_return: Array
     volume_ratio: Array
+    peers: Mapping[str, Peers] = field(default_factory=dict)
 
     def beside(self, bars: Bars) -> Mapping[str, Array]:
-        """The fields of Quote that say what the market did over each bar, float64 (n,); NaN where it is not known."""
-        fields = {"benchmark_return": self.simple_return, "benchmark_volume_ratio": self.volume_ratio}
-        if not len(self.event_time):
-            return dict.fromkeys(fields, np.full(len(bars), np.nan))
-        at = np.minimum(np.searchsorted(self.event_time, bars.event_time), len(self.event_time) - 1)
-        known = self.event_time[at] == bars.event_time
-        return {name: np.where(known, values[at], np.nan) for name, values in fields.items()}
+        """The fields of Quote that say what the market, and the symbol's peers, did over each bar.
+
+        float64 (n,) each, NaN where it is not known.
+        """
+        found = {
+            "benchmark_return": _at(bars, self.event_time, self.simple_return),
+            "benchmark_volume_ratio": _at(bars, self.event_time, self.volume_ratio),
+        }
+        if (group := self.peers.get(bars.symbol)) is not None:
+            found["peer_return"] = _at(bars, group.event_time, group.simple_return)
+            found["peer_volume_ratio"] = _at(bars, group.event_time, group.volume_ratio)
+        return found
 
 
-def benchmarks(history: Iterable[Bars]) -> Mapping[int, Benchmark]:
-    """The benchmark of each bar length, seconds, in an archive.
+def _at(bars: Bars, times: NDArray[np.datetime64], values: Array) -> Array:
+    """The values at the bars' times, float64 (n,); NaN where there is none."""
+    if not len(times):
+        return np.full(len(bars), np.nan)
+    at = np.minimum(np.searchsorted(times, bars.event_time), len(times) - 1)
+    return np.where(times[at] == bars.event_time, values[at], np.nan)
+
+
+def benchmarks(history: Iterable[Bars], sectors: Mapping[str, str] = MappingProxyType({})) -> Mapping[int, Benchmark]:
+    """The benchmark of each bar length, seconds, in an archive, and the symbols' peers (`sectors`: by symbol).
 
     Its return at a time is the median over all series with a bar of that time of r = ln(close / close of the bar
     before), splits taken out; times at which fewer than MIN_SERIES series print have none. Its volume ratio is the
@@ -56,7 +72,7 @@ def benchmarks(history: Iterable[Bars]) -> Mapping[int, Benchmark]:
     by_length: dict[int, list[Bars]] = {}
     for bars in history:
         by_length.setdefault(bars.interval_seconds, []).append(bars)
-    return {seconds: _benchmark(series) for seconds, series in by_length.items()}
+    return {seconds: _benchmark(series, sectors) for seconds, series in by_length.items()}
 
 
 def usual_before(values: Array) -> Array:
@@ -74,7 +90,7 @@ def usual_before(values: Array) -> Array:
     return np.where(counted >= _LEAST_BARS, (total[stop] - total[start]) / np.maximum(counted, 1), np.nan)
 
 
-def _benchmark(history: list[Bars]) -> Benchmark:
+def _benchmark(history: list[Bars], sectors: Mapping[str, str]) -> Benchmark:
     steps, surprises = [], []
     for bars in history:
         ratio = np.where(np.isnan(bars.split_ratio[1:]), 1.0, bars.split_ratio[1:])
@@ -89,7 +105,12 @@ def _benchmark(history: list[Bars]) -> Benchmark:
     busy, median = _medians(time[printed], surprise[printed])
     volume = np.full(len(moments), np.nan)
     volume[np.searchsorted(moments, busy)] = median
-    return Benchmark(moments, np.expm1(market), np.exp(volume))
+    courses = []
+    for bars, step, beyond in zip(history, steps, surprises, strict=True):
+        beside = _at(bars, moments, market)[1:]
+        excess = step - np.where(np.isnan(beside), 0.0, beside)
+        courses.append(Course(bars.symbol, bars.event_time[1:], step, beyond, excess))
+    return Benchmark(moments, np.expm1(market), np.exp(volume), peers(courses, sectors))
 
 
 def _medians(time: NDArray[np.datetime64], values: Array) -> tuple[NDArray[np.datetime64], Array]:

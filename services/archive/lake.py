@@ -56,6 +56,8 @@ _QUOTE_FIELDS: "list[pa.Field[Any]]" = [
     pa.field("split_ratio", pa.float64()),
     pa.field("benchmark_return", pa.float64()),
     pa.field("benchmark_volume_ratio", pa.float64()),
+    pa.field("peer_return", pa.float64()),
+    pa.field("peer_volume_ratio", pa.float64()),
     pa.field("ingest_time", _TIME),
     pa.field("batch_id", pa.string(), nullable=False),
     pa.field("traceparent", pa.string(), nullable=False),

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -175,12 +176,14 @@ def quotes(
     end: datetime | None = None,
     first_row: int = 0,
     problems: list[str] | None = None,
+    sectors: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, Iterator[Quote]]:
     """How many quotes a location holds from `start` to before `end`, and these on `tape`, from `first_row` on.
 
     They are in order of event_time, then of symbol. A lake's are read as they are taken, which blocks and may raise
     InvalidRequestError then, too; they keep their source and all their fields. Others have the source `archive`, and
-    the bundled tape its own, and carry the market's return where the archive knows it (see `benchmark`).
+    the bundled tape its own, and carry what the market, and the symbol's peers, did where the archive knows it (see
+    `benchmark`; `sectors` are by symbol).
 
     Raises: InvalidRequestError as `read`, and when a symbol is not there, or no quote in that time.
     """
@@ -197,7 +200,7 @@ def quotes(
         return stream.total, kept
     everything = read(location, problems)
     # Of all symbols and times: a replay of some of them sees the same market.
-    market = benchmarks(everything)
+    market = benchmarks(everything, sectors)
     history = [part for part in everything if not wanted or part.symbol in wanted]
     _check_symbols(location, wanted, {part.symbol for part in history})
     source = bokeh.SOURCE if location == bokeh.LOCATION else SOURCE

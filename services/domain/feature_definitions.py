@@ -7,6 +7,9 @@ bars. sigma is the robust deviation of r / f over the history (1.4826 x median |
 1 basis point), so one jump in the history does not hide the next. e = r - beta x ln(1 + benchmark return); beta is the
 slope of r (within 5 f sigma) on the benchmark through the origin over the history, a third of the way drawn to 1 (Blume
 1971) and within -1 to 4; 1 with fewer than 20 benchmark returns. A missing benchmark counts as flat, as busy as usual.
+u = e - gamma x s, s = ln((1 + return of the peers) / (1 + benchmark return)), so u is what neither market nor sector
+explain; gamma is the slope of e on s as beta is of r, drawn to 0.5 and within -1 to 3; 0.5 with fewer than 20 returns
+of peers. Missing peers count as moving with the market, and as busy as it.
 
 A value that cannot be known (no history, a missing volume, a feed without trade counts) is the feature's neutral
 value, 0, unless said otherwise. Every feature is unchanged by scaling all prices and by scaling all volumes.
@@ -24,7 +27,7 @@ WINDOW = 61
 LAGS = 9
 """Bars before the one judged that the model sees one by one, beside what it sees of them together."""
 
-FORMULA_VERSION = 4
+FORMULA_VERSION = 5
 """Rises with every change of a formula in `services.domain.features`; a golden test holds the values."""
 
 BAR_FIELDS = (
@@ -38,6 +41,8 @@ BAR_FIELDS = (
     "buy_volume",
     "benchmark_return",
     "benchmark_volume_ratio",
+    "peer_return",
+    "peer_volume_ratio",
     "event_seconds",
     "interval_seconds",
 )
@@ -99,11 +104,11 @@ def lagged(name: str, lag: int) -> str:
 
 
 _LAGGED = (
-    ("relative_return_standard_z", "price change beyond the benchmark's", "e / f", (-2.0, 2.0)),
+    ("peer_relative_return_standard_z", "price change beyond the peers'", "u / f", (-2.0, 2.0)),
     ("body_standard_z", "move from open to close", "ln(C / O)", (-2.0, 2.0)),
     ("upper_shadow_standard_z", "fall from the high", "ln(H / max(O, C))", (0.0, 1.2)),
     ("lower_shadow_standard_z", "rise from the low", "ln(min(O, C) / L)", (0.0, 1.2)),
-    ("volume_standard_z", "volume", "ln V - mean of the history", (-2.0, 2.0)),
+    ("volume_standard_z", "volume", "(ln V - mean of the history)", (-2.0, 2.0)),
 )
 
 
@@ -114,7 +119,7 @@ def _lags() -> tuple[FeatureDefinition, ...]:
             lagged(name, lag),
             Unit.DEVIATIONS,
             f"{words} {lag} bar{'s' if lag > 1 else ''} before {{value}} standard deviations",
-            f"{formula} of bar t-{lag} / standard deviation of {'ln V' if name.startswith('volume') else 'e / f'} over "
+            f"{formula} of bar t-{lag} / standard deviation of {'ln V' if name.startswith('volume') else 'u / f'} over "
             "the history of bar t",
             usual,
         )
@@ -177,6 +182,56 @@ FEATURES = (
         "usual move beyond the benchmark's {value} the usual move",
         "ln(sigma of e / sigma): what the benchmark leaves unexplained",
         (-0.5, 0.1),
+    ),
+    FeatureDefinition(
+        "peer_relative_return_standard_z",
+        _D,
+        "price change beyond the peers' {value} standard deviations",
+        "as return_standard_z of u",
+        (-2.0, 2.0),
+    ),
+    FeatureDefinition(
+        "peer_relative_return_z",
+        _D,
+        "price change beyond the peers' {value} robust deviations",
+        "u / (f sigma of u); what neither the market nor the peers explain (peer groups after Bolton and Hand 2001; of "
+        "stocks Kim and Sohn 2012); relative_return_z where the feed has no peers",
+        (-2.2, 2.2),
+    ),
+    FeatureDefinition(
+        "peer_relative_runup_3_z",
+        _D,
+        "price change beyond the peers' over 3 bars {value} robust deviations",
+        "as relative_runup_3_z of u",
+        (-2.2, 2.2),
+    ),
+    FeatureDefinition(
+        "peer_relative_runup_10_z",
+        _D,
+        "price change beyond the peers' over 10 bars {value} robust deviations",
+        "as relative_runup_10_z of u",
+        (-2.2, 2.2),
+    ),
+    FeatureDefinition(
+        "peer_relative_return_over_past_extreme",
+        _L,
+        "price change beyond the peers' {value} the largest of the 60 bars before",
+        "as relative_return_over_past_extreme of u",
+        (-3.0, -0.2),
+    ),
+    FeatureDefinition(
+        "peer_relative_volatility_log_ratio",
+        _L,
+        "usual move beyond the peers' {value} the usual move",
+        "ln(sigma of u / sigma): what market and peers leave unexplained",
+        (-0.7, 0.1),
+    ),
+    FeatureDefinition(
+        "peer_move_z",
+        _D,
+        "move with the peers beyond the market's {value} robust deviations",
+        "gamma x s / (f sigma)",
+        (-1.0, 1.0),
     ),
     FeatureDefinition(
         "benchmark_move_z",
@@ -367,6 +422,20 @@ FEATURES = (
         "the market's volume {value} its usual",
         "ln(benchmark volume ratio), -4 to 4; commonality in trading (Lo and Wang 2000)",
         (-0.4, 0.4),
+    ),
+    FeatureDefinition(
+        "peer_relative_volume_z",
+        _D,
+        "volume beyond the peers' {value} robust deviations",
+        "volume_z of ln V - ln(peer volume ratio); relative_volume_z where the feed has no peers' volume",
+        (-2.0, 2.2),
+    ),
+    FeatureDefinition(
+        "peer_volume_log_ratio",
+        _L,
+        "the peers' volume beyond the market's {value} its usual",
+        "ln(peer volume ratio / benchmark volume ratio), -4 to 4",
+        (-0.6, 0.6),
     ),
     FeatureDefinition(
         "volume_5_z",

@@ -51,6 +51,9 @@ _RETURN_FLOOR = 1e-4
 _LOG_VOLUME_FLOOR = 0.2
 _JUMP_DEVIATIONS = 5.0
 _MIN_BENCHMARK_OBSERVATIONS = 20
+_USUAL_GAMMA = 0.5
+"""Move of a symbol beyond the market's for one of its peers', about the median over daily bars."""
+
 _USUAL_GAP = 4.0
 """Bars this many times further apart than usual still count as neighbours: a weekend in daily bars."""
 
@@ -268,41 +271,61 @@ def _movement_values(
     }
 
 
+def _slope(past: Array, moves: Array, enough: NDArray[np.bool_], usual: float, most: float) -> Array:
+    """Slope of moves (n, k) on what was past (n, k) through the origin, a third of the way drawn to `usual`."""
+    square = _sum(past * past)
+    drawn = (usual + 2.0 * _sum(past * moves) / square) / 3.0
+    return np.where(enough & (square > 0), np.clip(drawn, -1.0, most), usual)
+
+
 def _relative_values(
     windows: Array, logs: Array, returns: Array, stretch: Array, sigma: Array, known: NDArray[np.bool_]
 ) -> dict[str, Array]:
-    """What is left of the moves once the benchmark's are taken out; a bar without a benchmark counts as flat market."""
+    """What is left of the moves once the benchmark's, and then the peers', are taken out.
+
+    A bar without a benchmark counts as a flat market, one without peers as peers that move with the market.
+    """
     close = np.ascontiguousarray(logs[:, 3])
-    benchmark = np.log1p(np.ascontiguousarray(windows[:, 1:, _COLUMN["benchmark_return"]]))
-    flat = np.where(np.isnan(benchmark), 0.0, benchmark)
-    past = flat[:, :-1].copy()
     bound = _JUMP_DEVIATIONS * sigma[:, None] * stretch[:, :-1]
-    cross = _sum(past * np.fmax(np.fmin(returns[:, :-1], bound), -bound))
-    square = _sum(past * past)
-    estimated = known & (_count(benchmark[:, :-1]) >= _MIN_BENCHMARK_OBSERVATIONS) & (square > 0)
-    beta = np.where(estimated, np.clip((1.0 + 2.0 * cross / square) / 3.0, -1.0, 4.0), 1.0)
-    beyond = returns - beta[:, None] * flat
-    scaled = beyond / stretch
-    history = np.abs(scaled[:, :-1])
-    own = np.fmax(_deviation(history, _count(history)), _RETURN_FLOOR)
-    standard = np.fmax(_standard_deviation(scaled[:, :-1].copy()), _RETURN_FLOOR)
+    step = stretch[:, -1] * sigma
+
+    def slope(course: Array, moves: Array, usual: float, most: float) -> tuple[Array, Array]:
+        seen = known & (_count(course[:, :-1]) >= _MIN_BENCHMARK_OBSERVATIONS)
+        flat = np.where(np.isnan(course), 0.0, course)
+        past = np.fmax(np.fmin(moves[:, :-1], bound), -bound)
+        return _slope(flat[:, :-1].copy(), past, seen, usual, most), flat
+
+    benchmark = np.log1p(np.ascontiguousarray(windows[:, 1:, _COLUMN["benchmark_return"]]))
+    beta, flat = slope(benchmark, returns, 1.0, 4.0)
+    market = beta[:, None] * flat
+    peer = np.log1p(np.ascontiguousarray(windows[:, 1:, _COLUMN["peer_return"]])) - flat
+    gamma, apart = slope(peer, returns - market, _USUAL_GAMMA, 3.0)
+    group = gamma[:, None] * apart
     found = {
-        "relative_return_z": _deviations(beyond[:, -1] / (stretch[:, -1] * own), known),
-        "relative_return_over_past_extreme": _bounded(
-            np.log(np.abs(scaled[:, -1]) / np.fmax(_quiet_max(history), _RETURN_FLOOR)), -3.0, 4.0, known
-        ),
-        "relative_volatility_log_ratio": _bounded(np.log(own / sigma), -3.0, 3.0, known),
-        "relative_return_standard_z": _deviations(scaled[:, -1] / standard, known),
-        "benchmark_move_z": _deviations(beta * flat[:, -1] / (stretch[:, -1] * sigma), known),
+        "benchmark_move_z": _deviations(market[:, -1] / step, known),
+        "peer_move_z": _deviations(group[:, -1] / step, known),
     }
-    for bars in (3, 10):
-        scale = own * np.sqrt((stretch[:, -bars:] ** 2).sum(axis=1))
-        moved = close[:, -1] - close[:, -1 - bars] - beta * flat[:, -bars:].sum(axis=1)
-        found[f"relative_runup_{bars}_z"] = _deviations(moved / scale, known)
+    for prefix, taken in (("relative", market), ("peer_relative", market + group)):
+        scaled = (returns - taken) / stretch
+        history = np.abs(scaled[:, :-1])
+        own = np.fmax(_deviation(history, _count(history)), _RETURN_FLOOR)
+        standard = np.fmax(_standard_deviation(scaled[:, :-1].copy()), _RETURN_FLOOR)
+        found |= {
+            f"{prefix}_return_z": _deviations(scaled[:, -1] / own, known),
+            f"{prefix}_return_over_past_extreme": _bounded(
+                np.log(np.abs(scaled[:, -1]) / np.fmax(_quiet_max(history), _RETURN_FLOOR)), -3.0, 4.0, known
+            ),
+            f"{prefix}_volatility_log_ratio": _bounded(np.log(own / sigma), -3.0, 3.0, known),
+            f"{prefix}_return_standard_z": _deviations(scaled[:, -1] / standard, known),
+        }
+        for bars in (3, 10):
+            scale = own * np.sqrt((stretch[:, -bars:] ** 2).sum(axis=1))
+            moved = close[:, -1] - close[:, -1 - bars] - taken[:, -bars:].sum(axis=1)
+            found[f"{prefix}_runup_{bars}_z"] = _deviations(moved / scale, known)
     # Bar by bar, all in one unit: what came over night is the move beyond the body's.
     opened, high, low = (np.ascontiguousarray(logs[:, i]) for i in range(3))
     courses = {
-        "relative_return_standard_z": scaled,
+        "peer_relative_return_standard_z": scaled,
         "body_standard_z": close - opened,
         "upper_shadow_standard_z": high - np.maximum(opened, close),
         "lower_shadow_standard_z": np.minimum(opened, close) - low,
@@ -380,17 +403,25 @@ def _volume_values(
 
 
 def _market_values(windows: Array, volume: Array) -> dict[str, Array]:
-    """How busy the market is, and the volume beyond that; a bar without a benchmark counts as a usual market."""
-    ratio = np.ascontiguousarray(windows[:, :, _COLUMN["benchmark_volume_ratio"]])
-    market = np.log(np.where(ratio > 0, ratio, 1.0))
-    beyond = np.log(volume) - market
-    usual = _usual(beyond[:, :-1].copy())
-    deviation = np.fmax(usual.deviation, _LOG_VOLUME_FLOOR)
-    present = usual.known & ~np.isnan(beyond[:, -1])
-    return {
-        "benchmark_volume_log_ratio": _bounded(market[:, -1], -4.0, 4.0),
-        "relative_volume_z": _deviations((beyond[:, -1] - usual.median) / deviation, present),
-    }
+    """How busy the market and the peers are, and the volume beyond that; what is missing counts as usual."""
+    found = {}
+    market = _busy(windows, "benchmark_volume_ratio", np.zeros(volume.shape))
+    group = _busy(windows, "peer_volume_ratio", market)
+    found["benchmark_volume_log_ratio"] = _bounded(market[:, -1], -4.0, 4.0)
+    found["peer_volume_log_ratio"] = _bounded(group[:, -1] - market[:, -1], -4.0, 4.0)
+    for name, busy in (("relative_volume_z", market), ("peer_relative_volume_z", group)):
+        beyond = np.log(volume) - busy
+        usual = _usual(beyond[:, :-1].copy())
+        deviation = np.fmax(usual.deviation, _LOG_VOLUME_FLOOR)
+        present = usual.known & ~np.isnan(beyond[:, -1])
+        found[name] = _deviations((beyond[:, -1] - usual.median) / deviation, present)
+    return found
+
+
+def _busy(windows: Array, field: str, otherwise: Array) -> Array:
+    """Logarithm of a volume ratio (n, WINDOW); `otherwise` where it is missing."""
+    ratio = np.ascontiguousarray(windows[:, :, _COLUMN[field]])
+    return np.where(ratio > 0, np.log(np.where(ratio > 0, ratio, 1.0)), otherwise)
 
 
 def _flow_values(windows: Array, volume: Array) -> dict[str, Array]:

@@ -73,6 +73,8 @@ class Quote:
     split_ratio: float | None = None
     benchmark_return: float | None = None
     benchmark_volume_ratio: float | None = None
+    peer_return: float | None = None
+    peer_volume_ratio: float | None = None
     ingest_time: datetime | None = None
     batch_id: str = ""
     traceparent: str = ""
@@ -138,14 +140,14 @@ def violations(quote: Quote, now: datetime) -> tuple[FieldViolation, ...]:
                     refuse(name, f"{price} lies outside low {quote.low} to high {quote.high}")
     if not (math.isfinite(quote.volume) and 0 <= quote.volume <= MAX_VOLUME):
         refuse("volume", f"{quote.volume} is not a finite volume of 0 or more")
-    for name in ("previous_close", "split_ratio", "benchmark_volume_ratio"):
+    for name in ("previous_close", "split_ratio", "benchmark_volume_ratio", "peer_volume_ratio"):
         value = getattr(quote, name)
         if value is not None and not (math.isfinite(value) and 0 < value <= MAX_PRICE):
             refuse(name, f"{value} is not positive and finite")
-    if quote.benchmark_return is not None and not (
-        math.isfinite(quote.benchmark_return) and quote.benchmark_return > -1
-    ):
-        refuse("benchmark_return", f"{quote.benchmark_return} is not a return above -100 %")
+    for name in ("benchmark_return", "peer_return"):
+        value = getattr(quote, name)
+        if value is not None and not (math.isfinite(value) and value > -1):
+            refuse(name, f"{value} is not a return above -100 %")
     if quote.trades is not None and not 0 <= quote.trades < 2**63:
         refuse("trades", "must be 0 or more, within 64 bits")
     if quote.buy_volume is not None and not (math.isfinite(quote.buy_volume) and 0 <= quote.buy_volume <= MAX_VOLUME):

@@ -17,18 +17,23 @@ Margin = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 _BY_NAME = {feature.name: (i, feature) for i, feature in enumerate(FEATURES)}
 _USUAL_MOVE = _BY_NAME["usual_move"][0]
-_IN_USUAL_MOVES = frozenset(_BY_NAME[name][0] for name in ("return_z", "relative_return_z", "gap_z"))
-_BOUND = 60.0
-_RELATIVE_RETURN, _RELATIVE_VOLATILITY = (
-    _BY_NAME[name][0] for name in ("relative_return_z", "relative_volatility_log_ratio")
+_IN_USUAL_MOVES = frozenset(
+    _BY_NAME[name][0] for name in ("return_z", "relative_return_z", "peer_relative_return_z", "gap_z")
 )
-_TWINS = {
-    _BY_NAME[f"relative_{name}"][0]: _BY_NAME[name][0]
-    for name in ("return_z", "runup_3_z", "runup_10_z", "return_over_past_extreme", "volume_z")
+_BOUND = 60.0
+_USUAL_SHARE = {
+    _BY_NAME[f"{kind}_return_z"][0]: _BY_NAME[f"{kind}_volatility_log_ratio"][0]
+    for kind in ("relative", "peer_relative")
 }
-"""Features that hold the same where the feed has no benchmark: only the second of each pair is named then."""
+"""What a feature's usual move is of the bar's usual move, as a logarithm."""
+_ALIKE = tuple(
+    tuple(_BY_NAME[f"{kind}{name}"][0] for kind in ("", "relative_", "peer_relative_"))
+    for name in ("return_z", "runup_3_z", "runup_10_z", "return_over_past_extreme", "volume_z")
+)
+"""Features that hold the same where the feed has no benchmark, or no peers: only the first of those is named then."""
 _COMPANIONS = {
-    _BY_NAME[f"{name}_z"][0]: _BY_NAME[f"{name}_standard_z"][0] for name in ("return", "relative_return", "volume")
+    _BY_NAME[f"{name}_z"][0]: _BY_NAME[f"{name}_standard_z"][0]
+    for name in ("return", "relative_return", "peer_relative_return", "volume")
 }
 """Features and the same in other deviations: only the first of each pair is named, and both are set back."""
 _FIRST = {second: first for first, second in _COMPANIONS.items()}
@@ -54,11 +59,12 @@ def occlude(features: NDArray[np.float32], margin: Margin, usual: Sequence[Featu
     high = np.array([u.high for u in usual], dtype=np.float32)
     chosen: list[list[int]] = []
     for row in features:
-        twins = {first: twin for twin, first in _TWINS.items() if row[first] == row[twin]}
+        twins = _twins(row)
         outside = np.flatnonzero((row < low) | (row > high))
-        unnamed = {*twins.values(), *_COMPANIONS.values()}
+        firsts = {twin: first for first, alike in twins.items() for twin in alike}
+        unnamed = {*firsts, *_COMPANIONS.values()}
         named = [_FIRST.get(i, i) for i in map(int, outside)]
-        named = [_TWINS[i] if i in twins.values() else i for i in named]
+        named = [firsts.get(i, i) for i in named]
         candidates = list(dict.fromkeys(named)) or [i for i in range(len(row)) if i not in unnamed]
         current = row.copy()
         picked: list[int] = []
@@ -66,7 +72,7 @@ def occlude(features: NDArray[np.float32], margin: Margin, usual: Sequence[Featu
         while candidates and len(picked) < MAX_REASONS:
             trials = np.repeat(current[None], len(candidates), axis=0)
             for k, i in enumerate(candidates):
-                alike = [i, *([twins[i]] if i in twins else [])]
+                alike = [i, *twins.get(i, ())]
                 alike += [_COMPANIONS[j] for j in alike if j in _COMPANIONS]
                 trials[k, alike] = medians[alike]
             margins = margin(trials)
@@ -78,6 +84,17 @@ def occlude(features: NDArray[np.float32], margin: Margin, usual: Sequence[Featu
             picked.append(candidates.pop(k))
         chosen.append(picked)
     return chosen
+
+
+def _twins(row: NDArray[np.float32]) -> dict[int, list[int]]:
+    """The features that hold the same as one before them in _ALIKE, by that one."""
+    found: dict[int, list[int]] = {}
+    for columns in _ALIKE:
+        for k, column in enumerate(columns[1:], start=1):
+            first = next((each for each in columns[:k] if row[each] == row[column]), None)
+            if first is not None:
+                found.setdefault(first, []).append(column)
+    return found
 
 
 def explain(features: NDArray[np.float32], margin: Margin, usual: Sequence[FeatureUsual]) -> list[tuple[Reason, ...]]:
@@ -115,8 +132,8 @@ def _percent(column: int, row: NDArray[np.float32]) -> float | None:
     if column not in _IN_USUAL_MOVES or abs(row[column]) >= _BOUND:
         return None
     usual_move = float(row[_USUAL_MOVE])
-    if column == _RELATIVE_RETURN:
-        usual_move += float(row[_RELATIVE_VOLATILITY])
+    if column in _USUAL_SHARE:
+        usual_move += float(row[_USUAL_SHARE[column]])
     return 100.0 * math.expm1(float(row[column]) * math.exp(usual_move) / 100.0)
 
 

@@ -38,6 +38,8 @@ def _values(quote: Quote) -> tuple[float, ...]:
         known(quote.buy_volume),
         known(quote.benchmark_return),
         known(quote.benchmark_volume_ratio),
+        known(quote.peer_return),
+        known(quote.peer_volume_ratio),
         (quote.event_time - _EPOCH) / timedelta(seconds=1),
         float(quote.interval_seconds),
     )

@@ -1,9 +1,10 @@
 """An archive as a source: its quotes once, from a row on, at a multiple of the speed at which they were printed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
+from types import MappingProxyType
 
 from services.archive import location as archive
 from services.domain.quote import Quote, Series
@@ -14,7 +15,7 @@ from services.runtime.stopping import stopped_within
 class ArchiveSource:
     """A `QuoteSource` over a location of `services.archive`. `speed` 0 means as fast as the reader takes it.
 
-    `start` and `end` bound the event times: from the one, to before the other.
+    `start` and `end` bound the event times: from the one, to before the other; `sectors` are by symbol.
 
     Raises: InvalidRequestError when there is nothing usable at the location. Reading it blocks: make it in a thread.
     """
@@ -31,9 +32,10 @@ class ArchiveSource:
         first_row: int = 0,
         speed: float = 0.0,
         batch_quotes: int = 250,
+        sectors: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.total, self._rest = archive.quotes(
-            location, tape=tape, symbols=symbols, start=start, end=end, first_row=first_row
+            location, tape=tape, symbols=symbols, start=start, end=end, first_row=first_row, sectors=sectors
         )
         self._stop = stop
         self._speed = speed

@@ -2,9 +2,10 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from services.archive.sectors import read_sectors
 from services.archive.yahoo import yfinance_download
 from services.domain.errors import NotConfiguredError, TapewatchError
 from services.ingest.coverage import CoverageBook
@@ -20,6 +21,7 @@ from services.ingest.servicer import IngestServicer
 from services.ingest.settings import IngestSettings
 from services.ingest.subscribers import Subscribers
 from services.ingest.tracing import ProducerSpans
+from services.ingest.universe import SECTOR_FUNDS
 from services.ingest.yahoo import YahooSource
 from services.queue.open import open_queue
 from services.runtime.dynamodb_table import DynamoDbTable
@@ -33,7 +35,9 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def make_source(settings: IngestSettings, progress: Progress) -> QuoteSource | None:
+def make_source(
+    settings: IngestSettings, progress: Progress, sectors: Mapping[str, str] | None = None
+) -> QuoteSource | None:
     """The configured source, or None. Raises: NotConfiguredError when it cannot be used."""
     if settings.source == "yahoo":
         return YahooSource(
@@ -44,6 +48,7 @@ def make_source(settings: IngestSettings, progress: Progress) -> QuoteSource | N
             seen=progress.advanced(),
             clock=_now,
             benchmark_symbol=settings.benchmark_symbol,
+            sectors=SECTOR_FUNDS if sectors is None else sectors,
         )
     if settings.source == "csv":
         if settings.csv_path is None:
@@ -89,7 +94,8 @@ async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]
     lifetime.on_close(queue.close)
     progress = await asyncio.to_thread(open_progress, settings)
     lifetime.on_close(progress.close)
-    source = await asyncio.to_thread(make_source, settings, progress)
+    sectors = None if settings.sectors is None else await asyncio.to_thread(read_sectors, settings.sectors)
+    source = await asyncio.to_thread(make_source, settings, progress, sectors)
     market = await asyncio.to_thread(open_market, settings.market_calendar)
     tracing = ProducerSpans(settings.queue_name, settings.queue_backend)
     coverage = CoverageBook(_now)
@@ -102,6 +108,7 @@ async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]
         lifetime.spawn,
         batch_quotes=settings.replay_batch_quotes,
         max_ready=settings.replay_max_ready,
+        sectors=sectors or {},
     )
 
     async def stop_replays() -> None:

@@ -8,9 +8,10 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from services.archive import location as archive
@@ -72,6 +73,7 @@ class Replays:
         *,
         batch_quotes: int = 250,
         max_ready: int = 5_000,
+        sectors: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._service = service
         self._queue = queue
@@ -80,6 +82,7 @@ class Replays:
         self._spawn = spawn
         self._batch_quotes = batch_quotes
         self._max_ready = max_ready
+        self._sectors = sectors
         self._running: dict[str, _Running] = {}
         self._starting = asyncio.Lock()
 
@@ -196,6 +199,7 @@ class Replays:
             first_row=replay.next_row,
             speed=replay.speed,
             batch_quotes=self._batch_quotes,
+            sectors=self._sectors,
         )
         if replay.total_quotes not in (0, source.total):
             counted = f"has {source.total:,} quotes and had {replay.total_quotes:,}"

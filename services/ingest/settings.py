@@ -46,6 +46,13 @@ class IngestSettings(ServerSettings, QueueSettings):
         description="symbol whose return and volume quotes from Yahoo Finance carry as the market's; empty stamps none",
     )
 
+    sectors: Path | None = Field(
+        None,
+        description="CSV file with the columns `symbol` and `sector`. Quotes from Yahoo Finance carry the return and "
+        "volume of the sector, which is a symbol there (`XLK`); empty: of a fund, for large US caps. Replayed bars "
+        "carry those of the sector's other symbols; empty: of the symbols that move most like it",
+    )
+
     market_calendar: str = Field(
         "",
         description="exchange by whose calendar quotes must come, such as `XNYS` (extra `calendar`): while it is "

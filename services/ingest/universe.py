@@ -18,6 +18,22 @@ DEFAULT: Final = tuple(_DEFAULT.split())
 LARGE_CAPS: Final = (*DEFAULT, *_FURTHER_LARGE_CAPS.split())
 """Well-known US large caps under their present tickers; maintained by hand."""
 
+_SECTOR_FUNDS = {
+    "XLB": "LIN",
+    "XLC": "GOOGL META NFLX DIS VZ CMCSA T TMUS",
+    "XLE": "CVX XOM",
+    "XLF": "JPM V MA PYPL AXP BAC BLK C GS MS PGR SCHW SPGI WFC",
+    "XLI": "BA CAT DE GE HON LMT RTX UBER UNP UPS",
+    "XLK": "AAPL MSFT NVDA AMD INTC ADBE CRM ACN AMAT AVGO CSCO IBM INTU KLAC LRCX MU NOW ORCL PANW PLTR QCOM TXN",
+    "XLP": "PG KO PEP COST MO PM WMT",
+    "XLU": "NEE",
+    "XLV": "JNJ UNH PFE ABT TMO ABBV AMGN BMY DHR GILD ISRG LLY MDT MRK SYK VRTX",
+    "XLY": "AMZN TSLA HD BKNG LOW MCD NKE SBUX TJX",
+}
+
+SECTOR_FUNDS: Final = {symbol: fund for fund, symbols in _SECTOR_FUNDS.items() for symbol in symbols.split()}
+"""The fund of each large cap's sector in the S&P 500; BABA is in none of them. Maintained by hand."""
+
 NAMED: Final = {"default": DEFAULT, "large_caps": LARGE_CAPS}
 
 

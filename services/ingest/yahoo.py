@@ -2,10 +2,10 @@
 
 One symbol a request, through a token bucket. A symbol that fails is tried again with exponential backoff and full
 jitter, then reported and left for the next round; it never stops the others. Too many requests (429) end the round and
-lengthen the pause before the next one. A benchmark symbol, if there is one, is asked for first in each round, and its
-return and volume over the same minute are stamped on the other symbols' quotes; a quote is never held back for it. No
-news, as when the market is closed, is no error. A volume of 0 is passed on as it is: Yahoo prints random zeros, and the
-features treat 0 as missing.
+lengthen the pause before the next one. A benchmark symbol, if there is one, and the symbols that stand for sectors are
+asked for first in each round, and their returns and volumes over the same minute are stamped on the other symbols'
+quotes; a quote is never held back for them. No news, as when the market is closed, is no error. A volume of 0 is passed
+on as it is: Yahoo prints random zeros, and the features treat 0 as missing.
 """
 
 import asyncio
@@ -13,10 +13,11 @@ import logging
 import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 
@@ -55,7 +56,8 @@ class TokenBucket:
 class YahooSource:
     """A `QuoteSource` of the symbols' closed one-minute bars.
 
-    `benchmark_symbol` stands for the market, empty for none; `seen` is the newest event_time of each series that was
+    `benchmark_symbol` stands for the market, empty for none; `sectors` has the symbol that stands for each symbol's
+    sector, of those that have one; `seen` is the newest event_time of each series that was
     published before; `sleep` and `jitter` (0 to 1) are given by tests.
     """
 
@@ -69,6 +71,7 @@ class YahooSource:
         seen: Mapping[Series, datetime],
         clock: Callable[[], datetime],
         benchmark_symbol: str = "",
+        sectors: Mapping[str, str] = MappingProxyType({}),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -77,7 +80,8 @@ class YahooSource:
         self._bucket = TokenBucket(requests_per_second)
         self._clock = clock
         self._benchmark_symbol = benchmark_symbol
-        self._market: dict[datetime, dict[str, float]] = {}
+        self._sectors = {symbol: sectors[symbol] for symbol in symbols if symbol in sectors}
+        self._movements: dict[str, Mapping[datetime, Movement]] = {}
         self._sleep = sleep
         self._jitter = jitter
         self._series = {symbol: Series(LIVE_TAPE, SOURCE, symbol, BAR_SECONDS) for symbol in symbols}
@@ -104,15 +108,15 @@ class YahooSource:
 
     async def _round(self) -> AsyncIterator[SourceBatch]:
         asked = list(self._series.values())
-        if self._benchmark_symbol:
+        for symbol in sorted({self._benchmark_symbol, *self._sectors.values()} - {""}):
             try:
-                self._market = market(await self._fetch(self._benchmark_symbol))
+                self._movements[symbol] = movements(await self._fetch(symbol))
             except TooManyRequestsError as error:
                 self._refusals += 1
                 yield SourceBatch((), dict.fromkeys(asked, f"Yahoo Finance asks to slow down: {error}"))
                 return
             except Exception as error:  # yfinance raises whatever its transport raises
-                _log.warning("no benchmark this round: %s: %s: %s", self._benchmark_symbol, type(error).__name__, error)
+                _log.warning("nothing beside quotes this round: %s: %s: %s", symbol, type(error).__name__, error)
         for i, series in enumerate(asked):
             try:
                 bars = await self._fetch(series.symbol)
@@ -147,27 +151,38 @@ class YahooSource:
         """The bars that are closed, complete and not given yet, oldest first."""
         closed = self._clock() - timedelta(seconds=series.interval_seconds)
         seen = self._seen.get(series)
-        beside = {} if series.symbol == self._benchmark_symbol else self._market
         quotes = [
-            replace(bar.quote(series), **beside.get(bar.event_time, {}))  # type: ignore[arg-type]
+            replace(bar.quote(series), **self._beside(series.symbol, bar.event_time))
             for bar in bars
             if bar.event_time <= closed and (seen is None or bar.event_time > seen) and bar.complete
         ]
         return sorted(quotes, key=lambda quote: quote.event_time)
 
+    def _beside(self, symbol: str, event_time: datetime) -> dict[str, Any]:
+        """What market and sector did over a bar: fields of Quote. Nothing moves beside itself."""
+        found: dict[str, Any] = {}
+        for prefix, beside in (("benchmark", self._benchmark_symbol), ("peer", self._sectors.get(symbol, ""))):
+            movement = None if beside == symbol else self._movements.get(beside, {}).get(event_time)
+            if movement is not None:
+                found |= {f"{prefix}_return": movement.simple_return, f"{prefix}_volume_ratio": movement.volume_ratio}
+        return found
 
-def market(bars: Sequence[YahooBar]) -> dict[datetime, dict[str, float]]:
-    """What each bar but the first of the benchmark symbol says of the market: fields of Quote, by its event_time.
 
-    Its return as a fraction, splits taken out, and its volume as a multiple of the usual where that is known.
-    """
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """A bar's return as a fraction, splits taken out, and its volume as a multiple of the usual where that is known."""
+
+    simple_return: float
+    volume_ratio: float | None
+
+
+def movements(bars: Sequence[YahooBar]) -> dict[datetime, Movement]:
+    """The movement of each bar but the first, by its event_time."""
     whole = sorted((bar for bar in bars if bar.complete), key=lambda bar: bar.event_time)
     logs = np.array([math.log(bar.volume) if bar.volume > 0 else math.nan for bar in whole])
     ratios = np.exp(logs - usual_before(logs))
-    found: dict[datetime, dict[str, float]] = {}
+    found: dict[datetime, Movement] = {}
     for (before, bar), ratio in zip(pairwise(whole), ratios[1:].tolist(), strict=True):
         split = bar.split_ratio if bar.split_ratio > 0 else 1.0
-        found[bar.event_time] = {"benchmark_return": bar.close * split / before.close - 1.0}
-        if not math.isnan(ratio):
-            found[bar.event_time]["benchmark_volume_ratio"] = ratio
+        found[bar.event_time] = Movement(bar.close * split / before.close - 1.0, None if math.isnan(ratio) else ratio)
     return found

@@ -6,9 +6,10 @@
      "ingestion_timestamp": "…Z", "batch_id": "<uuid4>"}
 
 `previous_close` may be absent, unknown fields are ignored, and `data` may also hold tape ("live" where absent),
-interval_seconds (60), revision (0), currency, trades, buy_volume, split_ratio, benchmark_return and
-benchmark_volume_ratio. The trace context travels in the message attributes `traceparent` and `tracestate`; in a
-batch, whose messages have no attributes, as the message's own member `traceparent`. No other module knows this format.
+interval_seconds (60), revision (0), currency, trades, buy_volume, split_ratio, benchmark_return,
+benchmark_volume_ratio, peer_return and peer_volume_ratio. The trace context travels in the message attributes
+`traceparent` and `tracestate`; in a batch, whose messages have no attributes, as the message's own member
+`traceparent`. No other module knows this format.
 """
 
 import hashlib
@@ -118,6 +119,8 @@ def _data(quote: Quote) -> dict[str, Any]:
         "split_ratio": (quote.split_ratio, None),
         "benchmark_return": (quote.benchmark_return, None),
         "benchmark_volume_ratio": (quote.benchmark_volume_ratio, None),
+        "peer_return": (quote.peer_return, None),
+        "peer_volume_ratio": (quote.peer_volume_ratio, None),
     }
     return data | {name: value for name, (value, default) in added.items() if value != default}
 
@@ -179,6 +182,8 @@ def decode(body: str, attributes: Mapping[str, str], *, now: datetime | None = N
         "split_ratio": read.optional("split_ratio", read.decimal),
         "benchmark_return": read.optional("benchmark_return", read.decimal),
         "benchmark_volume_ratio": read.optional("benchmark_volume_ratio", read.decimal),
+        "peer_return": read.optional("peer_return", read.decimal),
+        "peer_volume_ratio": read.optional("peer_volume_ratio", read.decimal),
     }
     if wrong:
         raise InvalidQuoteError(wrong)

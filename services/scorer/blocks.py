@@ -28,7 +28,15 @@ from services.scorer.deployment_watch import detections
 from services.scorer.ports import Model
 
 COLUMNS = ("open", "high", "low", "close", "volume")
-OPTIONAL_COLUMNS = ("split_ratio", "trades", "buy_volume", "benchmark_return", "benchmark_volume_ratio")
+OPTIONAL_COLUMNS = (
+    "split_ratio",
+    "trades",
+    "buy_volume",
+    "benchmark_return",
+    "benchmark_volume_ratio",
+    "peer_return",
+    "peer_volume_ratio",
+)
 
 _ROWS = 512
 _SHOWN_BARS = 20
@@ -216,12 +224,13 @@ def _surely_good(block: Block, now: datetime) -> NDArray[np.bool_]:
     latest = (now + MAX_CLOCK_SKEW - _EPOCH) // _MICROSECOND
     good &= (block.times >= earliest) & (block.times <= latest)
     for name, least, most in (
-        *((name, _LEAST_RATIO, MAX_PRICE) for name in ("split_ratio", "benchmark_volume_ratio")),
+        *((name, _LEAST_RATIO, MAX_PRICE) for name in ("split_ratio", "benchmark_volume_ratio", "peer_volume_ratio")),
         ("trades", 0.0, MAX_VOLUME),
         ("buy_volume", 0.0, MAX_VOLUME),
     ):
         if (column := columns.get(name)) is not None:
             good &= np.isnan(column) | ((column >= least) & (column <= most))
-    if (returns := columns.get("benchmark_return")) is not None:
-        good &= np.isnan(returns) | ((returns > -1.0) & np.isfinite(returns))
+    for name in ("benchmark_return", "peer_return"):
+        if (returns := columns.get(name)) is not None:
+            good &= np.isnan(returns) | ((returns > -1.0) & np.isfinite(returns))
     return good

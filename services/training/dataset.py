@@ -164,8 +164,12 @@ def mirrored(bars: Bars) -> Bars:
 
 
 def mirrored_benchmark(benchmark: Benchmark) -> Benchmark:
-    """The market of mirrored series."""
-    return replace(benchmark, simple_return=1.0 / (1.0 + benchmark.simple_return) - 1.0)
+    """The market and the peers of mirrored series."""
+    peers = {
+        symbol: replace(group, simple_return=1.0 / (1.0 + group.simple_return) - 1.0)
+        for symbol, group in benchmark.peers.items()
+    }
+    return replace(benchmark, simple_return=1.0 / (1.0 + benchmark.simple_return) - 1.0, peers=peers)
 
 
 def _raw(bars: Bars, benchmark: Benchmark | None) -> NDArray[np.float64]:
@@ -301,6 +305,7 @@ def fingerprint(history: Sequence[Bars], settings: str) -> str:
         services / "domain/model.py",
         services / "domain/typology.py",
         services / "archive/benchmark.py",
+        services / "archive/peers.py",
         *(services / f"training/{name}.py" for name in made_by),
     ]
     for path in sorted(code):

@@ -78,6 +78,7 @@ def evaluate(
     only: Annotated[
         list[str] | None, typer.Option(help=f"Sections to measure again: {', '.join(SECTIONS)}. Empty means all.")
     ] = None,
+    sectors: Annotated[Path | None, typer.Option(help="The file of sectors that the training had.")] = None,
     seed: Annotated[int, typer.Option(help="Of the training that is evaluated.")] = 1,
     epochs: Annotated[int, typer.Option(help="For the training without one typology.")] = 6,
     passes: Annotated[int, typer.Option(help="For the training without one typology.")] = 6,
@@ -93,7 +94,13 @@ def evaluate(
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=_console) as progress:
             training = Training(
-                data or ["bokeh"], seed=seed, epochs=epochs, passes=passes, members=members, progress=progress
+                data or ["bokeh"],
+                seed=seed,
+                epochs=epochs,
+                passes=passes,
+                members=members,
+                sectors=sectors,
+                progress=progress,
             )
             figures, held = measure(training, version, pumps, list(only or SECTIONS))
         folder = output.with_suffix("")

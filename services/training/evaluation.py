@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,13 +171,18 @@ def equities(training: Training, source: Source, version: Version) -> tuple[Figu
         ),
         compare(validation, test, "z-score rule", [z_score_rule(r) for r in rows]),
     ]
-    if np.isfinite(source.benchmark.simple_return).any():
-        blind = [
-            training.rows(source, Part.TEST, seed=seed, alone=True)
-            for seed in (None, injection_seed(training, Part.TEST))
-        ]
-        scores = [outputs[0].margin(calibration), *(version.margin(rows.features) for rows in blind)]
-        table.append(compare(validation, test, "ensemble, feed without a benchmark", scores, version.line))
+    feeds: list[tuple[bool, Literal["peers", "benchmark"], str]] = [
+        (bool(source.benchmark.peers), "peers", "ensemble, feed without peers"),
+        (bool(np.isfinite(source.benchmark.simple_return).any()), "benchmark", "ensemble, feed without a benchmark"),
+    ]
+    for known, without, name in feeds:
+        if known:
+            blind = [
+                training.rows(source, Part.TEST, seed=seed, without=without)
+                for seed in (None, injection_seed(training, Part.TEST))
+            ]
+            scores = [outputs[0].margin(calibration), *(version.margin(rows.features) for rows in blind)]
+            table.append(compare(validation, test, name, scores, version.line))
     margin = test.marked.margin(calibration)
     alone = test.marked.margin(calibration, autoencoder=False)
     strong = figures.judged(test.touched, STRONG)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from services.archive.bars import Bars
 from services.archive.benchmark import Benchmark
+from services.archive.sectors import read_sectors
 from services.domain.session_profile import LONGEST_INTERVAL_SECONDS
 from services.domain.typology import OBSERVABLE, Typology
 from services.training import dataset, networks
@@ -44,6 +45,7 @@ _OTHER_HOURS = np.timedelta64(12, "h")
 
 _BEYOND_SHARE = 0.004
 _PASSES_A_BEYOND = 8
+_BEYOND_SEED = 800
 _NORMAL_PER_MANIPULATED = 7
 _NEAR_BARS = 6
 _STANDARD_ROWS = 300_000
@@ -119,6 +121,7 @@ class Training:
         members: Networks whose mean is the classifier.
         progress: Shows the progress.
         labels: File of bars that analysts decided.
+        sectors: File of sectors by symbol.
         tell: Called with what of the data is left out, and why.
     """
 
@@ -133,12 +136,14 @@ class Training:
         members: int,
         progress: Progress,
         labels: Path | None = None,
+        sectors: Path | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.seed, self.epochs, self.passes, self.members = seed, epochs, passes, members
         self.progress = progress
         self.labels = Labels.read(labels) if labels is not None else Labels()
-        self.sources = read_sources(locations, calibration, tell)
+        known = {} if sectors is None else read_sectors(sectors)
+        self.sources = read_sources(locations, calibration, tell, known)
         trained = [source.interval_seconds for source in self.sources if source.trained]
         settings = json.dumps(
             {
@@ -148,6 +153,7 @@ class Training:
                 "members": members,
                 "trained": trained,
                 "labels": self.labels.digest,
+                "sectors": sorted(known.items()),
             }
         )
         everything = [bars for source in self.sources for bars in source.history]
@@ -158,14 +164,23 @@ class Training:
         """The sources that the networks learn from."""
         return [source for source in self.sources if source.trained]
 
-    def rows(self, source: Source, part: Part, *, seed: int | None = None, alone: bool = False) -> Rows:
+    def rows(
+        self,
+        source: Source,
+        part: Part,
+        *,
+        seed: int | None = None,
+        without: Literal["", "peers", "benchmark"] = "",
+    ) -> Rows:
         """A side's rows: untouched without a seed, else injected by it; without the bars that analysts decided.
 
-        `alone` leaves the benchmark out, as of a feed that has none.
+        `without` leaves the peers out, or the benchmark and them, as of a feed that has none.
         """
         side = source.sides[part]
-        words = f"{part.value}{', no benchmark' if alone else ''}"
-        benchmark = None if alone else source.benchmark
+        words = f"{part.value}{without and f', no {without}'}"
+        benchmark = None if without == "benchmark" else source.benchmark
+        if benchmark is not None and without:
+            benchmark = replace(benchmark, peers={})
         if seed is None:
             return self.untouched(source, side, words, benchmark)
         advance = self._advance(f"features of {source.interval_seconds} s bars, {words}, injected ({seed})", side)
@@ -285,27 +300,27 @@ class Training:
         self, source: Source, normal: Rows, typologies: tuple[Typology, ...], rng: np.random.Generator
     ) -> tuple[Rows, NDArray[np.float32], NDArray[np.int64]]:
         """What the classifier learns from, in random order, how much each row counts, and the fold of its ticker."""
-        views = {view: self._seen(source, view) for view in NORMAL_SHARES}
+        shares: dict[View, float] = {}
+        for view, share in NORMAL_SHARES.items():
+            shares[_as_of(source, view)] = shares.get(_as_of(source, view), 0.0) + share
+        views = {view: self._seen(source, view) for view in shares}
         strong = -(-self.passes // _PASSES_A_BEYOND)
         task = self.progress.add_task(f"injections into {source.interval_seconds} s bars", total=self.passes + strong)
 
-        def injected(k: int, view: View, **choices: Any) -> Rows:
-            bars, benchmark = views[view]
-            rows = dataset.injected(bars, self.seed * 1_000 + k, benchmark=benchmark, typologies=typologies, **choices)
+        def injected(k: int, number: int, **choices: Any) -> Rows:
+            bars, benchmark = views[_as_of(source, VIEWS[k % len(VIEWS)])]
+            seed = self.seed * 1_000 + number
+            rows = dataset.injected(bars, seed, benchmark=benchmark, typologies=typologies, **choices)
             self.progress.advance(task)
-            return rows
+            return rows.where(~self.labels.among(source.sides[Part.TRAIN], rows))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy leaves other threads their turn
-            drawn = [
-                *(pool.submit(injected, k, VIEWS[k % len(VIEWS)], only_near=_NEAR_BARS) for k in range(self.passes)),
-                *(
-                    pool.submit(injected, 800 + k, VIEWS[k], only_near=0, strengths=BEYOND, share=_BEYOND_SHARE)
-                    for k in range(strong)
-                ),
-            ]
+            drawn = [pool.submit(injected, k, k, only_near=_NEAR_BARS) for k in range(self.passes)]
+            beyond = {"only_near": 0, "strengths": BEYOND, "share": _BEYOND_SHARE}
+            drawn += [pool.submit(injected, k, _BEYOND_SEED + k, **beyond) for k in range(strong)]
             parts = [each.result() for each in drawn]
         positive = sum(int((near.label == MANIPULATED).sum()) for near in parts)
-        for view, share in NORMAL_SHARES.items():
+        for view, share in shares.items():
             rows = normal if view == PLAIN else self._normal(source, view, *views[view])
             wanted = max(1, int(share * _NORMAL_PER_MANIPULATED * positive))
             parts.append(rows.where(rng.permutation(len(rows))[:wanted]))
@@ -323,11 +338,10 @@ class Training:
         side = source.sides[Part.TRAIN]
         if view.mirrored:
             side = [dataset.mirrored(bars) for bars in side]
-        if source.interval_seconds <= LONGEST_INTERVAL_SECONDS:
-            if view.elsewhere:
-                side = [replace(bars, event_time=bars.event_time + _OTHER_HOURS) for bars in side]
-            if view.silent:
-                side = [replace(bars, volume=np.zeros(len(bars))) for bars in side]
+        if view.elsewhere:
+            side = [replace(bars, event_time=bars.event_time + _OTHER_HOURS) for bars in side]
+        if view.silent:
+            side = [replace(bars, volume=np.zeros(len(bars))) for bars in side]
         if view.alone:
             return side, None
         return side, dataset.mirrored_benchmark(source.benchmark) if view.mirrored else source.benchmark
@@ -337,7 +351,10 @@ class Training:
         words = ", ".join(f.name for f in fields(View) if getattr(view, f.name))
         advance = self._advance(f"features of {source.interval_seconds} s bars, {words}", bars)
         rows = dataset.untouched(bars, advance, benchmark=benchmark)
-        side = source.sides[Part.TRAIN]
-        # A series keeps its bars and their order in every view.
-        time = np.concatenate([each.event_time[dataset.LEAD :] for each in side if len(each) > dataset.LEAD])
-        return rows.where(~self.labels.among(side, replace(rows, time=time)))
+        return rows.where(~self.labels.among(source.sides[Part.TRAIN], rows))
+
+
+def _as_of(source: Source, view: View) -> View:
+    """How a source's bars are seen in a view: only short bars have hours, or none of their usual volume."""
+    short = source.interval_seconds <= LONGEST_INTERVAL_SECONDS
+    return view if short else replace(view, elsewhere=False, silent=False)

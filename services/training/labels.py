@@ -65,12 +65,15 @@ class Labels:
         return self.decisions.get((bars.symbol, bars.interval_seconds), {})
 
     def among(self, side: Sequence[Bars], rows: Rows) -> NDArray[np.bool_]:
-        """Which of a side's rows were decided, bool (n,): what is learnt from them is not measured on them."""
+        """Which of a side's rows were decided, bool (n,): what is learnt from them is not measured on them.
+
+        The rows may be of bars that an injection or a view changed: a series keeps its bars and their order.
+        """
         found = np.zeros(len(rows), dtype=bool)
         for number, bars in enumerate(side):
             if moments := list(self.of(bars)):
-                own = rows.series == number
-                found |= own & np.isin(rows.time.astype("datetime64[us]").astype(np.int64), moments)
+                decided_bars = np.isin(bars.event_time.astype("datetime64[us]").astype(np.int64), moments)
+                found |= (rows.series == number) & np.isin(rows.position, np.flatnonzero(decided_bars))
         return found
 
 

@@ -1,8 +1,9 @@
 """What a training reads: locations of bars, each split into its sides."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from services.archive import location as location_reader
 from services.archive.bars import Bars
@@ -30,7 +31,10 @@ class Source:
 
 
 def read_sources(
-    locations: Sequence[str], calibration: Sequence[str] = (), tell: Callable[[str], None] = lambda _: None
+    locations: Sequence[str],
+    calibration: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda _: None,
+    sectors: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Source]:
     """The trainable series of each location, longest bars first; each location is split by its own time.
 
@@ -38,6 +42,7 @@ def read_sources(
         locations: What the networks learn from.
         calibration: Further locations, of other bar lengths, that only calibrate and measure.
         tell: Called with what is left out and why.
+        sectors: By symbol; a symbol without one has the symbols as peers that move most like it.
 
     Raises: InvalidRequestError when a location cannot be read or is too small; TapewatchError when a side is empty.
     """
@@ -57,7 +62,7 @@ def read_sources(
         for part, side in sides.items():
             if not side:
                 raise TapewatchError(f"{location}: no series has more than {WINDOW} bars in the {part.value} period")
-        market = benchmarks(bars for bars in everything if bars.interval_seconds == usual)[usual]
+        market = benchmarks((bars for bars in everything if bars.interval_seconds == usual), sectors)[usual]
         found.append(Source(location, usual, history, sides, market, trained=number < len(locations)))
     found.sort(key=lambda source: -source.interval_seconds)
     if len({source.interval_seconds for source in found}) < len(found):

@@ -58,13 +58,13 @@ def describe(training: Training) -> str:
     )
 
 
-def command(training: Training, labels: str = "") -> str:
+def command(training: Training, **files: Path | None) -> str:
     """The command that makes the same version again, and the versions of what it ran on."""
     options = [
         *(f"--data {Path(source.location).name}" for source in training.sources if source.trained),
         *(f"--calibration-data {Path(source.location).name}" for source in training.sources if not source.trained),
         *(f"--{name} {getattr(training, name)}" for name in ("seed", "epochs", "passes", "members")),
-        *(f"--labels {name}" for name in (labels,) if name),
+        *(f"--{name} {path.name}" for name, path in files.items() if path is not None),
     ]
     return (
         f"tapewatch train {' '.join(options)} (TensorFlow {networks.tensorflow().__version__}, NumPy {np.__version__})"
@@ -82,6 +82,7 @@ def run(
     members: int,
     console: Console,
     labels: Path | None = None,
+    sectors: Path | None = None,
 ) -> ModelMetadata:
     """Trains, calibrates, measures and writes a version under `output`; no version is left half-written.
 
@@ -97,6 +98,7 @@ def run(
         members: Networks whose mean is the classifier.
         console: Shows the progress.
         labels: File of bars that analysts decided, to learn from.
+        sectors: File of sectors by symbol, whose other symbols are then a symbol's peers.
 
     Raises:
         TapewatchError: The data cannot be used, or TensorFlow is missing.
@@ -113,6 +115,7 @@ def run(
             members=members,
             progress=progress,
             labels=labels,
+            sectors=sectors,
             tell=lambda words: console.print(words, style="yellow", markup=False, highlight=False),
         )
         checkpoint = Checkpoint.of_run(output, training.fingerprint)
@@ -156,7 +159,7 @@ def run(
         checksums={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         typologies=OBSERVABLE,
         reference={SCORE: tuple(scores.tolist())},
-        trained_by=command(training, "" if labels is None else labels.name),
+        trained_by=command(training, labels=labels, sectors=sectors),
     )
     version_folder.write(output, metadata, files)
     checkpoint.discard()
@@ -178,10 +181,17 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder of model versions to add one to.")] = Path("models"),
     seed: Annotated[int, typer.Option(help="Decides injection, weights and order.")] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 5,
-    passes: Annotated[int, typer.Option(min=1, max=96, help="Injections into the training series.")] = 24,
+    passes: Annotated[int, typer.Option(min=1, max=800, help="Injections into the training series.")] = 24,
     members: Annotated[int, typer.Option(min=1, help="Networks whose mean is the classifier.")] = 3,
     labels: Annotated[
         Path | None, typer.Option(help="Bars that analysts decided: a file of `tapewatch calibrate --export-labels`.")
+    ] = None,
+    sectors: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV file with the columns symbol and sector: a symbol's peers are then its sector's others. Empty "
+            "means the symbols that move most like it."
+        ),
     ] = None,
 ) -> None:
     """Trains a model version on real bars with injected manipulations."""
@@ -196,6 +206,7 @@ def train(
             members=members,
             console=_console,
             labels=labels,
+            sectors=sectors,
         )
     except TapewatchError as error:
         _console.print(error.message, style="red", highlight=False)

@@ -38,6 +38,8 @@ def quote_to_proto(quote: Quote) -> pb.Quote:
         split_ratio=quote.split_ratio,
         benchmark_return=quote.benchmark_return,
         benchmark_volume_ratio=quote.benchmark_volume_ratio,
+        peer_return=quote.peer_return,
+        peer_volume_ratio=quote.peer_volume_ratio,
         batch_id=quote.batch_id,
         traceparent=quote.traceparent,
     )
@@ -88,6 +90,8 @@ def quote_from_proto(message: pb.Quote) -> Quote:
         split_ratio=_optional(message, "split_ratio"),
         benchmark_return=_optional(message, "benchmark_return"),
         benchmark_volume_ratio=_optional(message, "benchmark_volume_ratio"),
+        peer_return=_optional(message, "peer_return"),
+        peer_volume_ratio=_optional(message, "peer_volume_ratio"),
         ingest_time=ingest_time,
         batch_id=message.batch_id,
         traceparent=message.traceparent,

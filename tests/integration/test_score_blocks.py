@@ -112,6 +112,8 @@ async def test_how_a_series_is_cut_into_blocks_changes_nothing(scorer: Any, seed
             buy_volume=float(random.random()) if random.random() < 0.5 else None,
             benchmark_return=float(random.normal(0, 0.01)) if random.random() < 0.9 else None,
             benchmark_volume_ratio=float(random.lognormal(0, 0.3)) if random.random() < 0.9 else None,
+            peer_return=float(random.normal(0, 0.01)) if random.random() < 0.9 else None,
+            peer_volume_ratio=float(random.lognormal(0, 0.3)) if random.random() < 0.9 else None,
         )
         for i in range(2_500)
     ]

@@ -74,6 +74,8 @@ def test_every_field_is_kept() -> None:
         split_ratio=2.0,
         benchmark_return=-0.01,
         benchmark_volume_ratio=1.5,
+        peer_return=0.02,
+        peer_volume_ratio=0.75,
         ingest_time=START,
         batch_id="b",
         traceparent="00-1-2-01",

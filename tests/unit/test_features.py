@@ -46,6 +46,8 @@ def tapes(draw: st.DrawFn, least: int = 1, most: int = 150) -> list[Quote]:
                 split_ratio=float(rng.choice([1.0, 2.0, 0.1])) if splitting and rng.random() < 0.05 else None,
                 benchmark_return=float(rng.normal(0, 0.01)) if rich else None,
                 benchmark_volume_ratio=float(rng.lognormal(0, 0.5)) if rich else None,
+                peer_return=float(rng.normal(0, 0.01)) if rich else None,
+                peer_volume_ratio=float(rng.lognormal(0, 0.5)) if rich else None,
             )
         )
     return quotes
@@ -207,7 +209,7 @@ def with_market(beta: float, jump: float, market_jump: float, *, known: bool = T
     close = 50.0 * np.exp(np.cumsum(moves))
     rows = np.full((WINDOW, len(BAR_FIELDS)), np.nan)
     rows[:, 0] = rows[:, 1] = rows[:, 2] = rows[:, 3] = close
-    rows[:, 4], rows[:, 5], rows[:, 9], rows[:, 10] = 1e5, 1.0, np.arange(WINDOW) * 86_400.0, 86_400.0
+    rows[:, 4], rows[:, 5], rows[:, -2], rows[:, -1] = 1e5, 1.0, np.arange(WINDOW) * 86_400.0, 86_400.0
     if known:
         rows[:, BAR_FIELDS.index("benchmark_return")] = np.expm1(market)
     return dict(zip(FEATURE_NAMES, compute(rows[None])[0].tolist(), strict=True))
@@ -228,6 +230,65 @@ def test_without_a_benchmark_relative_features_are_the_plain_ones() -> None:
     for name in ("return_z", "runup_3_z", "runup_10_z", "return_over_past_extreme"):
         assert found[f"relative_{name}"] == found[name]
     assert found["benchmark_move_z"] == found["relative_volatility_log_ratio"] == 0.0
+
+
+def with_peers(gamma: float, jump: float, peers_jump: float, *, known: bool = True) -> dict[str, float]:
+    """Features of a bar on which the peers move, after 60 bars of a series that follows them and little else."""
+    rng = np.random.default_rng(8)
+    market, peers = rng.normal(0.0, 0.006, WINDOW), rng.normal(0.0, 0.01, WINDOW)
+    market[-1], peers[-1] = 0.0, peers_jump
+    moves = market + gamma * peers + rng.normal(0.0, 0.004, WINDOW)
+    moves[-1] = gamma * peers_jump + jump
+    rows = np.full((WINDOW, len(BAR_FIELDS)), np.nan)
+    rows[:, :4] = 50.0 * np.exp(np.cumsum(moves))[:, None]
+    for name, values in (
+        ("volume", 1e5),
+        ("split_ratio", 1.0),
+        ("event_seconds", np.arange(WINDOW) * 86_400.0),
+        ("interval_seconds", 86_400.0),
+        ("benchmark_return", np.expm1(market)),
+        ("peer_return", np.expm1(market + peers) if known else np.nan),
+    ):
+        rows[:, BAR_FIELDS.index(name)] = values
+    return dict(zip(FEATURE_NAMES, compute(rows[None])[0].tolist(), strict=True))
+
+
+def test_a_move_with_the_peers_is_none_of_its_own_and_one_against_them_stands_out() -> None:
+    along = with_peers(0.9, 0.0, -0.05)
+    assert along["relative_return_z"] < -3.0
+    assert abs(along["peer_relative_return_z"]) < 2.0
+    assert along["peer_move_z"] < -2.5
+    alone = with_peers(0.9, 0.05, 0.0)
+    assert alone["peer_relative_return_z"] > 1.4 * alone["relative_return_z"] > 3.0
+    assert alone["peer_relative_volatility_log_ratio"] < alone["relative_volatility_log_ratio"] - 0.3
+
+
+def test_without_peers_their_features_are_those_of_the_benchmark() -> None:
+    found = with_peers(0.9, 0.04, 0.02, known=False)
+    for name in ("return_z", "return_standard_z", "runup_3_z", "runup_10_z", "return_over_past_extreme", "volume_z"):
+        assert found[f"peer_relative_{name}"] == found[f"relative_{name}"]
+    assert found["peer_move_z"] == found["peer_volume_log_ratio"] == 0.0
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_busy_peers_explain_volume_where_the_feed_says_that_they_are_busy(known: bool) -> None:
+    rng = np.random.default_rng(6)
+    rows = np.full((WINDOW, len(BAR_FIELDS)), np.nan)
+    rows[:, :4] = 50.0
+    market, peers = np.exp(rng.normal(0, 0.2, (2, WINDOW)))
+    market[-1], peers[-1] = 1.0, 5.0
+    rows[:, BAR_FIELDS.index("volume")] = 1e5 * market * peers * np.exp(rng.normal(0, 0.1, WINDOW))
+    rows[:, BAR_FIELDS.index("benchmark_volume_ratio")] = market
+    if known:
+        rows[:, BAR_FIELDS.index("peer_volume_ratio")] = market * peers
+    found = dict(zip(FEATURE_NAMES, compute(rows[None])[0].tolist(), strict=True))
+    assert found["relative_volume_z"] > 4
+    if known:
+        assert abs(found["peer_relative_volume_z"]) < 3
+        assert found["peer_volume_log_ratio"] == pytest.approx(math.log(5.0), abs=1e-6)
+    else:
+        assert found["peer_relative_volume_z"] == found["relative_volume_z"]
+        assert found["peer_volume_log_ratio"] == 0.0
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -260,6 +321,8 @@ def test_a_change_of_formulas_needs_a_new_version() -> None:
     rows[:, 4] = np.round(1e5 * np.exp(rng.normal(0, 0.4, WINDOW)))
     rows[:, BAR_FIELDS.index("benchmark_return")] = rng.normal(0, 0.005, WINDOW)
     rows[:, BAR_FIELDS.index("benchmark_volume_ratio")] = np.exp(rng.normal(0, 0.3, WINDOW))
+    rows[:, BAR_FIELDS.index("peer_return")] = rng.normal(0, 0.006, WINDOW)
+    rows[:, BAR_FIELDS.index("peer_volume_ratio")] = np.exp(rng.normal(0, 0.4, WINDOW))
     rows[:, BAR_FIELDS.index("split_ratio")] = 1.0
     rows[:, BAR_FIELDS.index("event_seconds")] = 1_615_901_400.0 + np.arange(WINDOW) * 60.0  # a session's first hour
     rows[:, BAR_FIELDS.index("interval_seconds")] = 60.0
@@ -270,9 +333,9 @@ def test_a_change_of_formulas_needs_a_new_version() -> None:
     assert abs(float(digest.sum()) - GOLDEN_SUM) < 0.05
 
 
-GOLDEN_HASH = "7c9799ebee9930e475530d2d631c27ffa18ec45a32bc21138fc70b4e63b3e05e"
-GOLDEN_FIRST = [-0.252, -0.282, 0.191, 0.158, -0.792, 0.377, -2.489, 0.054, -0.419]
-GOLDEN_SUM = 61.774
+GOLDEN_HASH = "793de936ca9e2eb816d93c10b5bc61706b1369be53096c9efa2702a94d81c04c"
+GOLDEN_FIRST = [-0.252, -0.282, 0.191, 0.158, -0.792, 0.377, -2.489, 0.054, 0.221]
+GOLDEN_SUM = 58.23
 
 
 def test_every_feature_has_words_for_its_value() -> None:

@@ -48,15 +48,22 @@ class Yahoo:
         self.slept.append(seconds)
         await asyncio.sleep(0)
 
-    def source(self, seen: dict[Series, datetime] | None = None, rate: float = 1e9, benchmark: str = "") -> YahooSource:
+    def source(
+        self,
+        seen: dict[Series, datetime] | None = None,
+        rate: float = 1e9,
+        benchmark: str = "",
+        sectors: dict[str, str] | None = None,
+    ) -> YahooSource:
         return YahooSource(
-            [symbol for symbol in self.answers if not benchmark or symbol != "SPY"],
+            [symbol for symbol in self.answers if symbol not in {benchmark, *(sectors or {}).values()}],
             self,
             interval_seconds=60,
             requests_per_second=rate,
             seen=seen or {},
             clock=lambda: NOW,
             benchmark_symbol=benchmark,
+            sectors=sectors or {},
             sleep=self.sleep,
             jitter=lambda: 1.0,
         )
@@ -124,6 +131,30 @@ async def test_the_benchmarks_volume_is_stamped_against_its_usual_one() -> None:
     yahoo = Yahoo({"AAPL": [[bar(1)]], "SPY": [market]})
     (batch,) = await take(yahoo.source(benchmark="SPY"), 1)
     assert [q.benchmark_volume_ratio for q in batch.quotes] == [pytest.approx(3.0)]
+
+
+async def test_a_sectors_fund_is_asked_once_and_stamped_on_its_symbols_only() -> None:
+    answers = {
+        "AAPL": [[bar(2), bar(1)]],
+        "JPM": [[bar(1)]],
+        "MSFT": [[bar(1)]],
+        "SPY": [[bar(2), bar(1)]],
+        "XLK": [[bar(2, close=100.0), bar(1, close=103.0)]],
+    }
+    yahoo = Yahoo(answers)  # type: ignore[arg-type]
+    source = yahoo.source(benchmark="SPY", sectors={"AAPL": "XLK", "MSFT": "XLK", "GE": "XLI"})
+    apple, bank, microsoft = await take(source, 3)
+    assert yahoo.asked == ["SPY", "XLK", "AAPL", "JPM", "MSFT"]  # XLI has no symbol that is polled
+    assert [q.peer_return for q in apple.quotes] == [None, pytest.approx(0.03)]
+    assert [q.peer_return for q in microsoft.quotes] == [pytest.approx(0.03)]
+    assert [(q.peer_return, q.benchmark_return) for q in bank.quotes] == [(None, pytest.approx(0.0))]
+
+
+async def test_a_sectors_fund_that_cannot_be_read_holds_nothing_up() -> None:
+    yahoo = Yahoo({"AAPL": [[bar(2), bar(1)]], "SPY": [[bar(2), bar(1)]], "XLK": [ConnectionError("reset")]})
+    (batch,) = await take(yahoo.source(benchmark="SPY", sectors={"AAPL": "XLK"}), 1)
+    assert [(q.peer_return, q.benchmark_return is None) for q in batch.quotes] == [(None, True), (None, False)]
+    assert batch.failures == {}
 
 
 async def test_a_benchmark_that_cannot_be_read_holds_nothing_up() -> None:
@@ -292,3 +323,17 @@ async def test_an_archives_quotes_carry_the_markets_return_also_behind_a_checkpo
     ]
     for part in (await stamped(first_row=13), await stamped(symbols=("S03",))):
         assert part.items() <= whole.items()
+
+
+async def test_an_archives_quotes_carry_what_their_sector_did(tmp_path: Path) -> None:
+    lines = ["symbol,timestamp,open,high,low,close,volume"]
+    for i in range(6):
+        for minute, close in ((30, 100.0), (31, 100.0 + i)):
+            lines.append(f"S{i},2024-01-02T14:{minute}:00Z,{close},{close},{close},{close},5")
+    (tmp_path / "bars.csv").write_text("\n".join(lines) + "\n")
+    sectors = {"S0": "XLK", "S1": "XLK", "S2": "XLK", "S5": "XLK"}
+    source = ArchiveSource(str(tmp_path / "bars.csv"), tape="run-1", stop=asyncio.Event(), sectors=sectors)
+    found = {q.symbol: q.peer_return for batch in [b async for b in source.batches()] for q in batch.quotes}
+    assert found["S0"] == pytest.approx(0.02)  # the median of 1 %, 2 % and 5 %
+    assert found["S5"] == pytest.approx(0.01)
+    assert found["S3"] is None

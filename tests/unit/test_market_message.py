@@ -36,7 +36,7 @@ QUOTE = Quote(
 DATA_FIELDS = (
     *("symbol", "timestamp", "open", "high", "low", "close", "volume", "previous_close"),
     *("tape", "interval_seconds", "revision", "currency", "trades", "buy_volume", "split_ratio", "benchmark_return"),
-    "benchmark_volume_ratio",
+    *("benchmark_volume_ratio", "peer_return", "peer_volume_ratio"),
 )
 
 
@@ -64,6 +64,8 @@ def valid_quotes(draw: st.DrawFn) -> Quote:
         split_ratio=draw(st.none() | price),
         benchmark_return=draw(st.none() | st.floats(-1, 1e300, exclude_min=True)),
         benchmark_volume_ratio=draw(st.none() | st.floats(0, 1e12, exclude_min=True)),
+        peer_return=draw(st.none() | st.floats(-1, 1e300, exclude_min=True)),
+        peer_volume_ratio=draw(st.none() | st.floats(0, 1e12, exclude_min=True)),
         ingest_time=draw(st.none() | moments),
         batch_id=draw(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=128)),
         traceparent=draw(st.sampled_from(["", TRACEPARENT])),
@@ -154,6 +156,8 @@ def test_any_json_is_a_quote_or_invalid(value: object) -> None:
                 "split_ratio",
                 "benchmark_return",
                 "benchmark_volume_ratio",
+                "peer_return",
+                "peer_volume_ratio",
             ]
         ),
         json_values | st.sampled_from([10**400, 2**63, -(2**63) - 1, -0.0, 1e-320, "9999-12-31T23:59:59-14:00"]),

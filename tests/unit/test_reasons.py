@@ -49,6 +49,19 @@ def test_one_price_change_is_not_named_twice_without_a_benchmark() -> None:
     assert [r.feature for r in found] == ["return_z", "volume_z"]
 
 
+def test_of_the_price_changes_that_are_the_same_the_plainest_is_named() -> None:
+    margin = weighted(relative_return_z=0.3, peer_relative_return_z=0.5, volume_z=0.1)
+    without_peers = row(return_z=3.0, relative_return_z=9.0, peer_relative_return_z=9.0, volume_z=4.0)
+    (found,) = reasons.explain(without_peers, margin, USUAL)
+    assert [r.feature for r in found] == ["relative_return_z", "volume_z"]
+    with_peers = row(return_z=3.0, relative_return_z=9.0, peer_relative_return_z=12.0, volume_z=4.0)
+    (found,) = reasons.explain(with_peers, margin, USUAL)
+    assert [r.feature for r in found] == ["peer_relative_return_z", "relative_return_z", "volume_z"]
+    neither = row(return_z=9.0, relative_return_z=9.0, peer_relative_return_z=9.0)
+    (found,) = reasons.explain(neither, margin, USUAL)
+    assert [r.feature for r in found] == ["return_z"]
+
+
 def test_one_change_in_two_kinds_of_deviations_is_named_once() -> None:
     margin = weighted(volume_z=0.2, volume_standard_z=0.5, return_standard_z=0.3, range_z=0.1)
     changed = row(volume_z=0.9, volume_standard_z=9.0, return_z=9.0, return_standard_z=7.0, range_z=3.0)

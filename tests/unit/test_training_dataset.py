@@ -20,11 +20,16 @@ SWAPPED = {
     **{lagged("upper_shadow_standard_z", lag): lagged("lower_shadow_standard_z", lag) for lag in range(1, LAGS + 1)},
 }
 TURNED = {
-    *("return_z", "return_standard_z", "relative_return_standard_z", "relative_return_z", "benchmark_move_z", "gap_z"),
+    *("return_z", "return_standard_z", "benchmark_move_z", "peer_move_z", "gap_z"),
+    *(f"{kind}_{name}" for kind in ("relative", "peer_relative") for name in ("return_standard_z", "return_z")),
     *("body_z", "close_location", "trend_share_10", "efficiency_10", "signed_volume_10", "session_return_z"),
     *(f"runup_{bars}_z" for bars in (3, 5, 10, 20)),
-    *(f"relative_runup_{bars}_z" for bars in (3, 10)),
-    *(lagged(name, lag) for name in ("relative_return_standard_z", "body_standard_z") for lag in range(1, LAGS + 1)),
+    *(f"{kind}_runup_{bars}_z" for kind in ("relative", "peer_relative") for bars in (3, 10)),
+    *(
+        lagged(name, lag)
+        for name in ("peer_relative_return_standard_z", "body_standard_z")
+        for lag in range(1, LAGS + 1)
+    ),
 }
 
 
@@ -34,7 +39,9 @@ def market() -> list[Bars]:
 
 
 def test_mirrored_bars_have_the_same_features_with_up_and_down_exchanged(market: list[Bars]) -> None:
-    benchmark: Benchmark = benchmarks(market)[DAY_SECONDS]
+    sectors = {bars.symbol: "ABC"[i % 3] for i, bars in enumerate(market)}
+    benchmark: Benchmark = benchmarks(market, sectors)[DAY_SECONDS]
+    assert len(benchmark.peers) == len(market)
     plain = dataset.untouched(market, benchmark=benchmark).features
     mirrored = [dataset.mirrored(bars) for bars in market]
     found = dataset.untouched(mirrored, benchmark=dataset.mirrored_benchmark(benchmark)).features

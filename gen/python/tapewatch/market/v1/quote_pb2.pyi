@@ -50,6 +50,8 @@ class Quote(_message.Message):
     BATCH_ID_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     BENCHMARK_VOLUME_RATIO_FIELD_NUMBER: _builtins.int
+    PEER_RETURN_FIELD_NUMBER: _builtins.int
+    PEER_VOLUME_RATIO_FIELD_NUMBER: _builtins.int
     quote_id: _builtins.str
     """Identity: "<tape>/<source>/<symbol>/<interval seconds>s/<event_time RFC 3339>/<revision>".
     Output of the server. A caller may leave it empty; when set it must agree with the other fields.
@@ -99,6 +101,12 @@ class Quote(_message.Message):
     """The benchmark's volume over the same bar as a multiple of what is usual for it (2.0 = twice), stamped by ingest
     where it has one. > 0.
     """
+    peer_return: _builtins.float
+    """Return of the instrument's peers over the same bar as a fraction: of its sector, or of the instruments that move
+    like it. Stamped by ingest where it has them.
+    """
+    peer_volume_ratio: _builtins.float
+    """The peers' volume over the same bar as a multiple of what is usual for them, stamped by ingest where it has it. > 0."""
     @_builtins.property
     def interval(self) -> _duration_pb2.Duration:
         """Length of the bar. Whole seconds, 1 s to 7 days. Empty means 60 s."""
@@ -138,10 +146,12 @@ class Quote(_message.Message):
         batch_id: _builtins.str = ...,
         traceparent: _builtins.str = ...,
         benchmark_volume_ratio: _builtins.float | None = ...,
+        peer_return: _builtins.float | None = ...,
+        peer_volume_ratio: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_benchmark_return", b"_benchmark_return", "_benchmark_volume_ratio", b"_benchmark_volume_ratio", "_buy_volume", b"_buy_volume", "_previous_close", b"_previous_close", "_split_ratio", b"_split_ratio", "_trades", b"_trades", "benchmark_return", b"benchmark_return", "benchmark_volume_ratio", b"benchmark_volume_ratio", "buy_volume", b"buy_volume", "event_time", b"event_time", "ingest_time", b"ingest_time", "interval", b"interval", "previous_close", b"previous_close", "split_ratio", b"split_ratio", "trades", b"trades"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_benchmark_return", b"_benchmark_return", "_benchmark_volume_ratio", b"_benchmark_volume_ratio", "_buy_volume", b"_buy_volume", "_peer_return", b"_peer_return", "_peer_volume_ratio", b"_peer_volume_ratio", "_previous_close", b"_previous_close", "_split_ratio", b"_split_ratio", "_trades", b"_trades", "benchmark_return", b"benchmark_return", "benchmark_volume_ratio", b"benchmark_volume_ratio", "buy_volume", b"buy_volume", "event_time", b"event_time", "ingest_time", b"ingest_time", "interval", b"interval", "peer_return", b"peer_return", "peer_volume_ratio", b"peer_volume_ratio", "previous_close", b"previous_close", "split_ratio", b"split_ratio", "trades", b"trades"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_benchmark_return", b"_benchmark_return", "_benchmark_volume_ratio", b"_benchmark_volume_ratio", "_buy_volume", b"_buy_volume", "_previous_close", b"_previous_close", "_split_ratio", b"_split_ratio", "_trades", b"_trades", "batch_id", b"batch_id", "benchmark_return", b"benchmark_return", "benchmark_volume_ratio", b"benchmark_volume_ratio", "buy_volume", b"buy_volume", "close", b"close", "currency", b"currency", "event_time", b"event_time", "high", b"high", "ingest_time", b"ingest_time", "interval", b"interval", "low", b"low", "open", b"open", "previous_close", b"previous_close", "quote_id", b"quote_id", "revision", b"revision", "source", b"source", "split_ratio", b"split_ratio", "symbol", b"symbol", "tape", b"tape", "traceparent", b"traceparent", "trades", b"trades", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_benchmark_return", b"_benchmark_return", "_benchmark_volume_ratio", b"_benchmark_volume_ratio", "_buy_volume", b"_buy_volume", "_peer_return", b"_peer_return", "_peer_volume_ratio", b"_peer_volume_ratio", "_previous_close", b"_previous_close", "_split_ratio", b"_split_ratio", "_trades", b"_trades", "batch_id", b"batch_id", "benchmark_return", b"benchmark_return", "benchmark_volume_ratio", b"benchmark_volume_ratio", "buy_volume", b"buy_volume", "close", b"close", "currency", b"currency", "event_time", b"event_time", "high", b"high", "ingest_time", b"ingest_time", "interval", b"interval", "low", b"low", "open", b"open", "peer_return", b"peer_return", "peer_volume_ratio", b"peer_volume_ratio", "previous_close", b"previous_close", "quote_id", b"quote_id", "revision", b"revision", "source", b"source", "split_ratio", b"split_ratio", "symbol", b"symbol", "tape", b"tape", "traceparent", b"traceparent", "trades", b"trades", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__benchmark_return: _TypeAlias = _typing.Literal["benchmark_return"]  # noqa: Y015
     _WhichOneofArgType__benchmark_return: _TypeAlias = _typing.Literal["_benchmark_return", b"_benchmark_return"]  # noqa: Y015
@@ -149,6 +159,10 @@ class Quote(_message.Message):
     _WhichOneofArgType__benchmark_volume_ratio: _TypeAlias = _typing.Literal["_benchmark_volume_ratio", b"_benchmark_volume_ratio"]  # noqa: Y015
     _WhichOneofReturnType__buy_volume: _TypeAlias = _typing.Literal["buy_volume"]  # noqa: Y015
     _WhichOneofArgType__buy_volume: _TypeAlias = _typing.Literal["_buy_volume", b"_buy_volume"]  # noqa: Y015
+    _WhichOneofReturnType__peer_return: _TypeAlias = _typing.Literal["peer_return"]  # noqa: Y015
+    _WhichOneofArgType__peer_return: _TypeAlias = _typing.Literal["_peer_return", b"_peer_return"]  # noqa: Y015
+    _WhichOneofReturnType__peer_volume_ratio: _TypeAlias = _typing.Literal["peer_volume_ratio"]  # noqa: Y015
+    _WhichOneofArgType__peer_volume_ratio: _TypeAlias = _typing.Literal["_peer_volume_ratio", b"_peer_volume_ratio"]  # noqa: Y015
     _WhichOneofReturnType__previous_close: _TypeAlias = _typing.Literal["previous_close"]  # noqa: Y015
     _WhichOneofArgType__previous_close: _TypeAlias = _typing.Literal["_previous_close", b"_previous_close"]  # noqa: Y015
     _WhichOneofReturnType__split_ratio: _TypeAlias = _typing.Literal["split_ratio"]  # noqa: Y015
@@ -161,6 +175,10 @@ class Quote(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__benchmark_volume_ratio) -> _WhichOneofReturnType__benchmark_volume_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__buy_volume) -> _WhichOneofReturnType__buy_volume | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peer_return) -> _WhichOneofReturnType__peer_return | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peer_volume_ratio) -> _WhichOneofReturnType__peer_volume_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__previous_close) -> _WhichOneofReturnType__previous_close | None: ...
     @_typing.overload

@@ -40,6 +40,8 @@ class Block(_message.Message):
     BUY_VOLUME_FIELD_NUMBER: _builtins.int
     BENCHMARK_RETURN_FIELD_NUMBER: _builtins.int
     BENCHMARK_VOLUME_RATIO_FIELD_NUMBER: _builtins.int
+    PEER_RETURN_FIELD_NUMBER: _builtins.int
+    PEER_VOLUME_RATIO_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def series(self) -> _quote_pb2.Series:
         """Whose bars. Required."""
@@ -90,6 +92,14 @@ class Block(_message.Message):
     def benchmark_volume_ratio(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The benchmark's volumes over the same bar as multiples of what is usual for it, > 0. May be empty."""
 
+    @_builtins.property
+    def peer_return(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Returns of the instrument's peers over the same bar as fractions, > -1. May be empty."""
+
+    @_builtins.property
+    def peer_volume_ratio(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The peers' volumes over the same bar as multiples of what is usual for them, > 0. May be empty."""
+
     def __init__(
         self,
         *,
@@ -105,10 +115,12 @@ class Block(_message.Message):
         buy_volume: _abc.Iterable[_builtins.float] | None = ...,
         benchmark_return: _abc.Iterable[_builtins.float] | None = ...,
         benchmark_volume_ratio: _abc.Iterable[_builtins.float] | None = ...,
+        peer_return: _abc.Iterable[_builtins.float] | None = ...,
+        peer_volume_ratio: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["series", b"series"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["benchmark_return", b"benchmark_return", "benchmark_volume_ratio", b"benchmark_volume_ratio", "buy_volume", b"buy_volume", "close", b"close", "event_time_micros", b"event_time_micros", "high", b"high", "low", b"low", "open", b"open", "series", b"series", "split_ratio", b"split_ratio", "trades", b"trades", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["benchmark_return", b"benchmark_return", "benchmark_volume_ratio", b"benchmark_volume_ratio", "buy_volume", b"buy_volume", "close", b"close", "event_time_micros", b"event_time_micros", "high", b"high", "low", b"low", "open", b"open", "peer_return", b"peer_return", "peer_volume_ratio", b"peer_volume_ratio", "series", b"series", "split_ratio", b"split_ratio", "trades", b"trades", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

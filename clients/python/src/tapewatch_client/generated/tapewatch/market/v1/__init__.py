@@ -174,6 +174,17 @@ class Quote(betterproto2.Message):
     where it has one. > 0.
     """
 
+    peer_return: "float | None" = betterproto2.field(23, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    Return of the instrument's peers over the same bar as a fraction: of its sector, or of the instruments that move
+    like it. Stamped by ingest where it has them.
+    """
+
+    peer_volume_ratio: "float | None" = betterproto2.field(24, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    The peers' volume over the same bar as a multiple of what is usual for them, stamped by ingest where it has it. > 0.
+    """
+
 
 default_message_pool.register_message("tapewatch.market.v1", "Quote", Quote)
 

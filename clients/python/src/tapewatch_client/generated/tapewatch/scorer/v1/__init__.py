@@ -330,6 +330,16 @@ class Block(betterproto2.Message):
     The benchmark's volumes over the same bar as multiples of what is usual for it, > 0. May be empty.
     """
 
+    peer_return: "list[float]" = betterproto2.field(13, betterproto2.TYPE_DOUBLE, repeated=True)
+    """
+    Returns of the instrument's peers over the same bar as fractions, > -1. May be empty.
+    """
+
+    peer_volume_ratio: "list[float]" = betterproto2.field(14, betterproto2.TYPE_DOUBLE, repeated=True)
+    """
+    The peers' volumes over the same bar as multiples of what is usual for them, > 0. May be empty.
+    """
+
 
 default_message_pool.register_message("tapewatch.scorer.v1", "Block", Block)
 
