@@ -75,12 +75,13 @@ proto: $(VENV)/.dev ## Regenerate the code that is made from the protos
 
 .PHONY: train
 train: $(VENV)/.dev ## Train a model on DATA="daily.parquet minutes.parquet"; without DATA on the bundled tape
-	$(BIN)/python -m services.training.train $(addprefix --data ,$(DATA)) $(if $(LABELS),--labels $(LABELS))
+	$(BIN)/python -m services.training.train $(addprefix --data ,$(DATA)) $(if $(LABELS),--labels $(LABELS)) \
+		$(if $(SECTORS),--sectors $(SECTORS))
 
 .PHONY: evaluate
 evaluate: $(VENV)/.dev ## Measure MODEL (the shipped one) on DATA and PUMPS and write CARD (docs/model-card.md)
 	$(BIN)/python -m services.training.evaluate $(addprefix --data ,$(DATA)) $(if $(PUMPS),--pumps $(PUMPS)) \
-		$(if $(MODEL),--model $(MODEL)) --output $(or $(CARD),docs/model-card.md)
+		$(if $(SECTORS),--sectors $(SECTORS)) $(if $(MODEL),--model $(MODEL)) --output $(or $(CARD),docs/model-card.md)
 
 .PHONY: lambda-zip
 lambda-zip: $(VENV)/.dev ## Make the dispatch Lambda's zips, for arm64 and x86_64

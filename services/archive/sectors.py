@@ -3,8 +3,7 @@
 import csv
 from pathlib import Path
 
-from services.archive.errors import unreadable
-from services.domain.errors import shown
+from services.domain.errors import FieldViolation, InvalidRequestError, shown
 
 _COLUMNS = ("symbol", "sector")
 
@@ -16,21 +15,27 @@ def read_sectors(path: Path) -> dict[str, str]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, f"cannot be read as a CSV file of sectors ({error})") from error
+    except OSError as error:
+        raise _unusable(path, f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise _unusable(path, "is no text in UTF-8") from error
     rows = csv.DictReader(text.splitlines())
     names = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
     if missing := [name for name in _COLUMNS if name not in names]:
         there = ", ".join(filter(None, names)) or "nothing"
-        raise unreadable(path, f"lacks the column {' and '.join(missing)}; its first line has {there}")
+        raise _unusable(path, f"lacks the column {' and '.join(missing)}; its first line has {there}")
     sectors: dict[str, str] = {}
     for row in rows:
         symbol, sector = ((row[names[name]] or "").strip().upper() for name in _COLUMNS)
         if not symbol:
-            raise unreadable(path, f"has no symbol in line {rows.line_num}")
+            raise _unusable(path, f"has no symbol in line {rows.line_num}")
         if sectors.setdefault(symbol, sector) != sector:
-            raise unreadable(path, f"names a second sector of {symbol} in line {rows.line_num}: {shown(sector)}")
+            raise _unusable(path, f"names a second sector of {symbol} in line {rows.line_num}: {shown(sector)}")
     found = {symbol: sector for symbol, sector in sectors.items() if sector}
     if not found:
-        raise unreadable(path, "names no symbol's sector")
+        raise _unusable(path, "names no symbol's sector")
     return found
+
+
+def _unusable(path: Path, why: str) -> InvalidRequestError:
+    return InvalidRequestError([FieldViolation("sectors", f"{path} {why}")])

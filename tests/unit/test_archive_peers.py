@@ -8,6 +8,7 @@ import pytest
 from services.archive.bars import DAY_SECONDS, Bars
 from services.archive.benchmark import benchmarks
 from services.archive.peers import LEAST_PEERS, RENEWAL_BARS
+from services.training.dataset import cut
 
 N = 2 * RENEWAL_BARS + 20
 GROUPS = 3
@@ -82,13 +83,9 @@ def test_changing_the_future_never_changes_the_past() -> None:
         for name in ("peer_return", "peer_volume_ratio"):
             np.testing.assert_array_equal(before[name][:at], after[name][:at])
             assert before[name][at] != after[name][at]
-        shorter = beside([replace(each, **cut(each, at)) for each in bars], "B2", sectors)
+        stop = int(bars[0].event_time[at].astype(np.int64))
+        shorter = beside([cut(each, 0, stop) for each in bars], "B2", sectors)
         np.testing.assert_array_equal(shorter["peer_return"], before["peer_return"][:at])
-
-
-def cut(bars: Bars, stop: int) -> dict[str, np.ndarray]:
-    names = ("event_time", "open", "high", "low", "close", "volume", "split_ratio")
-    return {name: getattr(bars, name)[:stop] for name in names}
 
 
 def test_symbols_that_go_their_own_way_have_no_peers() -> None:

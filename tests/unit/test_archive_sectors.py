@@ -37,6 +37,12 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, said: st
     assert violation.description == f"{tmp_path / 'sectors.csv'} {said}"
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="cannot be read as a CSV file of sectors"):
-        read_sectors(tmp_path / "none.csv")
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot be read: No such file"), (b"\xff\xfe", "no text in UTF-8")]
+)
+def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "sectors.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InvalidRequestError, match=said):
+        read_sectors(path)
