@@ -120,13 +120,16 @@ def _canary_line(report: pb.CanaryReport) -> str:
 
 
 def _drift_lines(drift: pb.Drift) -> Sequence[str]:
+    tape = f"{drift.tape}, bars of {drift.interval_seconds} s"
     known = sorted((v for v in drift.values if v.HasField("index")), key=lambda v: -v.index)
     if not known:
-        return [f"drift on {drift.tape}: too few quotes yet ({drift.quotes})"]
+        return [f"drift on {tape}: too few quotes yet ({drift.quotes})"]
     moved = [f"{v.name} {v.index:.2f}" for v in known if v.index >= DRIFTED][:_SHOWN]
     shifting = sum(STABLE <= v.index < DRIFTED for v in known)
     words = f"drifted: {', '.join(moved)}" if moved else "nothing drifted"
-    return [f"drift on {drift.tape} over {drift.quotes:,} quotes: {words}; {shifting} shifting of {len(known)}"]
+    absent = sum(v.absent for v in drift.values)
+    without = f"; {absent} not on this tape (no benchmark, peers or trade counts)" if absent else ""
+    return [f"drift on {tape} over {drift.quotes:,} quotes: {words}; {shifting} shifting of {len(known)}{without}"]
 
 
 async def listed(settings: MeshSettings, console: Console) -> int:

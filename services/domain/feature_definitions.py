@@ -53,6 +53,7 @@ class Unit(Enum):
     """How a feature's value is written."""
 
     DEVIATIONS = "robust deviations"
+    STANDARD_DEVIATIONS = "standard deviations"
     LOG_RATIO = "natural logarithm of a ratio"
     SHARE = "share, -1 to 1"
     BARS = "bars"
@@ -65,7 +66,7 @@ class Unit(Enum):
         >>> Unit.LOG_RATIO.words(2.639), Unit.DEVIATIONS.words(-3.21), Unit.SHARE.words(0.7)
         ('14.0x', '-3.2', '+70 %')
         """
-        if self is Unit.DEVIATIONS:
+        if self in (Unit.DEVIATIONS, Unit.STANDARD_DEVIATIONS):
             return f"{value:+.1f}"
         if self is Unit.LOG_RATIO:
             ratio = exp(value)
@@ -84,7 +85,8 @@ class FeatureDefinition:
     """One input of the model.
 
     `phrase` says it in words with `{value}` for the value; `description` is formula and source; `usual` is the rough
-    range on normal bars (the model's metadata holds the measured one).
+    range on normal bars (the model's metadata holds the measured one, by bar length). `optional` is one that is neutral
+    on every bar of a feed without the benchmark, peers, trade counts or takers' side that it is made of.
     """
 
     name: str
@@ -92,9 +94,10 @@ class FeatureDefinition:
     phrase: str
     description: str
     usual: tuple[float, float]
+    optional: bool = False
 
 
-_D, _L, _S = Unit.DEVIATIONS, Unit.LOG_RATIO, Unit.SHARE
+_D, _SD, _L, _S = Unit.DEVIATIONS, Unit.STANDARD_DEVIATIONS, Unit.LOG_RATIO, Unit.SHARE
 _ROBUST = "robust z-score after Iglewicz and Hoaglin 1993"
 
 
@@ -117,7 +120,7 @@ def _lags() -> tuple[FeatureDefinition, ...]:
     return tuple(
         FeatureDefinition(
             lagged(name, lag),
-            Unit.DEVIATIONS,
+            _SD,
             f"{words} {lag} bar{'s' if lag > 1 else ''} before {{value}} standard deviations",
             f"{formula} of bar t-{lag} / standard deviation of {'ln V' if name.startswith('volume') else 'u / f'} over "
             "the history of bar t",
@@ -134,7 +137,7 @@ FEATURES = (
     ),
     FeatureDefinition(
         "return_standard_z",
-        _D,
+        _SD,
         "price change {value} standard deviations",
         "r / f / standard deviation of r / f over the history (at least 1 basis point): beside return_z, it tells "
         "a series that often jumps, or moves in steps of its tick, from a smooth one",
@@ -142,7 +145,7 @@ FEATURES = (
     ),
     FeatureDefinition(
         "relative_return_standard_z",
-        _D,
+        _SD,
         "price change beyond the benchmark's {value} standard deviations",
         "as return_standard_z of e",
         (-2.0, 2.0),
@@ -182,10 +185,11 @@ FEATURES = (
         "usual move beyond the benchmark's {value} the usual move",
         "ln(sigma of e / sigma): what the benchmark leaves unexplained",
         (-0.5, 0.1),
+        optional=True,
     ),
     FeatureDefinition(
         "peer_relative_return_standard_z",
-        _D,
+        _SD,
         "price change beyond the peers' {value} standard deviations",
         "as return_standard_z of u",
         (-2.0, 2.0),
@@ -225,6 +229,7 @@ FEATURES = (
         "usual move beyond the peers' {value} the usual move",
         "ln(sigma of u / sigma): what market and peers leave unexplained",
         (-0.7, 0.1),
+        optional=True,
     ),
     FeatureDefinition(
         "peer_move_z",
@@ -232,6 +237,7 @@ FEATURES = (
         "move with the peers beyond the market's {value} robust deviations",
         "gamma x s / (f sigma)",
         (-1.0, 1.0),
+        optional=True,
     ),
     FeatureDefinition(
         "benchmark_move_z",
@@ -239,6 +245,7 @@ FEATURES = (
         "move with the benchmark {value} robust deviations",
         "beta x benchmark return / (f sigma)",
         (-1.2, 1.2),
+        optional=True,
     ),
     FeatureDefinition(
         "gap_z", _D, "opening gap {value} robust deviations", "ln(O[t] / C[t-1]) / (f sigma)", (-1.3, 1.3)
@@ -403,7 +410,7 @@ FEATURES = (
     ),
     FeatureDefinition(
         "volume_standard_z",
-        _D,
+        _SD,
         "volume {value} standard deviations",
         "(ln V - mean of the history) / its standard deviation (at least 0.2)",
         (-2.0, 2.0),
@@ -422,6 +429,7 @@ FEATURES = (
         "the market's volume {value} its usual",
         "ln(benchmark volume ratio), -4 to 4; commonality in trading (Lo and Wang 2000)",
         (-0.4, 0.4),
+        optional=True,
     ),
     FeatureDefinition(
         "peer_relative_volume_z",
@@ -436,6 +444,7 @@ FEATURES = (
         "the peers' volume beyond the market's {value} its usual",
         "ln(peer volume ratio / benchmark volume ratio), -4 to 4",
         (-0.6, 0.6),
+        optional=True,
     ),
     FeatureDefinition(
         "volume_5_z",
@@ -523,7 +532,12 @@ FEATURES = (
         (0, 7.3),
     ),
     FeatureDefinition(
-        "trades_log_ratio", _L, "number of trades {value} its usual", "ln(trades / median of the history)", (-1.5, 1.5)
+        "trades_log_ratio",
+        _L,
+        "number of trades {value} its usual",
+        "ln(trades / median of the history)",
+        (-1.5, 1.5),
+        optional=True,
     ),
     FeatureDefinition(
         "trade_size_log_ratio",
@@ -531,6 +545,7 @@ FEATURES = (
         "shares per trade {value} its usual",
         "ln((V / trades) / median of the history)",
         (-1.2, 1.2),
+        optional=True,
     ),
     FeatureDefinition(
         "buy_share",
@@ -538,6 +553,7 @@ FEATURES = (
         "takers' buying over selling {value}",
         "2 x buy volume / V - 1; order imbalance (Chordia, Roll and Subrahmanyam 2002)",
         (-0.9, 0.9),
+        optional=True,
     ),
     FeatureDefinition(
         "buy_share_change",
@@ -545,6 +561,7 @@ FEATURES = (
         "takers' buying above its usual {value}",
         "(buy volume / V) - median of the history",
         (-0.5, 0.5),
+        optional=True,
     ),
     *_lags(),
 )

@@ -34,6 +34,19 @@ class FeatureUsual:
 
 
 @dataclass(frozen=True, slots=True)
+class UsualBars:
+    """What normal bars of one length are like: every feature's usual range, and where more is known, quantiles.
+
+    `reference`, optional, has a value's evenly spaced quantiles on normal bars (k of them at shares i / (k + 1)) by
+    feature name, and of the ensemble as "score": what drift is measured against.
+    """
+
+    interval_seconds: int
+    features: tuple[FeatureUsual, ...]
+    reference: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Logistic:
     """A logistic regression on two inputs; an unused one has weight 0.
 
@@ -145,12 +158,11 @@ class ModelMetadata:
 
     `min_history_quotes` is the history below which a score is WARMING_UP. `trained_on` says in a sentence what data
     made it, `trained_by`, where known, which command did; `training_fingerprint` is the SHA-256 of that data, the code
-    and the settings. `reference`, optional, has a value's evenly spaced quantiles on normal bars (k of them at shares
-    i / (k + 1)) by feature name, and of the ensemble as "score": what drift is measured against.
+    and the settings. `usual` is of each bar length that was learnt from, longest first, at least one.
     """
 
     version: str
-    features: tuple[FeatureUsual, ...]
+    usual: tuple[UsualBars, ...]
     feature_hash: str
     window_quotes: int
     min_history_quotes: int
@@ -164,8 +176,18 @@ class ModelMetadata:
     checksums: Mapping[str, str]
     typologies: tuple[Typology, ...]
     not_observable: tuple[str, ...] = NOT_OBSERVABLE
-    reference: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     trained_by: str = ""
+
+    @property
+    def features(self) -> tuple[FeatureUsual, ...]:
+        """The inputs in order, with their usual ranges on the longest bars."""
+        return self.usual[0].features
+
+    def nearest(self, bar_length: Array) -> NDArray[np.int64]:
+        """For each bar length, logarithms of minutes (n,), the place in `usual` of the one that is nearest."""
+        known = np.log([each.interval_seconds / 60.0 for each in self.usual])
+        place: NDArray[np.int64] = np.abs(bar_length[:, None] - known).argmin(axis=1)
+        return place
 
     def to_json(self) -> str:
         """The metadata file's text."""
@@ -176,11 +198,16 @@ class ModelMetadata:
                 {
                     "name": f.name,
                     "description": f.description,
-                    "usual_median": f.median,
-                    "usual_low": f.low,
-                    "usual_high": f.high,
+                    "usual": {
+                        str(each.interval_seconds): [
+                            each.features[i].low,
+                            each.features[i].median,
+                            each.features[i].high,
+                        ]
+                        for each in self.usual
+                    },
                 }
-                for f in self.features
+                for i, f in enumerate(self.features)
             ],
             "feature_hash": self.feature_hash,
             "window_quotes": self.window_quotes,
@@ -210,8 +237,10 @@ class ModelMetadata:
         }
         if self.trained_by:
             document["trained_by"] = self.trained_by
-        if self.reference:
-            document["reference"] = {name: list(quantiles) for name, quantiles in self.reference.items()}
+        document["reference"] = {
+            str(each.interval_seconds): {name: list(quantiles) for name, quantiles in each.reference.items()}
+            for each in self.usual
+        }
         return json.dumps(document, indent=2) + "\n"
 
     @classmethod
@@ -234,16 +263,7 @@ def _metadata(document: Mapping[str, Any]) -> ModelMetadata:
     calibration = document["calibration"]
     return ModelMetadata(
         version=str(document["version"]),
-        features=tuple(
-            FeatureUsual(
-                name=str(f["name"]),
-                description=str(f["description"]),
-                median=float(f["usual_median"]),
-                low=float(f["usual_low"]),
-                high=float(f["usual_high"]),
-            )
-            for f in document["features"]
-        ),
+        usual=tuple(_usual_bars(document, seconds) for seconds in document["reference"]),
         feature_hash=str(document["feature_hash"]),
         window_quotes=int(document["window_quotes"]),
         min_history_quotes=int(document["min_history_quotes"]),
@@ -264,9 +284,17 @@ def _metadata(document: Mapping[str, Any]) -> ModelMetadata:
         checksums={str(name): str(value) for name, value in document["checksums"].items()},
         typologies=tuple(Typology[name] for name in document["typologies"]),
         not_observable=tuple(str(name) for name in document["not_observable"]),
-        reference={str(name): _numbers(values) for name, values in document.get("reference", {}).items()},
         trained_by=str(document.get("trained_by", "")),
     )
+
+
+def _usual_bars(document: Mapping[str, Any], seconds: str) -> UsualBars:
+    features = []
+    for f in document["features"]:
+        low, median, high = _numbers(f["usual"][seconds])
+        features.append(FeatureUsual(str(f["name"]), str(f["description"]), median=median, low=low, high=high))
+    reference = {str(name): _numbers(values) for name, values in document["reference"][seconds].items()}
+    return UsualBars(int(seconds), tuple(features), reference)
 
 
 def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
@@ -305,9 +333,14 @@ def _validate(metadata: ModelMetadata) -> None:
             raise ValueError("has calibration offsets that do not pair up with its length knots")
     if calibration.error_knots[-1] <= 0 or not 0.0 <= calibration.percentile_knots[-1] < 1.0:
         raise ValueError("has calibration knots out of range")
-    for usual in metadata.features:
-        if not usual.low <= usual.median <= usual.high:
-            raise ValueError(f"has a usual range of {usual.name} that does not ascend")
-    for name, quantiles in metadata.reference.items():
-        if not quantiles or any(not math.isfinite(q) for q in quantiles) or any(np.diff(quantiles) < 0):
-            raise ValueError(f"has reference quantiles of {name} that do not ascend")
+    if not metadata.usual:
+        raise ValueError("has usual ranges of no bar length")
+    for bars in metadata.usual:
+        if bars.interval_seconds <= 0:
+            raise ValueError(f"has usual ranges of bars of {bars.interval_seconds} s")
+        for usual in bars.features:
+            if not usual.low <= usual.median <= usual.high:
+                raise ValueError(f"has a usual range of {usual.name} that does not ascend")
+        for name, quantiles in bars.reference.items():
+            if not quantiles or any(not math.isfinite(q) for q in quantiles) or any(np.diff(quantiles) < 0):
+                raise ValueError(f"has reference quantiles of {name} that do not ascend")

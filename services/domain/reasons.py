@@ -20,6 +20,8 @@ _USUAL_MOVE = _BY_NAME["usual_move"][0]
 _IN_USUAL_MOVES = frozenset(
     _BY_NAME[name][0] for name in ("return_z", "relative_return_z", "peer_relative_return_z", "gap_z")
 )
+_BAR_LENGTH = _BY_NAME["bar_length"][0]
+"""Never a reason, and never set back: it chooses which networks judge."""
 _BOUND = 60.0
 _USUAL_SHARE = {
     _BY_NAME[f"{kind}_return_z"][0]: _BY_NAME[f"{kind}_volatility_log_ratio"][0]
@@ -61,8 +63,9 @@ def occlude(features: NDArray[np.float32], margin: Margin, usual: Sequence[Featu
     for row in features:
         twins = _twins(row)
         outside = np.flatnonzero((row < low) | (row > high))
+        outside = outside[outside != _BAR_LENGTH]
         firsts = {twin: first for first, alike in twins.items() for twin in alike}
-        unnamed = {*firsts, *_COMPANIONS.values()}
+        unnamed = {*firsts, *_COMPANIONS.values(), _BAR_LENGTH}
         named = [_FIRST.get(i, i) for i in map(int, outside)]
         named = [firsts.get(i, i) for i in named]
         candidates = list(dict.fromkeys(named)) or [i for i in range(len(row)) if i not in unnamed]

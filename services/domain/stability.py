@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.domain.model import ModelMetadata
+from services.domain.feature_definitions import FEATURES
+from services.domain.model import UsualBars
 
 Array = NDArray[np.float64]
 
@@ -21,15 +22,20 @@ BLOCK_ROWS = 2_000
 BLOCKS = 5
 _SMALLEST_SHARE = 1e-4
 """Stands for an empty bin, whose logarithm would be infinite."""
+_OPTIONAL = frozenset(feature.name for feature in FEATURES if feature.optional)
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A value's distribution in training: its quantiles `edges` at the cumulative `shares`, both ascending."""
+    """A value's distribution in training: its quantiles `edges` at the cumulative `shares`, both ascending.
+
+    An `optional` value that is 0 in every row is one that the tape does not have.
+    """
 
     name: str
     edges: tuple[float, ...]
     shares: tuple[float, ...]
+    optional: bool = False
 
     def bounds(self) -> tuple[Array, Array, Array]:
         """The distinct edges, and between which bounds the share at or below each lies.
@@ -44,38 +50,40 @@ class Reference:
         return edges, low, np.where(tied, after, low)
 
 
-def references(metadata: ModelMetadata, *, with_autoencoder: bool = True) -> tuple[Reference, ...]:
-    """What each value was like on the normal bars of training, features first, in the model's order.
+def references(bars: UsualBars, *, with_autoencoder: bool = True) -> tuple[Reference, ...]:
+    """What each value was like on the normal bars of one length in training, features first, in the model's order.
 
-    A feature's full `reference` in the metadata is used where there is one, its usual low, median and high otherwise.
-    The percentile of the reconstruction error is uniform on normal bars by its definition. The score is left out when
-    the metadata has no reference of it.
+    A feature's full `reference` is used where there is one, its usual low, median and high otherwise. The percentile of
+    the reconstruction error is uniform on normal bars by its definition. The score is left out when there is no
+    reference of it.
     """
     found = []
-    for usual in metadata.features:
-        if usual.name in metadata.reference:
-            found.append(_evenly(usual.name, metadata.reference[usual.name]))
+    for usual in bars.features:
+        if usual.name in bars.reference:
+            found.append(_evenly(usual.name, bars.reference[usual.name]))
         else:
-            found.append(Reference(usual.name, (usual.low, usual.median, usual.high), USUAL_SHARES))
+            edges = (usual.low, usual.median, usual.high)
+            found.append(Reference(usual.name, edges, USUAL_SHARES, usual.name in _OPTIONAL))
     if with_autoencoder:
         found.append(_evenly(AUTOENCODER_PERCENTILE, tuple(i / 10 for i in range(1, 10))))
-    if SCORE in metadata.reference:
-        found.append(_evenly(SCORE, metadata.reference[SCORE]))
+    if SCORE in bars.reference:
+        found.append(_evenly(SCORE, bars.reference[SCORE]))
     return tuple(found)
 
 
 def _evenly(name: str, edges: Sequence[float]) -> Reference:
     count = len(edges) + 1
-    return Reference(name, tuple(edges), tuple(i / count for i in range(1, count)))
+    return Reference(name, tuple(edges), tuple(i / count for i in range(1, count)), name in _OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """One value's index, None while there are too few rows, over `bins` bins."""
+    """One value's index, None while there are too few rows, or when it is `absent` from the tape, over `bins` bins."""
 
     name: str
     index: float | None
     bins: int
+    absent: bool = False
 
 
 class StabilityMonitor:
@@ -95,8 +103,10 @@ class StabilityMonitor:
             self._edges[: len(edges), i] = edges
         self._offsets = np.arange(len(against)) * width
         self._shape = (len(against), width)
-        self._full: deque[NDArray[np.int64]] = deque(maxlen=BLOCKS - 1)
+        self._optional = np.array([reference.optional for reference in against], dtype=np.bool_)
+        self._full: deque[tuple[NDArray[np.int64], NDArray[np.bool_]]] = deque(maxlen=BLOCKS - 1)
         self._open = np.zeros(self._shape, dtype=np.int64)
+        self._open_seen = np.zeros(len(against), dtype=np.bool_)
         self._open_rows = 0
 
     @property
@@ -124,19 +134,25 @@ class StabilityMonitor:
                 bins += part > edges
             counts = np.bincount(bins.ravel(), minlength=self._open.size)
             self._open += counts.reshape(self._shape)
+            self._open_seen |= part.any(axis=0)
             self._open_rows += len(part)
             if self._open_rows >= BLOCK_ROWS:
-                self._full.append(self._open)
+                self._full.append((self._open, self._open_seen))
                 self._open, self._open_rows = np.zeros(self._shape, dtype=np.int64), 0
+                self._open_seen = np.zeros(self._shape[0], dtype=np.bool_)
 
     def read(self) -> list[Stability]:
         """The index of each value."""
         rows = self.rows
         if rows < FEWEST_ROWS:
             return [Stability(name, None, size) for name, size in zip(self._names, self._sizes, strict=True)]
-        counts = sum(self._full, self._open)
+        counts = sum((block for block, _ in self._full), self._open)
+        seen = np.logical_or.reduce([*(block_seen for _, block_seen in self._full), self._open_seen])
+        absent = self._optional & ~seen
         return [
-            Stability(name, _index(counts[i, :size] / rows, self._low[i], self._high[i]), size)
+            Stability(name, None, size, absent=True)
+            if absent[i]
+            else Stability(name, _index(counts[i, :size] / rows, self._low[i], self._high[i]), size)
             for i, (name, size) in enumerate(zip(self._names, self._sizes, strict=True))
         ]
 

@@ -73,6 +73,7 @@ PUSH_BEHIND = "tapewatch.gateway.push_behind"
 """Gauge, {change}: alert changes recorded and not yet pushed."""
 
 ATTRIBUTE_VALUE = "tapewatch.value"
+ATTRIBUTE_INTERVAL = "tapewatch.interval_seconds"
 ATTRIBUTE_MODEL = "tapewatch.model_version"
 ATTRIBUTE_AGREEMENT = "tapewatch.agreement"
 ATTRIBUTE_CANARY = "tapewatch.canary"

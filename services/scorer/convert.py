@@ -81,8 +81,17 @@ def model_to_proto(
                 usual_median=f.median,
                 usual_low=f.low,
                 usual_high=f.high,
+                usual=[
+                    pb.UsualRange(
+                        interval_seconds=bars.interval_seconds,
+                        median=bars.features[i].median,
+                        low=bars.features[i].low,
+                        high=bars.features[i].high,
+                    )
+                    for bars in metadata.usual
+                ],
             )
-            for f in metadata.features
+            for i, f in enumerate(metadata.features)
         ],
         feature_hash=metadata.feature_hash,
         window_quotes=metadata.window_quotes,
@@ -149,6 +158,7 @@ def drift_to_proto(drift: Drift) -> pb.Drift:
     """One kind of tape's drift."""
     return pb.Drift(
         tape=drift.tape,
+        interval_seconds=drift.interval_seconds,
         quotes=drift.quotes,
-        values=[pb.PopulationStability(name=v.name, index=v.index, bins=v.bins) for v in drift.values],
+        values=[pb.PopulationStability(name=v.name, index=v.index, bins=v.bins, absent=v.absent) for v in drift.values],
     )

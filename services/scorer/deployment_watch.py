@@ -8,12 +8,14 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from services.domain.feature_definitions import FEATURE_NAMES
 from services.domain.model import Judgements
 from services.domain.quote import CANARY_TAPE, LIVE_TAPE, Series
 from services.domain.stability import AUTOENCODER_PERCENTILE, SCORE, Stability, StabilityMonitor, references
 from services.scorer.deployment import Deployment
 from services.scorer.ports import Model
 
+_BAR_LENGTH = FEATURE_NAMES.index("bar_length")
 REPLAY = "replay"
 _TAPES = (LIVE_TAPE, REPLAY)
 _REPLAYED = _TAPES.index(REPLAY)
@@ -80,9 +82,10 @@ class CanaryTally:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """How far the newest `quotes` of one kind of tape are from training."""
+    """How far the newest `quotes` of one kind of tape are from training's bars of the nearest length."""
 
     tape: str
+    interval_seconds: int
     quotes: int
     values: list[Stability]
 
@@ -97,7 +100,8 @@ def detections(model: Model, ensemble: NDArray[np.float64], history: NDArray[np.
 class _Counts:
     """Everything counted since the deployment's last change of that part."""
 
-    drift: dict[str, StabilityMonitor]
+    drift: dict[tuple[int, int], StabilityMonitor]
+    """By the place of the kind of tape in _TAPES, and of the bar length in the metadata's `usual`."""
     shadow: ShadowTally | None = None
     canary: CanaryTally | None = None
     changed: threading.Lock = field(default_factory=threading.Lock)
@@ -180,8 +184,9 @@ class DeploymentWatch:
             if model is not serving:
                 continue
             enough = batch.history[rows] >= serving.metadata.min_history_quotes
-            for kind, monitor in enumerate(self._counts.drift.values()):
-                own = enough & (kinds[rows] == kind)
+            length = serving.metadata.nearest(batch.features[rows, _BAR_LENGTH].astype(np.float64))
+            for (kind, place), monitor in self._counts.drift.items():
+                own = enough & (kinds[rows] == kind) & (length == place)
                 if not own.any():
                     continue
                 columns = [batch.features[rows[own]].astype(np.float64)]
@@ -203,16 +208,21 @@ class DeploymentWatch:
             return None if self._counts.canary is None else replace(self._counts.canary)
 
     def drifts(self) -> list[Drift]:
-        """Drift by kind of tape; of a kind that has not been seen, nothing."""
+        """Drift by kind of tape and bar length; of what has not been seen, nothing."""
         with self._counts.changed:
+            usual = self._deployment.serving.metadata.usual
             return [
-                Drift(tape, monitor.rows, monitor.read())
-                for tape, monitor in self._counts.drift.items()
+                Drift(_TAPES[kind], usual[place].interval_seconds, monitor.rows, monitor.read())
+                for (kind, place), monitor in self._counts.drift.items()
                 if monitor.rows
             ]
 
 
-def _monitors(serving: Model) -> dict[str, StabilityMonitor]:
+def _monitors(serving: Model) -> dict[tuple[int, int], StabilityMonitor]:
     empty = serving.judge(np.empty((0, len(serving.metadata.features)), dtype=np.float32))
-    against = references(serving.metadata, with_autoencoder=empty.autoencoder_percentile is not None)
-    return {tape: StabilityMonitor(against) for tape in _TAPES}
+    with_autoencoder = empty.autoencoder_percentile is not None
+    return {
+        (kind, place): StabilityMonitor(references(bars, with_autoencoder=with_autoencoder))
+        for kind in range(len(_TAPES))
+        for place, bars in enumerate(serving.metadata.usual)
+    }

@@ -159,4 +159,12 @@ class LiteRTModel:
 
     def explain(self, features: NDArray[np.float32]) -> list[tuple[Reason, ...]]:
         """What moved each row's score most, strongest first: one to three reasons a row."""
-        return reasons.explain(features, lambda rows: self.judge(rows).margin, self._metadata.features)
+        found: list[tuple[Reason, ...]] = [()] * len(features)
+        nearest = self._metadata.nearest(features[:, _BAR_LENGTH].astype(np.float64))
+        for place in np.unique(nearest).tolist():
+            rows = np.flatnonzero(nearest == place)
+            usual = self._metadata.usual[place].features
+            said = reasons.explain(features[rows], lambda tried: self.judge(tried).margin, usual)
+            for row, words in zip(rows.tolist(), said, strict=True):
+                found[row] = words
+        return found

@@ -14,7 +14,14 @@ def observe_deployment(watch: DeploymentWatch) -> None:
 
     def stability(_: CallbackOptions) -> Iterable[Observation]:
         return [
-            Observation(value.index, {names.ATTRIBUTE_TAPE: drift.tape, names.ATTRIBUTE_VALUE: value.name})
+            Observation(
+                value.index,
+                {
+                    names.ATTRIBUTE_TAPE: drift.tape,
+                    names.ATTRIBUTE_INTERVAL: drift.interval_seconds,
+                    names.ATTRIBUTE_VALUE: value.name,
+                },
+            )
             for drift in watch.drifts()
             for value in drift.values
             if value.index is not None

@@ -24,6 +24,7 @@ from services.training.held_out import (
     calibrated,
     held_out,
     injection_seed,
+    unseen,
 )
 from services.training.injection import MANIPULATED
 from services.training.sources import Source
@@ -256,7 +257,8 @@ def explanations(version: Version, test: Held, most: int = 400) -> Figures:
     features = np.concatenate([test.untouched.features, test.touched.features])
     margins = np.concatenate([h.margin(version.metadata.calibration) for h in (test.plain, test.marked)])
     alerts = rng.permutation(np.flatnonzero(margins >= version.line))[:most]
-    usual = version.metadata.features
+    length = features[:1, FEATURE_NAMES.index("bar_length")].astype(np.float64)
+    usual = version.metadata.usual[int(version.metadata.nearest(length)[0])].features
     median = np.array([u.median for u in usual], dtype=np.float32)
     picked = reasons.occlude(features[alerts], version.margin, usual)
     named, random = features[alerts].copy(), features[alerts].copy()
@@ -336,12 +338,14 @@ def left_out(training: Training, version: Version) -> Figures:
         epochs=training.epochs,
         passes=training.passes,
         members=training.members,
+        sectors=training.sectors,
         progress=training.progress,
     )
     normal = one.rows(one.sources[0], Part.TRAIN)
     exported = one.networks([normal], tuple(t for t in OBSERVABLE if t is not LEFT_OUT))
     files = (exported.autoencoder, exported.classifier)
-    calibration, threshold, _ = calibrated([held_out(one, one.sources[0], Part.VALIDATION, *files)])
+    validation = held_out(one, one.sources[0], Part.VALIDATION, *files)
+    calibration, threshold, _ = calibrated([validation], [unseen(one, one.sources[0], exported)])
     test = held_out(one, one.sources[0], Part.TEST, *files)
     line = float(np.log(threshold / (1.0 - threshold)))
     own = dict(figures.recall_table(test.touched, test.marked.margin(calibration) >= line))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -85,6 +85,9 @@ VIEWS = (
 )
 """Of the injections, one after another."""
 
+FEEDS = (PLAIN, ALONE, ELSEWHERE, SILENT)
+"""The views as which feeds differ: the alert budget is kept on each."""
+
 NORMAL_SHARES = {PLAIN: 0.35, MIRRORED: 0.35, ALONE: 0.075, MIRRORED_ALONE: 0.075, ELSEWHERE: 0.075, SILENT: 0.075}
 """Of the normal bars, by view."""
 
@@ -140,6 +143,7 @@ class Training:
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.seed, self.epochs, self.passes, self.members = seed, epochs, passes, members
+        self.sectors = sectors
         self.progress = progress
         self.labels = Labels.read(labels) if labels is not None else Labels()
         known = {} if sectors is None else read_sectors(sectors)
@@ -303,7 +307,7 @@ class Training:
         shares: dict[View, float] = {}
         for view, share in NORMAL_SHARES.items():
             shares[_as_of(source, view)] = shares.get(_as_of(source, view), 0.0) + share
-        views = {view: self._seen(source, view) for view in shares}
+        views = {view: self._seen(source, view, source.sides[Part.TRAIN]) for view in shares}
         strong = -(-self.passes // _PASSES_A_BEYOND)
         task = self.progress.add_task(f"injections into {source.interval_seconds} s bars", total=self.passes + strong)
 
@@ -321,21 +325,28 @@ class Training:
             parts = [each.result() for each in drawn]
         positive = sum(int((near.label == MANIPULATED).sum()) for near in parts)
         for view, share in shares.items():
-            rows = normal if view == PLAIN else self._normal(source, view, *views[view])
+            rows = normal if view == PLAIN else self._normal(source, view, source.sides[Part.TRAIN], *views[view])
             wanted = max(1, int(share * _NORMAL_PER_MANIPULATED * positive))
             parts.append(rows.where(rng.permutation(len(rows))[:wanted]))
-        rows = dataset.concatenate(parts)
-        del parts
-        rows = rows.where(~dataset.unjudged(rows))
+        for k, rows in enumerate(parts):  # one after another: all at once would take twice the memory
+            parts[k] = rows.where(~dataset.unjudged(rows))
         said = decided(self.labels, source.history, source.benchmark)
-        weight = np.concatenate([strength_weight(rows), np.full(len(said), DECIDED_WEIGHT)])
-        fold = np.concatenate([rows.series.astype(np.int64) % self.members, np.full(len(said), -1)])
+        rows = dataset.concatenate([*parts, said])
+        parts.clear()
+        weight = strength_weight(rows)
+        fold = rows.series.astype(np.int64) % self.members
+        weight[len(rows) - len(said) :], fold[len(rows) - len(said) :] = DECIDED_WEIGHT, -1
         order = rng.permutation(len(weight))
-        return dataset.concatenate([rows, said]).where(order), weight[order].astype(np.float32), fold[order]
+        return rows.where(order), weight[order].astype(np.float32), fold[order]
 
-    def _seen(self, source: Source, view: View) -> tuple[list[Bars], Benchmark | None]:
-        """The source's training series and their market in a view."""
-        side = source.sides[Part.TRAIN]
+    def feeds(self, source: Source, history: Sequence[Bars]) -> Iterator[Rows]:
+        """The untouched rows of some of a source's bars as each kind of feed gives them, the feed as it is first."""
+        for view in dict.fromkeys(_as_of(source, each) for each in FEEDS):
+            yield self._normal(source, view, history, *self._seen(source, view, history))
+
+    def _seen(self, source: Source, view: View, history: Sequence[Bars]) -> tuple[list[Bars], Benchmark | None]:
+        """Some of the source's series and their market in a view."""
+        side = list(history)
         if view.mirrored:
             side = [dataset.mirrored(bars) for bars in side]
         if view.elsewhere:
@@ -346,12 +357,14 @@ class Training:
             return side, None
         return side, dataset.mirrored_benchmark(source.benchmark) if view.mirrored else source.benchmark
 
-    def _normal(self, source: Source, view: View, bars: Sequence[Bars], benchmark: Benchmark | None) -> Rows:
-        """The untouched rows in a view, without the bars that analysts decided."""
-        words = ", ".join(f.name for f in fields(View) if getattr(view, f.name))
+    def _normal(
+        self, source: Source, view: View, history: Sequence[Bars], bars: Sequence[Bars], benchmark: Benchmark | None
+    ) -> Rows:
+        """The untouched rows of series in a view, without the bars that analysts decided."""
+        words = ", ".join(f.name for f in fields(View) if getattr(view, f.name)) or "as they are"
         advance = self._advance(f"features of {source.interval_seconds} s bars, {words}", bars)
         rows = dataset.untouched(bars, advance, benchmark=benchmark)
-        return rows.where(~self.labels.among(source.sides[Part.TRAIN], rows))
+        return rows.where(~self.labels.among(history, rows))
 
 
 def _as_of(source: Source, view: View) -> View:

@@ -1,8 +1,7 @@
 """What a model's two files say of held-out rows, and what follows: calibration, threshold, first figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,28 +57,32 @@ class Unseen:
     outputs: Outputs
 
 
-def out_of_fold(training: Training, source: Source, exported: Exported) -> Unseen:
-    """All untouched bars before the test period, of all but its tickers, by members that have left out their fold."""
-    pool = dataset.before_test(source.history)
-    rows = training.untouched(source, pool, "before the test period", source.benchmark)
-    outputs = Outputs(rows.features, exported.autoencoder, exported.classifier)
-    members = exported.members[source.interval_seconds]
-    fold = {bars.symbol: number % len(members) for number, bars in enumerate(source.sides[Part.TRAIN])}
+def unseen(training: Training, source: Source, exported: Exported) -> list[Unseen]:
+    """Untouched bars as each kind of feed gives them, judged by networks that have not seen their tickers.
+
+    They are the validation side's; where that is too short for the budget (`Training.folded`) all before the test
+    period, of all but its tickers, by members that have left out their fold.
+    """
+    members = exported.members.get(source.interval_seconds, ())
+    pool = dataset.before_test(source.history) if members else source.sides[Part.VALIDATION]
+    fold = {bars.symbol: number % len(members) for number, bars in enumerate(source.sides[Part.TRAIN]) if members}
     folds = np.array([fold.get(bars.symbol, -1) for bars in pool])
-    for k, member in enumerate(members):
-        own = folds[rows.series] == k
-        if own.any():
-            outputs.probability[own] = networks.run_tflite(member, rows.features[own])[:, 0]
-    return Unseen(rows, outputs)
+    found = []
+    for rows in training.feeds(source, pool):
+        outputs = Outputs(rows.features, exported.autoencoder, exported.classifier)
+        for k, member in enumerate(members):
+            own = folds[rows.series] == k
+            if own.any():
+                outputs.probability[own] = networks.run_tflite(member, rows.features[own])[:, 0]
+        found.append(Unseen(rows, outputs))
+    return found
 
 
-def calibrated(
-    held: Sequence[Held], unseen: Mapping[int, Unseen] = MappingProxyType({})
-) -> tuple[Calibration, float, float]:
+def calibrated(held: Sequence[Held], feeds: Sequence[Sequence[Unseen]]) -> tuple[Calibration, float, float]:
     """Calibration, threshold and the autoencoder's weight, from each source's validation rows, longest bars first.
 
     The threshold keeps the alert budget on the longest bars; offsets keep it on the others, and for the halves alone.
-    `unseen` has the rows that it is kept on instead of the validation side's, by the source's place.
+    `feeds` has the rows that it is kept on, for each source: on each kind of feed by itself.
     """
     judged = [h.touched.label != TOUCHED for h in held]
     fit = calibrate.fit(
@@ -91,10 +94,13 @@ def calibrated(
     )
     budget = BUDGET_SHARE * ALERTS_PER_SYMBOL_DAY
     halves = {"both": (True, True), "autoencoder_alone": (True, False), "classifier_alone": (False, True)}
-    plain = [unseen.get(i, Unseen(h.untouched, h.plain)) for i, h in enumerate(held)]
     lines = {
         name: [
-            calibrate.budget_margin(u.rows, u.outputs.margin(fit, autoencoder=ae, classifier=cl), budget) for u in plain
+            max(
+                calibrate.budget_margin(u.rows, u.outputs.margin(fit, autoencoder=ae, classifier=cl), budget)
+                for u in kinds
+            )
+            for kinds in feeds
         ]
         for name, (ae, cl) in halves.items()
     }

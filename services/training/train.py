@@ -14,7 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from services.domain.errors import TapewatchError
 from services.domain.feature_definitions import FEATURE_HASH, FEATURES, WINDOW
-from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE, FeatureUsual, ModelMetadata, logistic
+from services.domain.model import (
+    AUTOENCODER_FILE,
+    CLASSIFIER_FILE,
+    Calibration,
+    FeatureUsual,
+    ModelMetadata,
+    UsualBars,
+    logistic,
+)
 from services.domain.stability import SCORE
 from services.domain.typology import OBSERVABLE
 from services.runtime.errors import exit_code_of
@@ -22,7 +30,7 @@ from services.training import calibrate, networks, version_folder
 from services.training.checkpoint import Checkpoint
 from services.training.dataset import Part, Rows
 from services.training.fit import Training
-from services.training.held_out import calibrated, held_out, measured, out_of_fold, quantisation
+from services.training.held_out import Held, calibrated, held_out, measured, quantisation, unseen
 
 MIN_HISTORY_QUOTES = 30
 SCORE_SHARES = 10
@@ -39,6 +47,13 @@ def usual_ranges(normal: Rows) -> tuple[FeatureUsual, ...]:
         FeatureUsual(f.name, f"{f.phrase.replace('{value}', 'x')}: {f.description} [{f.unit.value}]", m, lo, hi)
         for f, lo, m, hi in zip(FEATURES, low.tolist(), median.tolist(), high.tolist(), strict=True)
     )
+
+
+def score_quantiles(held: Held, calibration: Calibration) -> tuple[float, ...]:
+    """The score's evenly spaced quantiles on untouched bars."""
+    shares = np.arange(1, SCORE_SHARES) / SCORE_SHARES
+    found: list[float] = np.quantile(logistic(held.plain.margin(calibration)), shares).tolist()
+    return tuple(found)
 
 
 def describe(training: Training) -> str:
@@ -126,26 +141,22 @@ def run(
             [held_out(training, source, part, autoencoder, classifier) for source in training.sources]
             for part in (Part.VALIDATION, Part.TEST)
         )
-        unseen = {
-            i: out_of_fold(training, source, exported)
-            for i, source in enumerate(training.sources)
-            if source.interval_seconds in exported.members
-        }
-    calibration, threshold, weight = calibrated(validation, unseen)
+        feeds = [unseen(training, source, exported) for source in training.sources]
+    calibration, threshold, weight = calibrated(validation, feeds)
     figures = measured(calibration, threshold, test) | quantisation(exported, calibration, test[0])
     figures |= {
-        f"threshold_{source.interval_seconds}s_symbol_days": float(
-            calibrate.symbol_days(unseen[i].rows if i in unseen else validation[i].untouched)
-        )
-        for i, source in enumerate(training.sources)
+        f"threshold_{source.interval_seconds}s_symbol_days": float(calibrate.symbol_days(kinds[0].rows))
+        for source, kinds in zip(training.sources, feeds, strict=True)
     }
-    shares = np.arange(1, SCORE_SHARES) / SCORE_SHARES
-    scores = np.quantile(logistic(validation[0].plain.margin(calibration)), shares)
+    trained_validation = [held for held, source in zip(validation, training.sources, strict=True) if source.trained]
     files = {AUTOENCODER_FILE: autoencoder, CLASSIFIER_FILE: classifier}
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     metadata = ModelMetadata(
         version=f"tw-{training.fingerprint[:10]}",
-        features=usual_ranges(normals[0]),
+        usual=tuple(
+            UsualBars(source.interval_seconds, usual_ranges(normal), {SCORE: score_quantiles(held, calibration)})
+            for source, normal, held in zip(training.trained, normals, trained_validation, strict=True)
+        ),
         feature_hash=FEATURE_HASH,
         window_quotes=WINDOW,
         min_history_quotes=MIN_HISTORY_QUOTES,
@@ -158,7 +169,6 @@ def run(
         metrics=figures,
         checksums={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         typologies=OBSERVABLE,
-        reference={SCORE: tuple(scores.tolist())},
         trained_by=command(training, labels=labels, sectors=sectors),
     )
     version_folder.write(output, metadata, files)

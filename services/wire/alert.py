@@ -29,6 +29,7 @@ def alert_to_proto(alert: Alert) -> pb.Alert:
         etag=alert.etag,
         create_time=timestamp_to_proto(alert.create_time),
         update_time=timestamp_to_proto(alert.update_time),
+        regulatory_reference=alert.typology.regulatory_reference(alert.interval_seconds),
     )
 
 

@@ -16,7 +16,7 @@ from services.training import networks, train
 from services.training.checkpoint import Checkpoint
 from services.training.dataset import Part
 from services.training.fit import Training
-from services.training.held_out import out_of_fold
+from services.training.held_out import unseen
 
 pytest.importorskip("tensorflow")
 
@@ -77,17 +77,18 @@ def test_a_threshold_without_enough_validation_days_is_set_by_members_that_have_
         (source,) = training.sources
         normal = training.rows(source, Part.TRAIN)
         exported = training.networks([normal])
-        unseen = out_of_fold(training, source, exported)
+        feeds = unseen(training, source, exported)
     assert training.folded(source)
     for number in range(len(source.sides[Part.TRAIN])):
         own = [row.tobytes() for row in normal.features[normal.series == number]]
         without, with_it = seen[number % 2], seen[1 - number % 2]
         assert not without.intersection(own)
         assert len(with_it.intersection(own)) > 20
-        here = unseen.rows.series == number
-        assert unseen.rows.time[here].max() < source.sides[Part.TEST][0].event_time[0]
-        said = networks.run_tflite(exported.members[86_400][number % 2], unseen.rows.features[here])[:, 0]
-        np.testing.assert_array_equal(unseen.outputs.probability[here], said)
+        for feed in feeds:
+            here = feed.rows.series == number
+            assert feed.rows.time[here].max() < source.sides[Part.TEST][0].event_time[0]
+            said = networks.run_tflite(exported.members[86_400][number % 2], feed.rows.features[here])[:, 0]
+            np.testing.assert_array_equal(feed.outputs.probability[here], said)
 
 
 def test_each_bar_length_is_judged_by_the_network_of_the_nearest() -> None:

@@ -80,3 +80,11 @@ def test_a_price_change_is_said_in_percent_too_unless_it_is_out_of_bounds() -> N
     assert found[0].text == "price change -16.5 %, -9.0 robust deviations (usual -1.0 to +1.0)"
     (found,) = reasons.explain(row(return_z=-60.0, relative_return_z=-60.0), margin, USUAL)
     assert found[0].text == "price change -60.0 robust deviations (usual -1.0 to +1.0)"
+
+
+def test_the_bars_length_is_never_a_reason() -> None:
+    margin = weighted(bar_length=1.0, volume_z=0.1)
+    (found,) = reasons.explain(row(bar_length=7.3, volume_z=4.0), margin, USUAL)
+    assert [r.feature for r in found] == ["volume_z"]
+    (found,) = reasons.explain(row(bar_length=7.3), margin, USUAL)
+    assert found[0].feature != "bar_length"

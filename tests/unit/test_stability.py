@@ -80,18 +80,44 @@ def test_old_rows_leave_the_window(batch: int) -> None:
 
 def test_references_of_the_shipped_model_are_features_first() -> None:
     metadata = ModelRegistry().load().metadata
-    names = [reference.name for reference in references(metadata)]
+    names = [reference.name for reference in references(metadata.usual[0])]
     assert names[: len(metadata.features)] == [feature.name for feature in metadata.features]
     import dataclasses
 
     name = metadata.features[0].name
-    full = dataclasses.replace(metadata, reference={name: (-1.0, 0.0, 1.0), "score": (0.1, 0.2)})
+    quantiles = {name: (-1.0, 0.0, 1.0), "score": (0.1, 0.2)}
+    full = dataclasses.replace(metadata, usual=(dataclasses.replace(metadata.usual[0], reference=quantiles),))
     again = type(metadata).from_json(full.to_json())
-    assert again.reference == full.reference
-    found = {reference.name: reference for reference in references(again, with_autoencoder=False)}
+    assert again.usual == full.usual
+    found = {reference.name: reference for reference in references(again.usual[0], with_autoencoder=False)}
     assert found[name] == Reference(name, (-1.0, 0.0, 1.0), (0.25, 0.5, 0.75))
     assert found["score"].shares == (1 / 3, 2 / 3)
     assert "autoencoder_percentile" not in found
-    wrong = dataclasses.replace(metadata, reference={name: (1.0, 0.0)})
+    descending = dataclasses.replace(metadata.usual[0], reference={name: (1.0, 0.0)})
+    wrong = dataclasses.replace(metadata, usual=(descending,))
     with pytest.raises(ValueError, match="do not ascend"):
         type(metadata).from_json(wrong.to_json())
+
+
+def test_a_feature_that_the_tape_does_not_have_has_no_index() -> None:
+    optional = Reference("benchmark_move_z", (-1.0, 0.0, 1.0), (0.05, 0.5, 0.95), optional=True)
+    always = Reference("return_z", (-1.0, 0.0, 1.0), (0.05, 0.5, 0.95))
+    monitor = StabilityMonitor([optional, always])
+    monitor.observe(np.zeros((3 * BLOCK_ROWS, 2)))
+    absent, present = monitor.read()
+    assert (absent.index, absent.absent) == (None, True)
+    assert present.index is not None
+    assert present.index > 0.25, "a series that stands still has drifted"
+    monitor.observe(np.array([[0.5, 0.0]]))
+    found = monitor.read()[0]
+    assert found.index is not None
+    assert not found.absent
+
+
+def test_bars_of_each_length_have_usual_ranges_of_their_own() -> None:
+    metadata = ModelRegistry().load().metadata
+    assert [bars.interval_seconds for bars in metadata.usual] == [86_400, 60]
+    assert metadata.nearest(np.log([1440.0, 60.0, 30.0, 1.0, 5 / 60])).tolist() == [0, 1, 1, 1, 1]
+    daily, minutes = ({f.name: f for f in bars.features}["session_volume_z"] for bars in metadata.usual)
+    assert (daily.low, daily.high) == (0.0, 0.0)
+    assert minutes.low < -1.0 < 1.0 < minutes.high

@@ -130,6 +130,7 @@ class Alert(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    REGULATORY_REFERENCE_FIELD_NUMBER: _builtins.int
     alert_id: _builtins.str
     """Identifies the alert. Derived from its first detection."""
     tape: _builtins.str
@@ -158,6 +159,10 @@ class Alert(_message.Message):
     """The alert in one sentence."""
     etag: _builtins.str
     """Changes with every change of the alert; send it back to UpdateAlert."""
+    regulatory_reference: _builtins.str
+    """The practice of market manipulation in EU law that the typology would be, intent given, for a suspicious transaction
+    report: "Delegated Regulation (EU) 2016/522, Annex II, …". Empty where none fits.
+    """
     @_builtins.property
     def first_event_time(self) -> _timestamp_pb2.Timestamp:
         """event_time of its first detection."""
@@ -200,10 +205,11 @@ class Alert(_message.Message):
         etag: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        regulatory_reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "first_event_time", b"first_event_time", "last_event_time", b"last_event_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "assignee", b"assignee", "create_time", b"create_time", "detection_count", b"detection_count", "disposition", b"disposition", "etag", b"etag", "first_event_time", b"first_event_time", "interval_seconds", b"interval_seconds", "last_event_time", b"last_event_time", "peak_quote_id", b"peak_quote_id", "peak_score", b"peak_score", "reasons", b"reasons", "source", b"source", "state", b"state", "summary", b"summary", "symbol", b"symbol", "tape", b"tape", "typology", b"typology", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "assignee", b"assignee", "create_time", b"create_time", "detection_count", b"detection_count", "disposition", b"disposition", "etag", b"etag", "first_event_time", b"first_event_time", "interval_seconds", b"interval_seconds", "last_event_time", b"last_event_time", "peak_quote_id", b"peak_quote_id", "peak_score", b"peak_score", "reasons", b"reasons", "regulatory_reference", b"regulatory_reference", "source", b"source", "state", b"state", "summary", b"summary", "symbol", b"symbol", "tape", b"tape", "typology", b"typology", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

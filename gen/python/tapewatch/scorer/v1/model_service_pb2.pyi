@@ -84,16 +84,21 @@ class Feature(_message.Message):
     USUAL_MEDIAN_FIELD_NUMBER: _builtins.int
     USUAL_LOW_FIELD_NUMBER: _builtins.int
     USUAL_HIGH_FIELD_NUMBER: _builtins.int
+    USUAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     description: _builtins.str
     """What it says, with its formula and unit."""
     usual_median: _builtins.float
-    """Median on normal bars."""
+    """Median on normal bars of the longest length that was learnt from."""
     usual_low: _builtins.float
-    """5th percentile on normal bars."""
+    """5th percentile on these bars."""
     usual_high: _builtins.float
-    """95th percentile on normal bars."""
+    """95th percentile on these bars."""
+    @_builtins.property
+    def usual(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsualRange]:
+        """The same for each bar length that was learnt from, longest first."""
+
     def __init__(
         self,
         *,
@@ -102,14 +107,49 @@ class Feature(_message.Message):
         usual_median: _builtins.float = ...,
         usual_low: _builtins.float = ...,
         usual_high: _builtins.float = ...,
+        usual: _abc.Iterable[Global___UsualRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "usual_high", b"usual_high", "usual_low", b"usual_low", "usual_median", b"usual_median"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "usual", b"usual", "usual_high", b"usual_high", "usual_low", b"usual_low", "usual_median", b"usual_median"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Feature: _TypeAlias = Feature  # noqa: Y015
+
+@_typing.final
+class UsualRange(_message.Message):
+    """What a feature usually is on normal bars of one length."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
+    MEDIAN_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    interval_seconds: _builtins.int
+    """Length of the bars in seconds."""
+    median: _builtins.float
+    """Median."""
+    low: _builtins.float
+    """5th percentile."""
+    high: _builtins.float
+    """95th percentile."""
+    def __init__(
+        self,
+        *,
+        interval_seconds: _builtins.int = ...,
+        median: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "interval_seconds", b"interval_seconds", "low", b"low", "median", b"median"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsualRange: _TypeAlias = UsualRange  # noqa: Y015
 
 @_typing.final
 class TypologyCoverage(_message.Message):
@@ -448,10 +488,13 @@ class Drift(_message.Message):
     TAPE_FIELD_NUMBER: _builtins.int
     QUOTES_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
     tape: _builtins.str
     """"live", or "replay" for all replays together."""
     quotes: _builtins.int
     """Quotes that it is measured on: the newest 8,000 to 10,000."""
+    interval_seconds: _builtins.int
+    """Length in seconds of the bars in training that they are measured against: the nearest that was learnt from."""
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___PopulationStability]:
         """Population stability index of each feature, in the order of the model's features, then of "autoencoder_percentile"
@@ -464,10 +507,11 @@ class Drift(_message.Message):
         tape: _builtins.str = ...,
         quotes: _builtins.int = ...,
         values: _abc.Iterable[Global___PopulationStability] | None = ...,
+        interval_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["quotes", b"quotes", "tape", b"tape", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_seconds", b"interval_seconds", "quotes", b"quotes", "tape", b"tape", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -484,22 +528,26 @@ class PopulationStability(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     BINS_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What is measured: a feature's name, "autoencoder_percentile" or "score"."""
     index: _builtins.float
-    """The index: >= 0. Absent with fewer than 500 quotes."""
+    """The index: >= 0. Absent with fewer than 500 quotes, and of a feature that the tape does not have."""
     bins: _builtins.int
     """Number of bins. 4 when only the usual quantiles of training are known, more with its full reference."""
+    absent: _builtins.bool
+    """Whether the tape does not have it (no benchmark, peers, trade counts or takers' side): no index then."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         index: _builtins.float | None = ...,
         bins: _builtins.int = ...,
+        absent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "index", b"index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "bins", b"bins", "index", b"index", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "absent", b"absent", "bins", b"bins", "index", b"index", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
     _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015

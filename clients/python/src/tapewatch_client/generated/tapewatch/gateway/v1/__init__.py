@@ -344,6 +344,12 @@ class Alert(betterproto2.Message):
     When it last changed.
     """
 
+    regulatory_reference: "str" = betterproto2.field(20, betterproto2.TYPE_STRING)
+    """
+    The practice of market manipulation in EU law that the typology would be, intent given, for a suspicious transaction
+    report: "Delegated Regulation (EU) 2016/522, Annex II, …". Empty where none fits.
+    """
+
 
 default_message_pool.register_message("tapewatch.gateway.v1", "Alert", Alert)
 

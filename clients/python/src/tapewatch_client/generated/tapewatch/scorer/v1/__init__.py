@@ -42,6 +42,7 @@ __all__ = (
     "ThresholdCalibration",
     "Typology",
     "TypologyCoverage",
+    "UsualRange",
 )
 
 import datetime
@@ -475,6 +476,11 @@ class Drift(betterproto2.Message):
     where that half is there, then of "score" where the training distribution of scores is known.
     """
 
+    interval_seconds: "int" = betterproto2.field(4, betterproto2.TYPE_INT32)
+    """
+    Length in seconds of the bars in training that they are measured against: the nearest that was learnt from.
+    """
+
 
 default_message_pool.register_message("tapewatch.scorer.v1", "Drift", Drift)
 
@@ -497,17 +503,22 @@ class Feature(betterproto2.Message):
 
     usual_median: "float" = betterproto2.field(3, betterproto2.TYPE_DOUBLE)
     """
-    Median on normal bars.
+    Median on normal bars of the longest length that was learnt from.
     """
 
     usual_low: "float" = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
     """
-    5th percentile on normal bars.
+    5th percentile on these bars.
     """
 
     usual_high: "float" = betterproto2.field(5, betterproto2.TYPE_DOUBLE)
     """
-    95th percentile on normal bars.
+    95th percentile on these bars.
+    """
+
+    usual: "list[UsualRange]" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    The same for each bar length that was learnt from, longest first.
     """
 
 
@@ -688,12 +699,17 @@ class PopulationStability(betterproto2.Message):
 
     index: "float | None" = betterproto2.field(2, betterproto2.TYPE_DOUBLE, optional=True)
     """
-    The index: >= 0. Absent with fewer than 500 quotes.
+    The index: >= 0. Absent with fewer than 500 quotes, and of a feature that the tape does not have.
     """
 
     bins: "int" = betterproto2.field(3, betterproto2.TYPE_INT32)
     """
     Number of bins. 4 when only the usual quantiles of training are known, more with its full reference.
+    """
+
+    absent: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    Whether the tape does not have it (no benchmark, peers, trade counts or takers' side): no index then.
     """
 
 
@@ -1262,6 +1278,36 @@ class TypologyCoverage(betterproto2.Message):
 
 
 default_message_pool.register_message("tapewatch.scorer.v1", "TypologyCoverage", TypologyCoverage)
+
+
+@dataclass(eq=False, repr=False)
+class UsualRange(betterproto2.Message):
+    """
+    What a feature usually is on normal bars of one length.
+    """
+
+    interval_seconds: "int" = betterproto2.field(1, betterproto2.TYPE_INT32)
+    """
+    Length of the bars in seconds.
+    """
+
+    median: "float" = betterproto2.field(2, betterproto2.TYPE_DOUBLE)
+    """
+    Median.
+    """
+
+    low: "float" = betterproto2.field(3, betterproto2.TYPE_DOUBLE)
+    """
+    5th percentile.
+    """
+
+    high: "float" = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
+    """
+    95th percentile.
+    """
+
+
+default_message_pool.register_message("tapewatch.scorer.v1", "UsualRange", UsualRange)
 
 
 class ModelServiceStub:
