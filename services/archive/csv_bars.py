@@ -17,12 +17,13 @@ import pyarrow.csv as pacsv
 
 from services.archive.bars import Bars
 from services.archive.errors import unreadable
+from services.archive.problems import Problem
 from services.archive.table_bars import NUMBERS, bars_of, column_name
 
 _HEADER_ROWS = 1
 
 
-def read(path: Path, problems: list[str] | None = None, *, growing: bool = False) -> list[Bars]:
+def read(path: Path, problems: list[Problem] | None = None, *, growing: bool = False) -> list[Bars]:
     """The file's bars by symbol, ordered by time; `table_bars` has the rules, `problems` what they left out.
 
     Rows are numbered as in an editor: the header is row 1. Of a `growing` file a last line without a newline is left
@@ -73,7 +74,13 @@ def read(path: Path, problems: list[str] | None = None, *, growing: bool = False
     problems = [] if problems is None else problems
     if ragged:
         more = f" (and {len(ragged) - 1:,} more)" if len(ragged) > 1 else ""
-        problems.append(f"{path}, row {ragged[0]}{more}: has not the header's {len(header)} columns; left out")
+        problems.append(
+            Problem(
+                f"{path}, row {ragged[0]}{more}:",
+                f"has not the header's {len(header)} columns; left out",
+                kind="has not the header's columns; left out",
+            )
+        )
     rows = np.arange(1 + _HEADER_ROWS, 1 + _HEADER_ROWS + table.num_rows + len(ragged))
     symbol = None if "symbol" in known.values() else path.stem.upper()
     return bars_of(table, path, problems, numbers=rows[~np.isin(rows, ragged)], symbol=symbol)

@@ -20,6 +20,7 @@ from pyarrow import fs
 from services.archive.bars import Bars
 from services.archive.errors import unreadable
 from services.archive.filesystem import explain, open_filesystem
+from services.archive.problems import Problem
 from services.domain.errors import NotConfiguredError
 from services.domain.quote import CANARY_TAPE, LIVE_TAPE, TAPE_PATTERN, Quote
 from services.domain.score import RecordedQuote
@@ -256,7 +257,7 @@ def read_quotes(location: str, tape: str = "") -> list[Quote]:
     return sorted(found, key=lambda quote: (quote.event_time, quote.symbol, quote.revision))
 
 
-def read(location: str, tape: str = "", problems: list[str] | None = None) -> list[Bars]:
+def read(location: str, tape: str = "", problems: list[Problem] | None = None) -> list[Bars]:
     """The bars of one tape, one history per symbol and interval; of a revised bar the newest revision.
 
     Where two sources have one symbol and interval, the longer history is used, and `problems` says so.
@@ -271,7 +272,7 @@ def read(location: str, tape: str = "", problems: list[str] | None = None) -> li
         source = max(sources, key=lambda name: (len(sources[name]), name))
         if len(sources) > 1 and problems is not None:
             others = ", ".join(sorted(set(sources) - {source}))
-            problems.append(f"{location}: {symbol} has several sources; {source} is used, {others} not")
+            problems.append(Problem(location, f"has several sources; {source} is used, {others} not", symbol))
         history.append(_bars(symbol, interval_seconds, list(sources[source].values())))
     return history
 

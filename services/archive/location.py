@@ -21,6 +21,7 @@ from services.archive.benchmark import benchmarks
 from services.archive.errors import unreadable
 from services.archive.filesystem import SCHEMES
 from services.archive.lake_stream import LakeStream
+from services.archive.problems import Problem
 from services.domain.errors import InvalidRequestError, shown
 from services.domain.quote import Quote, format_time
 
@@ -28,14 +29,16 @@ _log = logging.getLogger(__name__)
 SOURCE: Final = "archive"
 """The source of quotes whose location does not name one."""
 
-_Reader = Callable[[Path, list[str]], list[Bars]]
+_Reader = Callable[[Path, list[Problem]], list[Bars]]
 _READERS: dict[str, _Reader] = {".csv": csv_bars.read, ".parquet": parquet_bars.read, ".pq": parquet_bars.read}
 _GROWING_READERS = _READERS | {".csv": partial(csv_bars.read, growing=True)}
 _LONGEST_LOCATION: Final = 4_096
 """Characters; Linux's longest path."""
 
 
-def read(location: str, problems: list[str] | None = None, *, growing: Mapping[str, int] | None = None) -> list[Bars]:
+def read(
+    location: str, problems: list[Problem] | None = None, *, growing: Mapping[str, int] | None = None
+) -> list[Bars]:
     """The bars at a location, by symbol: `bokeh`, a CSV file, a Parquet file, a folder of either, or a lake.
 
     A file in a folder that cannot be used is left out; histories of one symbol in several files are joined, and of bars
@@ -48,13 +51,11 @@ def read(location: str, problems: list[str] | None = None, *, growing: Mapping[s
 
     Raises: InvalidRequestError when there is nothing to use, naming the file; NotConfiguredError as `check`.
     """
-    found: list[str] = []
-    history = _with_lengths(_read(location, found, growing is not None), growing, found)
+    found = [] if problems is None else problems
+    history = _with_lengths(location, _read(location, found, growing is not None), growing, found)
     if problems is None:
         for problem in found:
             _log.warning("%s", problem)
-    else:
-        problems += found
     return history
 
 
@@ -95,7 +96,7 @@ def check(location: str, symbols: Collection[str] = ()) -> None:
         raise unreadable(shown(location), f"is none of {', '.join(sorted(_READERS))}")
 
 
-def _read(location: str, problems: list[str], growing: bool) -> list[Bars]:
+def _read(location: str, problems: list[Problem], growing: bool) -> list[Bars]:
     if location == bokeh.LOCATION:
         return bokeh.read()
     check(location)
@@ -115,7 +116,12 @@ def _read(location: str, problems: list[str], growing: bool) -> list[Bars]:
             history += readers[file.suffix.lower()](file, problems)
         except InvalidRequestError as error:
             refused.append(error)
-            problems += [f"{violation.description}; left out" for violation in error.violations]
+            problems += [
+                Problem(
+                    str(file), f"{violation.description.removeprefix(f'{file} ')}; left out", kind="a file left out"
+                )
+                for violation in error.violations
+            ]
     if not history:
         raise refused[0]
     return _joined(history)
@@ -127,7 +133,9 @@ def is_lake(location: str) -> bool:
     return "://" in place or (Path(place).is_dir() and lake.is_lake(place))
 
 
-def _with_lengths(history: list[Bars], growing: Mapping[str, int] | None, problems: list[str]) -> list[Bars]:
+def _with_lengths(
+    location: str, history: list[Bars], growing: Mapping[str, int] | None, problems: list[Problem]
+) -> list[Bars]:
     """The bars, each series joined, with the lengths that no column states."""
     lengths = {} if growing is None else dict(growing)
     for part in history:
@@ -143,8 +151,12 @@ def _with_lengths(history: list[Bars], growing: Mapping[str, int] | None, proble
             complete.append(replace(part, interval_seconds=length))
         else:
             problems.append(
-                f"{part.symbol} waits for its second bar, which tells the bars' length; "
-                "a column interval_seconds says it from the first"
+                Problem(
+                    location,
+                    "waits for its second bar, which tells the bars' length; "
+                    "a column interval_seconds says it from the first",
+                    part.symbol,
+                )
             )
     return _joined(complete)
 
@@ -175,7 +187,7 @@ def quotes(
     start: datetime | None = None,
     end: datetime | None = None,
     first_row: int = 0,
-    problems: list[str] | None = None,
+    problems: list[Problem] | None = None,
     sectors: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, Iterator[Quote]]:
     """How many quotes a location holds from `start` to before `end`, and these on `tape`, from `first_row` on.

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 
 from services.archive.bars import Bars
 from services.archive.errors import unreadable
+from services.archive.problems import Problem
 from services.archive.table_bars import bars_of
 
 
-def read(path: Path, problems: list[str] | None = None) -> list[Bars]:
+def read(path: Path, problems: list[Problem] | None = None) -> list[Bars]:
     """The file's bars by symbol, ordered by time; `table_bars` has the rules, `problems` what they left out.
 
     Raises: InvalidRequestError when the file is not Parquet, is empty, or lacks a column; the message names it.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from services.archive.bars import Bars, causal_split_ratio
 from services.archive.errors import unreadable
+from services.archive.problems import Problem
 
 PRICES = ("open", "high", "low", "close")
 NUMBERS = (*PRICES, "volume", "adj_close", "split_ratio", "interval_seconds")
@@ -38,7 +39,7 @@ def column_name(name: str) -> str:
 def bars_of(
     table: pa.Table,
     path: Path,
-    problems: list[str],
+    problems: list[Problem],
     *,
     numbers: NDArray[np.int64] | None = None,
     symbol: str | None = None,
@@ -101,7 +102,7 @@ def bars_of(
 class _Report:
     """Says what is wrong with one symbol's rows, once a kind, with the first row's number."""
 
-    def __init__(self, path: Path, symbol: str, problems: list[str], numbers: NDArray[np.int64]) -> None:
+    def __init__(self, path: Path, symbol: str, problems: list[Problem], numbers: NDArray[np.int64]) -> None:
         self._path = path
         self._symbol = symbol
         self._problems = problems
@@ -109,7 +110,7 @@ class _Report:
 
     def all(self, rows: NDArray[np.int64], what: str) -> None:
         """Something about the symbol."""
-        self._problems.append(f"{self._path}, row {self._numbers[rows[0]]}: {self._symbol} {what}")
+        self._problems.append(Problem(f"{self._path}, row {self._numbers[rows[0]]}", what, self._symbol))
 
     def some(self, rows: NDArray[np.int64], bad: NDArray[np.bool_], what: str) -> None:
         """Something about the rows that are `bad`."""
@@ -117,7 +118,7 @@ class _Report:
         if count:
             first = self._numbers[rows[bad].min()]
             more = f" (and {count - 1:,} more)" if count > 1 else ""
-            self._problems.append(f"{self._path}, row {first}{more}: {self._symbol} {what}")
+            self._problems.append(Problem(f"{self._path}, row {first}{more}", what, self._symbol))
 
 
 def _symbol_bars(

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from services.archive.bars import Bars
 from services.archive.benchmark import Benchmark
-from services.domain.errors import FieldViolation, InvalidRequestError
 from services.domain.feature_definitions import FEATURE_NAMES, FEATURES, WINDOW
 from services.domain.features import bar_rows, bars_windows, compute
 from services.training.injection import MANIPULATED, NORMAL, TOUCHED, inject
@@ -86,16 +85,26 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     return Rows(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Rows)))
 
 
-def trainable(history: Sequence[Bars]) -> list[Bars]:
+def trainable(history: Sequence[Bars], leave_out: Callable[[Bars, str], None] = lambda bars, why: None) -> list[Bars]:
     """The series that may be trained on: long enough, traded, and none of HELD_OUT_SYMBOLS when others remain.
 
     Of an index nothing is traded (volume in less than a tenth of its bars): it cannot be manipulated by trading it.
+    `leave_out` is called with each series that may not, and why.
     """
-    long = [bars for bars in history if len(bars) > 2 * WINDOW and np.count_nonzero(bars.volume > 0) >= 0.1 * len(bars)]
-    others = [bars for bars in long if bars.symbol not in HELD_OUT_SYMBOLS]
-    if not long:
-        raise InvalidRequestError([FieldViolation("data", f"no symbol has more than {2 * WINDOW} usable bars")])
-    return sorted(others or long, key=lambda bars: bars.symbol)
+    good: list[Bars] = []
+    for bars in history:
+        if len(bars) <= 2 * WINDOW:
+            leave_out(bars, f"fewer than {2 * WINDOW + 1} bars")
+        elif np.count_nonzero(bars.volume > 0) < 0.1 * len(bars):
+            leave_out(bars, "volume in less than a tenth of the bars")
+        else:
+            good.append(bars)
+    others = [bars for bars in good if bars.symbol not in HELD_OUT_SYMBOLS]
+    if others:
+        for bars in good:
+            if bars.symbol in HELD_OUT_SYMBOLS:
+                leave_out(bars, "never trained on where there are others, because `make run` replays them")
+    return sorted(others or good, key=lambda bars: bars.symbol)
 
 
 def part_of(symbol: str) -> Part:

@@ -23,7 +23,7 @@ from services.training.dataset import Part, Rows
 from services.training.figures import STRONG
 from services.training.injection import MANIPULATED
 from services.training.labels import Labels, decided
-from services.training.sources import Source, read_sources
+from services.training.sources import Source, Tell, read_sources
 
 WEAK_WEIGHT = 0.2
 """How much a manipulated row below strength STRONG counts: most such bars look like normal ones, and teach them so."""
@@ -125,7 +125,7 @@ class Training:
         progress: Shows the progress.
         labels: File of bars that analysts decided.
         sectors: File of sectors by symbol.
-        tell: Called with what of the data is left out, and why.
+        tell: Called with what of the data is left out, and why, and with how many decisions are learnt.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Training:
         progress: Progress,
         labels: Path | None = None,
         sectors: Path | None = None,
-        tell: Callable[[str], None] = lambda _: None,
+        tell: Tell = lambda words, counted: None,
     ) -> None:
         self.seed, self.epochs, self.passes, self.members = seed, epochs, passes, members
         self.sectors = sectors
@@ -148,6 +148,8 @@ class Training:
         self.labels = Labels.read(labels) if labels is not None else Labels()
         known = {} if sectors is None else read_sectors(sectors)
         self.sources = read_sources(locations, calibration, tell, known)
+        if labels is not None:
+            self._tell_decisions(labels, tell)
         trained = [source.interval_seconds for source in self.sources if source.trained]
         settings = json.dumps(
             {
@@ -162,6 +164,20 @@ class Training:
         )
         everything = [bars for source in self.sources for bars in source.history]
         self.fingerprint = dataset.fingerprint(everything, settings)
+
+    def _tell_decisions(self, labels: Path, tell: Tell) -> None:
+        learnt = sum(
+            int(
+                np.isin(
+                    bars.event_time[dataset.LEAD :].astype("M8[us]").astype(np.int64), list(self.labels.of(bars))
+                ).sum()
+            )
+            for source in self.trained
+            for bars in source.history
+        )
+        of = "the others are" if learnt else "they are"
+        why = f"; {of} on bars that no --data holds, of symbols left out, or with fewer than {dataset.LEAD} before them"
+        tell(f"{labels}: {learnt:,} of {len(self.labels):,} decisions learnt{why * (learnt < len(self.labels))}", ())
 
     @property
     def trained(self) -> list[Source]:

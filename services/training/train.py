@@ -131,7 +131,7 @@ def run(
             progress=progress,
             labels=labels,
             sectors=sectors,
-            tell=lambda words: console.print(words, style="yellow", markup=False, highlight=False),
+            tell=lambda words, _: console.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True),
         )
         checkpoint = Checkpoint.of_run(output, training.fingerprint)
         normals = [training.rows(source, Part.TRAIN) for source in training.trained]

@@ -11,6 +11,7 @@ import pytest
 
 from services.archive import lake, location
 from services.archive.filesystem import explain
+from services.archive.problems import Problem
 from services.domain.errors import InvalidRequestError
 from services.domain.quote import Quote
 from services.domain.score import Quality, Reason, RecordedQuote, Score, ScoredQuote
@@ -162,13 +163,13 @@ def test_bars_take_the_newest_revision_and_the_longer_source(tmp_path: Path) -> 
     items = [recorded(i, split_ratio=1.0) for i in range(4)]
     items += [recorded(4, minute=2, revision=1, close=9.25, split_ratio=None), recorded(5, source="other")]
     write(tmp_path, items)
-    problems: list[str] = []
+    problems: list[Problem] = []
     (bars,) = lake.read(str(tmp_path), problems=problems)
     assert len(bars) == 4
     assert bars.close[2] == 9.25
     assert np.isnan(bars.split_ratio).tolist() == [False, False, True, False]
     assert bars.event_time[0] == np.datetime64("2026-11-20T14:30", "us")
-    assert "AAPL has several sources; test is used, other not" in problems[0]
+    assert "AAPL has several sources; test is used, other not" in str(problems[0])
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from services.archive import csv_bars, location, parquet_bars
 from services.archive.bars import DAY_SECONDS
+from services.archive.problems import Problem
 from services.domain.errors import InvalidRequestError
 
 KAGGLE = "Date,Open,High,Low,Close,Adj Close,Volume\n"
@@ -85,11 +86,11 @@ def test_one_bad_row_costs_only_itself_and_is_named_by_its_place(tmp_path: Path)
         "B,2024-01-05,1,1,1,1,many\n"
         "A,2024-01-06,1,1,1,1,1\n"
     )
-    problems: list[str] = []
+    problems: list[Problem] = []
     a, b = location.read(str(write(tmp_path / "bars.csv", text)), problems)
     assert (a.event_time.astype("M8[D]").astype(str).tolist(), len(b)) == (["2024-01-02", "2024-01-06"], 1)
     assert b.volume.tolist() == [0.0]
-    assert [problem.removeprefix(f"{tmp_path}/bars.csv, ") for problem in problems] == [
+    assert [str(problem).removeprefix(f"{tmp_path}/bars.csv, ") for problem in problems] == [
         "row 4: has not the header's 7 columns; left out",
         "row 3 (and 1 more): A has no usable time and prices; left out",
     ]
@@ -99,7 +100,7 @@ def test_the_length_of_a_growing_files_bars_stays_once_it_is_found(tmp_path: Pat
     def lengths(times: str, known: dict[str, int]) -> list[tuple[str, int, int]]:
         rows = "".join(f"{row.split()[0]},2024-01-02T{row.split()[1]}:00Z,1,1,1,1,1\n" for row in times.split(", "))
         path = write(tmp_path / "bars.csv", GENERIC + rows)
-        problems: list[str] = []
+        problems: list[Problem] = []
         found = [(b.symbol, b.interval_seconds, len(b)) for b in location.read(str(path), problems, growing=known)]
         assert len(problems) == (0 if found else 1)
         return found
@@ -149,11 +150,11 @@ def test_rows_that_cannot_be_used_are_left_out_and_named(tmp_path: Path) -> None
         "A,2024-01-07,10,11,9,10,-7\n"
         "B,2024-01-02,,,,,\n"
     )
-    problems: list[str] = []
+    problems: list[Problem] = []
     (bars,) = location.read(str(write(tmp_path / "bars.csv", text)), problems)
     assert bars.close.tolist() == [10.0, 10.5, 10.0]
     assert bars.volume.tolist() == [2.0, 6.0, 0.0]
-    said = "\n".join(problems)
+    said = "\n".join(map(str, problems))
     assert "row 4 (and 2 more): A has no usable time and prices; left out" in said
     assert "row 3: A is not in order of time; sorted" in said
     assert "row 2: A has a later row of the same time; that one counts" in said
@@ -165,10 +166,10 @@ def test_a_symbol_of_mixed_currencies_is_left_out(tmp_path: Path) -> None:
         "symbol,timestamp,open,high,low,close,volume,currency\n"
         "A,2024-01-02,1,1,1,1,1,USD\nA,2024-01-03,1,1,1,1,1,EUR\nB,2024-01-02,1,1,1,1,1,GBp\n"
     )
-    problems: list[str] = []
+    problems: list[Problem] = []
     (bars,) = location.read(str(write(tmp_path / "bars.csv", text)), problems)
     assert (bars.symbol, bars.currency) == ("B", "GBp")
-    assert re.search("row 2: A is left out: it has the currencies EUR, USD", problems[0])
+    assert re.search("row 2: A is left out: it has the currencies EUR, USD", str(problems[0]))
 
 
 def test_prices_off_by_rounding_are_mended(tmp_path: Path) -> None:
@@ -189,11 +190,11 @@ def test_a_folder_is_read_whole_and_its_broken_files_are_named(tmp_path: Path) -
         }
     )
     pq.write_table(table, tmp_path / "later.parquet")
-    problems: list[str] = []
+    problems: list[Problem] = []
     a, c = location.read(str(tmp_path), problems)
     assert (a.symbol, a.close.tolist()) == ("A", [1.0, 2.0])
     assert (c.symbol, c.close.tolist()) == ("C", [3.0])
-    assert problems == [f"{tmp_path / 'B.csv'} is empty; left out"]
+    assert [str(problem) for problem in problems] == [f"{tmp_path / 'B.csv'} is empty; left out"]
 
 
 def test_parquet_takes_times_of_every_kind(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.progress import Progress
 
 from services.archive import bokeh
 from services.archive.benchmark import benchmarks
@@ -15,6 +16,7 @@ from services.cli.calibration_files import LABELS_SCHEMA
 from services.domain.errors import InvalidRequestError
 from services.domain.typology import Typology
 from services.training import dataset
+from services.training.fit import Training
 from services.training.injection import MANIPULATED, NORMAL
 from services.training.labels import Labels, decided
 
@@ -54,6 +56,30 @@ def test_the_last_decision_on_a_bar_counts_and_another_file_is_another_training(
     twice = Labels.read(write(tmp_path / "b.parquet", row(200, 1), row(200, 0)))
     assert [confirmed for confirmed, _ in twice.of(APPLE).values()] == [False]
     assert once.digest != twice.digest
+
+
+def test_a_training_tells_how_many_decisions_it_learns_from(tmp_path: Path) -> None:
+    def told(*rows: dict[str, Any]) -> str:
+        said: list[str] = []
+        file = write(tmp_path / "labels.parquet", *rows)
+        with Progress(disable=True) as progress:
+            Training(
+                ["bokeh"],
+                seed=1,
+                epochs=1,
+                passes=1,
+                members=1,
+                progress=progress,
+                labels=file,
+                tell=lambda words, _: said.append(words),
+            )
+        return said[-1].removeprefix(f"{file}: ")
+
+    good = row(200, 1), row(300, 0, "UNSPECIFIED")
+    assert told(*good) == "2 of 2 decisions learnt"
+    reason = "on bars that no --data holds, of symbols left out, or with fewer than 60 before them"
+    assert told(*good, row(10, 1), row(200, 1, symbol="OTHER")) == f"2 of 4 decisions learnt; the others are {reason}"
+    assert told(row(200, 1, symbol="OTHER")) == f"0 of 1 decisions learnt; they are {reason}"
 
 
 @pytest.mark.parametrize(
