@@ -1,6 +1,7 @@
 """Why a bar was judged as it was: the features that move the score most, in words."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -38,6 +39,9 @@ _COMPANIONS = {
     for name in ("return", "relative_return", "peer_relative_return", "volume")
 }
 """Features and the same in other deviations: only the first of each pair is named, and both are set back."""
+_BARS = re.compile(r"\bbar(s?)\b(?!')")
+_LENGTHS = {60: "minute", 3_600: "hour", 86_400: "day"}
+"""What a bar of so many seconds is called; others are bars."""
 _FIRST = {second: first for first, second in _COMPANIONS.items()}
 
 
@@ -119,7 +123,7 @@ def explain(features: NDArray[np.float32], margin: Margin, usual: Sequence[Featu
                     usual_low=usual[i].low,
                     usual_high=usual[i].high,
                     contribution=float(scores[0] - scores[k]),
-                    text=words(usual[i], float(row[i]), _percent(i, row)),
+                    text=words(usual[i], float(row[i]), _percent(i, row), _interval_seconds(row)),
                 )
                 for k, i in enumerate(columns, start=1)
             )
@@ -140,14 +144,22 @@ def _percent(column: int, row: NDArray[np.float32]) -> float | None:
     return 100.0 * math.expm1(float(row[column]) * math.exp(usual_move) / 100.0)
 
 
-def words(usual: FeatureUsual, value: float, percent: float | None = None) -> str:
+def _interval_seconds(row: NDArray[np.float32]) -> int:
+    return round(60.0 * math.exp(float(row[_BAR_LENGTH])))
+
+
+def words(usual: FeatureUsual, value: float, percent: float | None = None, interval_seconds: int = 0) -> str:
     """One feature in words, for example "volume 14.0x its usual (usual 0.4x to 2.1x)".
 
-    With `percent`: "price change -51.9 %, -17.8 robust deviations (usual -2.2 to +2.2)".
+    With `percent`: "price change -51.9 %, -17.8 robust deviations (usual -2.2 to +2.2)". Bars of a minute, an hour or a
+    day are called so: "price change over 3 minutes +6.1 robust deviations (usual -2.2 to +2.2)".
     """
     feature = _BY_NAME[usual.name][1]
     low, high = feature.unit.words(usual.low), feature.unit.words(usual.high)
     shown = feature.unit.words(value)
     if percent is not None:
         shown = f"{percent:+.1f} %, {shown}"
-    return f"{feature.phrase.format(value=shown)} (usual {low} to {high})"
+    phrase = feature.phrase
+    if length := _LENGTHS.get(interval_seconds):
+        phrase = _BARS.sub(rf"{length}\1", phrase)
+    return f"{phrase.format(value=shown)} (usual {low} to {high})"

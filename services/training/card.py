@@ -297,6 +297,8 @@ def _limits(metadata: ModelMetadata) -> str:
 - The one-minute bars learnt from are mostly of funds, in US sessions of a month. More than half of those tested are
   of one stock two years later (AMC, spring 2022), many outside the session and without volume: what is outside sessions
   is judged worse (see the PR-AUC by hours), as training has only made-up bars like them.
+- The kind it names is a guess from price and volume. On bars within a session "marking the close" says that the bar's
+  own close is displaced, at whatever hour.
 - The fitted weight of the autoencoder is near nothing: beside the classifier it adds no skill on validation bars.
 - An index, or any series without volumes, is outside what it was trained on.
 - The time-of-day profile is one table of US sessions for all symbols: it knows no holidays and no other market's hours.

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from services.domain import reasons
@@ -67,6 +68,16 @@ def test_one_change_in_two_kinds_of_deviations_is_named_once() -> None:
     changed = row(volume_z=0.9, volume_standard_z=9.0, return_z=9.0, return_standard_z=7.0, range_z=3.0)
     (found,) = reasons.explain(changed, margin, USUAL)
     assert [r.feature for r in found] == ["volume_z", "return_z", "range_z"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(60, "3 minutes"), (3_600, "3 hours"), (86_400, "3 days"), (300, "3 bars")]
+)
+def test_bars_are_called_what_they_are(seconds: int, said: str) -> None:
+    features = row(runup_3_z=9.0, bar_length=math.log(seconds / 60.0), upper_shadow_z=5.0)
+    (found,) = reasons.explain(features, weighted(runup_3_z=1.0, upper_shadow_z=0.5), USUAL)
+    assert found[0].text == f"price change over {said} +9.0 robust deviations (usual -1.0 to +1.0)"
+    assert found[1].text.startswith("fall from the bar's high")
 
 
 def test_there_is_always_a_reason() -> None:
