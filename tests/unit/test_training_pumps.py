@@ -3,18 +3,29 @@
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from services.archive import bokeh
-from services.domain.feature_definitions import FEATURE_NAMES
+from services.domain.feature_definitions import FEATURE_NAMES, WINDOW
+from services.domain.features import SeriesState, compute
+from services.domain.quote import Quote
 from services.training.evaluation import rule
 from services.training.networks import run_tflite
-from services.training.pumps import models, protocol
+from services.training.pumps import described, models, protocol, section, summary
 from services.training.pumps.protocol import Choice, Rows
-from services.training.pumps.recordings import Pumps, Shifted, against_past, past_names
+from services.training.pumps.recordings import (
+    OF_QUOTES,
+    Pumps,
+    Recording,
+    Shifted,
+    against_past,
+    mesh_features,
+    past_names,
+)
 
 needs_sklearn = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="needs tapewatch[train]")
 needs_training = pytest.mark.skipif(
@@ -49,6 +60,72 @@ def made(events: int = 10, chunks: int = 100) -> Pumps:
         width=25,
         shifted=Shifted(np.empty((0, len(LONG_NAMES)), np.float32), np.empty(0, bool), np.empty(0, np.int64)),
     )
+
+
+def recording(hours: int = 2) -> Recording:
+    rng = np.random.default_rng(3)
+    begin = 1_560_000_000
+    seconds = begin + 5 * np.flatnonzero(rng.random(hours * 720) < 0.3)
+    close = 1e-5 * np.exp(np.cumsum(0.002 * rng.normal(size=len(seconds))))
+    volume = rng.gamma(0.5, 0.05, len(seconds)) + 1e-4
+    trades = 1.0 + rng.poisson(1.0, len(seconds))
+    bars = {
+        "open": close * np.exp(0.001 * rng.normal(size=len(seconds))),
+        "high": close * 1.003,
+        "low": close * 0.997,
+        "close": close,
+        "base": volume / close,
+        "volume": volume,
+        "bought": volume * rng.random(len(seconds)),
+        "trades": trades,
+        "buys": np.floor(trades / 2),
+        "rush": np.zeros(len(seconds)),
+    }
+    return Recording("COIN_2019-06-08_13.00", seconds, bars, begin + 3_600, begin + 3_600)
+
+
+def quotes(of: Recording) -> list[Quote]:
+    """The recording's chunks of 25 s with trades as a feed of the mesh would send them."""
+    found = []
+    for chunk in sorted(set((of.seconds // 25).tolist())):
+        inside = np.flatnonzero(of.seconds // 25 == chunk)
+        part = {name: values[inside] for name, values in of.bars.items()}
+        found.append(
+            Quote(
+                symbol="COIN",
+                event_time=datetime.fromtimestamp(25 * chunk, UTC),
+                open=part["open"][0],
+                high=part["high"].max(),
+                low=part["low"].min(),
+                close=part["close"][-1],
+                volume=part["base"].sum(),
+                interval_seconds=25,
+                trades=int(part["trades"].sum()),
+                buy_volume=part["base"].sum() * part["bought"].sum() / part["volume"].sum(),
+            )
+        )
+    return found
+
+
+def test_what_quotes_carry_is_what_the_stream_computes_of_the_same_bars() -> None:
+    taken = recording()
+    stream = quotes(taken)
+    assert len(stream) > 2 * WINDOW
+    state, streamed = SeriesState(), []
+    for quote in stream:
+        streamed.append(compute(state.windows([quote]))[0])
+        state.append(quote)
+    begins = np.array([quote.event_time.timestamp() for quote in stream])
+    found = mesh_features(taken, begins)
+    # Sums of a chunk in another order differ in the last bit, and floors of a deviation keep that small.
+    np.testing.assert_allclose(found, np.stack(streamed), rtol=1e-5, atol=1e-5)
+    assert np.array_equal(mesh_features(taken, begins[40:90]), found[40:90])
+    known = replace(made(events=1, chunks=len(begins)), features=found)
+    model = models.mesh_features(known)
+    assert model.names == FEATURE_NAMES
+    assert np.array_equal(model.inputs, found)
+    flow = [FEATURE_NAMES.index(name) for name in ("trades_log_ratio", "trade_size_log_ratio", "buy_share_change")]
+    assert np.ptp(found[WINDOW:, flow], axis=0).min() > 0.1
 
 
 def test_columns_against_the_past_know_neither_the_future_nor_another_event() -> None:
@@ -179,6 +256,20 @@ def test_errors_by_hand() -> None:
         "missed_alerted": 1,
         "undetected": [known.names[2]],
     }
+
+
+def test_the_card_has_the_row_of_what_quotes_carry_and_says_what_it_is() -> None:
+    known = made(events=4)
+    chosen = np.zeros(400, bool)
+    chosen[[50, 150, 251, 351]] = True  # two onsets, and the chunk after each of the others'
+    verdicts = protocol.Verdicts(chosen.astype(float), chosen, known.label, ("minutes",), ("course",))
+    names = ("published forest on its 12 features", "trees", "trees, what quotes carry")
+    found = [described(name, known, verdicts) | {"file_bytes": 1, "milliseconds_a_chunk": 1.0} for name in names]
+    text = section.text(summary(known, found), "card")
+    (row,) = [line for line in text.splitlines() if line.startswith("| trees, what quotes carry |")]
+    assert row.split(" | ")[2:4] == ["0.500", "0.500"]
+    assert f"{len(OF_QUOTES)} features that `services.domain.features.compute`" in text
+    assert "services.domain.features" not in section.text(summary(known, found[:2]), "card")
 
 
 def test_the_budget_is_the_lowest_threshold_with_at_most_one_false_alert_per_ten_symbol_days() -> None:

@@ -28,9 +28,9 @@ def measure(folder: Path) -> dict[str, Any]:
     models_found = [
         measured("published forest on its 12 features", known, models.forest(known)),
         measured("trees", known, models.trees(known)),
-        measured("trees, what quotes carry", known, models.trees(known, Feed.QUOTES)),
+        measured("trees, what quotes carry", known, models.mesh_features(known)),
+        measured("trees, what quotes carry, and days", known, models.trees(known, Feed.QUOTES)),
         measured("trees, price and volume only", known, models.trees(known, Feed.BARS)),
-        measured("trees, the scorer's features", known, models.scorer_features(known)),
     ]
     found = summary(known, models_found)
     del known

@@ -12,7 +12,7 @@ from services.domain.feature_definitions import FEATURE_NAMES
 from services.training import tree_tables
 from services.training.networks import tensorflow
 from services.training.pumps.protocol import FOLDS, Choice, Chosen, Fit, Rows, Scorer
-from services.training.pumps.recordings import OF_COINS, PAST_PREFIX, PUBLISHED, Pumps, against_past, past_names
+from services.training.pumps.recordings import OF_QUOTES, PAST_PREFIX, PUBLISHED, Pumps, against_past, past_names
 
 Array = NDArray[np.float64]
 Matrix = NDArray[np.float32]
@@ -28,6 +28,9 @@ CHOICE = Choice(
 )
 DAYS_CHOICE = Choice(
     onset=((DAYS,), (DAYS, COURSE)), alert=((DAYS,), (COURSE,), (DAYS, COURSE)), course_seconds=_COURSES
+)
+MINUTES_CHOICE = Choice(
+    onset=((MINUTES,), (MINUTES, COURSE)), alert=((MINUTES,), (COURSE,), (MINUTES, COURSE)), course_seconds=_COURSES
 )
 FOREST_CHOICE = Choice(onset=(("forest",),), alert=(("forest",),))
 
@@ -137,14 +140,14 @@ def trees(pumps: Pumps, feed: Feed = Feed.TRADES, *, minutes: bool = True, seed:
     return Model(inputs, names, parts, CHOICE)
 
 
-def scorer_features(pumps: Pumps, seed: int = 1) -> Model:
-    """The ensemble on the scorer's own features of one chunk: what the mesh computes from 61 quotes of 25 s."""
-    inputs, place = pumps.features, np.array([FEATURE_NAMES.index(name) for name in OF_COINS])
+def mesh_features(pumps: Pumps, seed: int = 1) -> Model:
+    """The ensemble on the features that the scorer itself computes: what the mesh could find in quotes of 25 s."""
+    inputs, place = pumps.features, np.array([FEATURE_NAMES.index(name) for name in OF_QUOTES])
     parts = {
-        DAYS: _trees(pumps, _BUSY, inputs, place, pumps.label, seed),
+        MINUTES: _trees(pumps, _BUSY, inputs, place, pumps.label, seed),
         COURSE: _trees(pumps, _BUSY, inputs, place, _course(pumps), seed + 1),
     }
-    return Model(inputs, FEATURE_NAMES, parts, DAYS_CHOICE)
+    return Model(inputs, FEATURE_NAMES, parts, MINUTES_CHOICE)
 
 
 def forest(pumps: Pumps) -> Model:

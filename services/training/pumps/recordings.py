@@ -57,8 +57,10 @@ _OF_STOCKS = frozenset(
 """Features that say nothing, or nothing of their own, of coins: they trade around the clock, without a benchmark."""
 _OF_ONE_BAR_BEFORE = frozenset(name for name in FEATURE_NAMES if "_lag_" in name)
 """Those of single bars before: the columns here look back by themselves."""
-OF_COINS = tuple(name for name in FEATURE_NAMES if name not in _OF_STOCKS | _OF_ONE_BAR_BEFORE)
-"""The others."""
+OF_QUOTES = tuple(name for name in FEATURE_NAMES if name not in _OF_STOCKS)
+"""What the mesh computes of a coin's quotes: the others."""
+OF_COINS = tuple(name for name in OF_QUOTES if name not in _OF_ONE_BAR_BEFORE)
+"""Of these, what the columns here take."""
 _SIZES = PUBLISHED[:8]
 """The study's features but its four of the clock."""
 _SOURCE = {
@@ -193,6 +195,21 @@ def chunk_rows(recording: Recording) -> Array:
     return np.stack([values.get(name, unknown) for name in BAR_FIELDS], axis=1)
 
 
+def mesh_features(recording: Recording, begins: Array) -> NDArray[np.float32]:
+    """What the scorer computes of the chunks as quotes of 25 s with trades and bought volume, without a benchmark.
+
+    Args:
+        recording: The bars.
+        begins: float64 (m,), begins of chunks with trades, in seconds since 1970.
+
+    Returns:
+        float32 (m, F), columns in FEATURE_NAMES order, each row of the last 61 chunks with trades.
+    """
+    rows = chunk_rows(recording)
+    computed = np.concatenate([compute(windows) for windows in bars_windows(rows)])
+    return computed[np.searchsorted(rows[:, BAR_FIELDS.index("event_seconds")], begins)]
+
+
 def read(folder: Path) -> Pumps:
     """The labelled chunks, Tapewatch's features of them, and columns against hours and days before."""
     table = _table(folder / FEATURES_FILE, [*PUBLISHED, "gt", "event", "date"])
@@ -209,9 +226,7 @@ def read(folder: Path) -> Pumps:
     days = 0.0
     for recording in recordings(folder / EVENTS_FILE):
         here = np.flatnonzero(event_name == recording.name)
-        rows = chunk_rows(recording)
-        computed = np.concatenate([compute(windows) for windows in bars_windows(rows)])
-        features[here] = computed[np.searchsorted(rows[:, BAR_FIELDS.index("event_seconds")], moment[here])]
+        features[here] = mesh_features(recording, moment[here])
         tape = columns.tape(recording.seconds, recording.bars)
         found = columns.compute(tape, moment[here].astype(np.int64), _CELLS)
         if long is None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from services.training import plots
-from services.training.pumps.recordings import OF_COINS
+from services.training.pumps.recordings import OF_QUOTES
 
 _HEAD = (
     "| model | AP (95 %) | precision | recall | F1 (95 %) | within 120 s (95 %) | median delay, s "
@@ -15,10 +15,12 @@ _HEAD = (
 )
 
 _NOTES = {
-    "trees, what quotes carry": """*What quotes carry* has neither rush orders nor the number of buys.""",
+    "trees, what quotes carry": f"""*What quotes carry* is what a mesh finds with its one feature implementation: the
+{len(OF_QUOTES)} features that `services.domain.features.compute` says of coins, from the last 61 quotes of 25 s with
+open, high, low, close, volume, trades and bought volume, without a benchmark.""",
+    "trees, what quotes carry, and days": """*And days*: the trees' own columns, but for those of rush orders and of the
+number of buys, which no quote carries.""",
     "trees, price and volume only": """With *price and volume only*, columns are of bars of 5 s all the same.""",
-    "trees, the scorer's features": f"""*The scorer's features* are the {len(OF_COINS)} that the mesh computes of coins
-from its last 61 quotes of 25 s: that row says what could be served as the mesh is.""",
 }
 
 
