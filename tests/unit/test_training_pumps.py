@@ -240,6 +240,7 @@ def test_alerts_close_together_count_once_and_the_hour_after_the_onset_is_free()
 
 
 def test_errors_by_hand() -> None:
+    # The finer label lies in the chunk before the first onset, in the second's, and in the one after the third.
     known = replace(made(events=3), finer=np.array([-5.0, 10.0, 40.0]))
     chosen, alerting = np.zeros(300, bool), np.zeros(300, bool)
     chosen[[49, 150, 200]] = True  # the chunk before the first onset; the second onset; far from the third
@@ -248,6 +249,8 @@ def test_errors_by_hand() -> None:
     assert protocol.errors(known, verdicts) == {
         "false": 2,
         "false_near_onset": 1,
+        "f1_either_label": 2 * 2 / (2 + 1 + 3),
+        "f1_within_a_chunk": 2 * 2 / (2 + 1 + 3),
         "missed": 2,
         "missed_found_near": 1,
         "missed_disputed": 2,
@@ -256,6 +259,13 @@ def test_errors_by_hand() -> None:
         "missed_alerted": 1,
         "undetected": [known.names[2]],
     }
+    chosen[[49, 251]] = False, True
+    chosen[49 - 1] = True  # two chunks before the first onset; the chunk after the third
+    found = protocol.errors(known, replace(verdicts, chosen=chosen))
+    assert found["f1_either_label"] == found["f1_within_a_chunk"] == 2 * 2 / (2 + 2 + 3)
+    first = replace(verdicts, chosen=np.arange(300) == 51)  # within a chunk of the label, but of no label
+    assert protocol.errors(known, first)["f1_within_a_chunk"] == 2 * 1 / (1 + 0 + 3)
+    assert protocol.errors(known, first)["f1_either_label"] == 0.0
 
 
 def test_the_card_has_the_row_of_what_quotes_carry_and_says_what_it_is() -> None:

@@ -315,6 +315,12 @@ def delays(pumps: Pumps, detections: NDArray[np.bool_]) -> Array:
     return found
 
 
+def _event_f1(pumps: Pumps, chosen: NDArray[np.bool_], right: NDArray[np.bool_]) -> float:
+    """F1 where each event with a detection among the right rows is one hit, and each detection elsewhere is wrong."""
+    hits = len(np.unique(pumps.event[chosen & right]))
+    return 2.0 * hits / (hits + int((chosen & ~right).sum()) + len(pumps.names))
+
+
 def errors(pumps: Pumps, verdicts: Verdicts) -> dict[str, Any]:
     """What the misses and false detections at the best-F1 threshold are, and the events without an alert in time."""
     label, chosen = pumps.label, verdicts.chosen
@@ -324,10 +330,14 @@ def errors(pumps: Pumps, verdicts: Verdicts) -> dict[str, Any]:
     width = float(pumps.width)
     finer = pumps.finer
     disputed = (finer < 0) | (finer >= width)
+    into_finer = finer[pumps.event] - pumps.seconds
+    either = label | ((into_finer >= 0) & (into_finer < width))
     late = np.flatnonzero(delays(pumps, verdicts.alerting) > DETECT_WITHIN_SECONDS)
     return {
         "false": int(wrong.sum()),
         "false_near_onset": int(near.sum()),
+        "f1_either_label": _event_f1(pumps, chosen, either),
+        "f1_within_a_chunk": _event_f1(pumps, chosen, np.abs(pumps.seconds) <= width),
         "missed": len(missed),
         "missed_found_near": len(np.intersect1d(missed, pumps.event[near])),
         "missed_disputed": int(disputed[missed].sum()),
