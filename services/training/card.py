@@ -8,7 +8,7 @@ from services.training.fit import ALERTS_PER_SYMBOL_DAY
 from services.training.injection import STRENGTHS
 from services.training.pumps import section
 
-SHIPPED = "tw-9ee7344857"
+SHIPPED = "tw-e214b67bbe"
 """The version whose choice `_selection` tells; other versions' cards say nothing of theirs."""
 
 

@@ -43,19 +43,9 @@ PAST_PREFIX = "minutes_"
 """Of the columns that are the scorer's features or the study's, and of these against the last 60 chunks."""
 _PAST = (5, 20, 60)
 _FOLLOWED = ("return_z", "volume_log_ratio", "trades_log_ratio", "range_log_ratio", "runup_3_z", "elapsed_log_ratio")
-_OF_STOCKS = frozenset(
-    (
-        "relative_runup_3_z",
-        "relative_runup_10_z",
-        "relative_return_over_past_extreme",
-        "relative_volatility_log_ratio",
-        "benchmark_move_z",
-        "session_volume_z",
-        "session_return_z",
-    )
-)
-"""Features that say nothing, or nothing of their own, of coins: they trade around the clock, without a benchmark."""
-OF_QUOTES = tuple(name for name in FEATURE_NAMES if name not in _OF_STOCKS)
+_OF_STOCKS = ("relative_", "peer_", "benchmark_", "session_")
+"""How features begin that say nothing of their own of coins: they trade around the clock, without a benchmark."""
+OF_QUOTES = tuple(name for name in FEATURE_NAMES if "_lag_" in name or not name.startswith(_OF_STOCKS))
 """What the mesh computes of a coin's quotes: the others."""
 OF_COINS = (
     "return_z",
