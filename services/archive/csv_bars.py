@@ -82,7 +82,7 @@ def read(path: Path, problems: list[Problem] | None = None, *, growing: bool = F
             )
         )
     rows = np.arange(1 + _HEADER_ROWS, 1 + _HEADER_ROWS + table.num_rows + len(ragged))
-    symbol = None if "symbol" in known.values() else path.stem.upper()
+    symbol = None if "symbol" in known.values() else path.stem.strip().upper()
     return bars_of(table, path, problems, numbers=rows[~np.isin(rows, ragged)], symbol=symbol)
 
 

@@ -20,7 +20,7 @@ from pyarrow import fs
 from services.archive.bars import Bars
 from services.archive.errors import unreadable
 from services.archive.filesystem import explain, open_filesystem
-from services.archive.problems import Problem
+from services.archive.problems import Problem, joined, several_currencies
 from services.domain.errors import NotConfiguredError
 from services.domain.quote import CANARY_TAPE, LIVE_TAPE, TAPE_PATTERN, Quote
 from services.domain.score import RecordedQuote
@@ -260,20 +260,29 @@ def read_quotes(location: str, tape: str = "") -> list[Quote]:
 def read(location: str, tape: str = "", problems: list[Problem] | None = None) -> list[Bars]:
     """The bars of one tape, one history per symbol and interval; of a revised bar the newest revision.
 
-    Where two sources have one symbol and interval, the longer history is used, and `problems` says so.
+    Where two sources have one symbol and interval, the longer history is used; a history with several currencies is
+    left out; `problems` says so.
 
-    Raises: InvalidRequestError as `read_table`.
+    Raises: InvalidRequestError as `read_table`, and when no history is left.
     """
     series: dict[tuple[str, int], dict[str, dict[Any, Quote]]] = defaultdict(lambda: defaultdict(dict))
     for quote in read_quotes(location, tape):
         series[quote.symbol, quote.interval_seconds][quote.source][quote.event_time] = quote
+    found: list[Problem] = [] if problems is None else problems
     history = []
     for (symbol, interval_seconds), sources in sorted(series.items()):
         source = max(sources, key=lambda name: (len(sources[name]), name))
-        if len(sources) > 1 and problems is not None:
+        if len(sources) > 1:
             others = ", ".join(sorted(set(sources) - {source}))
-            problems.append(Problem(location, f"has several sources; {source} is used, {others} not", symbol))
-        history.append(_bars(symbol, interval_seconds, list(sources[source].values())))
+            found.append(Problem(location, f"has several sources; {source} is used, {others} not", symbol))
+        bars = list(sources[source].values())
+        currencies = sorted({quote.currency or "none" for quote in bars})
+        if len(currencies) > 1:
+            found.append(several_currencies(location, symbol, currencies))
+            continue
+        history.append(_bars(symbol, interval_seconds, bars))
+    if not history:
+        raise unreadable(location, f"holds nothing usable: {joined(found)}")
     return history
 
 

@@ -4,13 +4,14 @@ import logging
 import stat
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -21,7 +22,7 @@ from services.archive.benchmark import benchmarks
 from services.archive.errors import unreadable
 from services.archive.filesystem import SCHEMES
 from services.archive.lake_stream import LakeStream
-from services.archive.problems import Problem
+from services.archive.problems import Problem, joined, listed, several_currencies
 from services.domain.errors import InvalidRequestError, shown
 from services.domain.quote import Quote, format_time
 
@@ -42,8 +43,9 @@ def read(
     """The bars at a location, by symbol: `bokeh`, a CSV file, a Parquet file, a folder of either, or a lake.
 
     A file in a folder that cannot be used is left out; histories of one symbol in several files are joined, and of bars
-    with one time the last file's counts. What was left out is added to `problems`, or logged when that is None. Bars
-    whose length no column states have the usual distance of their symbol's bars.
+    with one time the last file's counts; a history with several currencies is left out. Folders in a folder are not
+    read. What was left out is added to `problems`, or logged when that is None. Bars whose length no column states have
+    the usual distance of their symbol's bars.
 
     `growing`, for files that are still being written, has the symbols' lengths in seconds as far as they were found
     before: a length once found stays. It is not guessed from a single bar, unless all other symbols have one length. A
@@ -52,7 +54,10 @@ def read(
     Raises: InvalidRequestError when there is nothing to use, naming the file; NotConfiguredError as `check`.
     """
     found = [] if problems is None else problems
-    history = _with_lengths(location, _read(location, found, growing is not None), growing, found)
+    parts = _with_lengths(location, _read(location, found, growing is not None), growing, found)
+    history = [part.bars for part in parts]
+    if not history and growing is None:
+        raise unreadable(location, f"holds nothing usable: {joined(found)}")
     if problems is None:
         for problem in found:
             _log.warning("%s", problem)
@@ -96,35 +101,55 @@ def check(location: str, symbols: Collection[str] = ()) -> None:
         raise unreadable(shown(location), f"is none of {', '.join(sorted(_READERS))}")
 
 
-def _read(location: str, problems: list[Problem], growing: bool) -> list[Bars]:
+class _Part(NamedTuple):
+    """Bars with the names of the files that they are of."""
+
+    bars: Bars
+    files: tuple[str, ...]
+
+
+def _read(location: str, problems: list[Problem], growing: bool) -> list[_Part]:
     if location == bokeh.LOCATION:
-        return bokeh.read()
+        return [_Part(part, (location,)) for part in bokeh.read()]
     check(location)
     if is_lake(location):
-        return lake.read(location, problems=problems)
+        return [_Part(part, (location,)) for part in lake.read(location, problems=problems)]
     path = Path(location)
     readers = _GROWING_READERS if growing else _READERS
     if path.is_file():
-        return readers[path.suffix.lower()](path, problems)
+        return [_Part(part, (path.name,)) for part in readers[path.suffix.lower()](path, problems)]
+    folders = "" if growing else _unread_folders(path)
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in readers and file.is_file())
     if not files:
-        raise unreadable(path, "is a folder without CSV or Parquet files")
-    history: list[Bars] = []
-    refused: list[InvalidRequestError] = []
+        raise unreadable(path, f"is a folder without CSV or Parquet files{folders and f'; {folders}'}")
+    if folders:
+        problems.append(Problem(f"{path}:", folders))
+    parts: list[_Part] = []
+    refused: list[tuple[Path, str]] = []
     for file in files:
         try:
-            history += readers[file.suffix.lower()](file, problems)
+            parts += [_Part(part, (file.name,)) for part in readers[file.suffix.lower()](file, problems)]
         except InvalidRequestError as error:
-            refused.append(error)
-            problems += [
-                Problem(
-                    str(file), f"{violation.description.removeprefix(f'{file} ')}; left out", kind="a file left out"
-                )
-                for violation in error.violations
-            ]
-    if not history:
-        raise refused[0]
-    return _joined(history)
+            why = "; ".join(violation.description.removeprefix(f"{file} ") for violation in error.violations)
+            refused.append((file, why))
+    if not parts:
+        clauses = joined(f"{file.name} {why}" for file, why in refused)
+        raise unreadable(path, f"holds nothing usable: {clauses}{folders and f'; {folders}'}")
+    problems += [Problem(str(file), f"{why}; left out", kind="a file left out") for file, why in refused]
+    return _joined(location, parts, problems)
+
+
+def _unread_folders(path: Path) -> str:
+    """Says which folders in a folder hold bars; empty when none does."""
+    found = []
+    for folder in sorted(path.iterdir()):
+        with suppress(OSError):  # one that may not be looked at
+            if folder.name.startswith(".") or not folder.is_dir():
+                continue
+            if lake.is_lake(str(folder)) or any(file.suffix.lower() in _READERS for file in folder.iterdir()):
+                found.append(folder)
+    names = listed([folder.name for folder in found])
+    return f"its folders {names} are not read: name one of them, such as {found[0]}" if found else ""
 
 
 def is_lake(location: str) -> bool:
@@ -134,21 +159,21 @@ def is_lake(location: str) -> bool:
 
 
 def _with_lengths(
-    location: str, history: list[Bars], growing: Mapping[str, int] | None, problems: list[Problem]
-) -> list[Bars]:
+    location: str, parts: list[_Part], growing: Mapping[str, int] | None, problems: list[Problem]
+) -> list[_Part]:
     """The bars, each series joined, with the lengths that no column states."""
     lengths = {} if growing is None else dict(growing)
-    for part in history:
+    for part, _ in parts:
         if not part.interval_seconds and part.symbol not in lengths and (growing is None or len(part) > 1):
             lengths[part.symbol] = bars.usual_interval(part.event_time)
     usual = set(lengths.values())
     complete = []
-    for part in history:
+    for part, files in parts:
         if part.interval_seconds:
-            complete.append(part)
+            complete.append(_Part(part, files))
         elif part.symbol in lengths or len(usual) == 1:
             length = lengths.get(part.symbol) or max(usual)
-            complete.append(replace(part, interval_seconds=length))
+            complete.append(_Part(replace(part, interval_seconds=length), files))
         else:
             problems.append(
                 Problem(
@@ -158,25 +183,41 @@ def _with_lengths(
                     part.symbol,
                 )
             )
-    return _joined(complete)
+    return _joined(location, complete, problems)
 
 
-def _joined(history: list[Bars]) -> list[Bars]:
-    series: dict[tuple[str, int], list[Bars]] = defaultdict(list)
-    for part in history:
-        series[part.symbol, part.interval_seconds].append(part)
-    return [_join(parts) for _, parts in sorted(series.items())]
+def _joined(location: str, parts: list[_Part], problems: list[Problem]) -> list[_Part]:
+    """One part a series; a series with several currencies is left out."""
+    series: dict[tuple[str, int], list[_Part]] = defaultdict(list)
+    for part in parts:
+        series[part.bars.symbol, part.bars.interval_seconds].append(part)
+    joined = []
+    for (symbol, _), own in sorted(series.items()):
+        first = {part.bars.currency: part.files[0] for part in reversed(own)}
+        if len(first) > 1:
+            named = [f"{currency or 'none'} ({file})" for currency, file in sorted(first.items())]
+            problems.append(several_currencies(location, symbol, named))
+        else:
+            joined.append(own[0] if len(own) == 1 else _join(location, own, problems))
+    return joined
 
 
-def _join(parts: list[Bars]) -> Bars:
-    if len(parts) == 1:
-        return parts[0]
-    times = np.concatenate([part.event_time for part in parts])
+def _join(location: str, parts: list[_Part], problems: list[Problem]) -> _Part:
+    times = np.concatenate([part.bars.event_time for part in parts])
     order = np.argsort(times, kind="stable")
-    order = order[np.append(times[order][1:] != times[order][:-1], True)]
+    again = times[order][1:] == times[order][:-1]
+    if again.any():
+        owner = np.repeat(np.arange(len(parts)), [len(part.bars) for part in parts])[order]
+        owners = np.unique(np.concatenate([owner[:-1][again], owner[1:][again]]))
+        files = listed(list(dict.fromkeys(file for i in owners for file in parts[i].files)))
+        what = f"has {int(again.sum()):,} of its times in several files ({files}); the last file's bars count"
+        kind = "has bars of one time in several files; the last file's count"
+        problems.append(Problem(location, what, parts[0].bars.symbol, kind))
+    order = order[np.append(~again, True)]
     names = ("open", "high", "low", "close", "volume", "split_ratio")
-    columns = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names}
-    return replace(parts[-1], event_time=times[order], **columns)
+    columns = {name: np.concatenate([getattr(part.bars, name) for part in parts])[order] for name in names}
+    files_of_all = tuple(dict.fromkeys(file for part in parts for file in part.files))
+    return _Part(replace(parts[-1].bars, event_time=times[order], **columns), files_of_all)
 
 
 def quotes(

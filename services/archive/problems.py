@@ -21,6 +21,12 @@ class Problem:
         return f"{self.where}: {self.symbol} {self.what}" if self.symbol else f"{self.where} {self.what}"
 
 
+def several_currencies(where: str, symbol: str, currencies: Iterable[str]) -> Problem:
+    """A symbol is left out, because its bars have these currencies."""
+    named = ", ".join(currencies)
+    return Problem(where, f"is left out: it has the currencies {named}", symbol, "is left out: several currencies")
+
+
 def by_kind(problems: Iterable[Problem]) -> list[tuple[str, Sequence[str]]]:
     """The lines to show, each with what it only counts: of every kind a few problems, and how many there are more."""
     kinds: dict[str, list[str]] = {}
@@ -42,3 +48,13 @@ def listed(names: Sequence[str]) -> str:
     """
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def joined(clauses: Iterable[object]) -> str:
+    """The first of some clauses, and how many there are more.
+
+    >>> joined(["a.csv is empty", "b.csv is empty", "c.csv is empty", "d.csv is empty"])
+    'a.csv is empty; b.csv is empty; c.csv is empty; and 1 more'
+    """
+    texts = [str(clause) for clause in clauses]
+    return "; ".join([*texts[:SHOWN], *([f"and {len(texts) - SHOWN:,} more"] if len(texts) > SHOWN else [])])

@@ -2,13 +2,18 @@
 
 A file that lacks a column or has no usable row is refused. Otherwise what is good is used, and each thing that is not
 is named in `problems`:
-- a row without a time, or with a price that is missing, no number, not positive or outside low to high, is left out;
+- a row without a symbol or a time, or with a price that is missing, no number, not positive or outside low to high, is
+  left out; symbols are stripped and put into capitals;
 - of rows of one symbol and time the last one counts; rows out of order are sorted;
 - a volume that is missing, no number or negative counts as 0, which the features treat as missing;
-- a symbol without a usable row, or with several currencies, is left out.
+- a symbol without a usable row, or with several currencies (none is one, too), is left out;
+- commas between thousands are taken in volumes, and in prices that have a decimal point: "1,234" may be 1.234.
 """
 
 import math
+import re
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +24,17 @@ from numpy.typing import NDArray
 
 from services.archive.bars import Bars, causal_split_ratio
 from services.archive.errors import unreadable
-from services.archive.problems import Problem
+from services.archive.problems import Problem, joined, several_currencies
+from services.domain.errors import shown
+from services.domain.quote import SYMBOL_PATTERN
 
 PRICES = ("open", "high", "low", "close")
 NUMBERS = (*PRICES, "volume", "adj_close", "split_ratio", "interval_seconds")
 TIMES = ("event_time", "timestamp", "time", "date")
 _TIME = pa.timestamp("us", "UTC")
+_GROUPED = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(?P<fraction>\.[0-9]*)?")
+"""A number with commas between thousands."""
+
 _ROUNDING = 1e-9
 """Adjusted prices are products: a close may lie above its high by this fraction without meaning anything."""
 
@@ -59,6 +69,9 @@ def bars_of(
     if numbers is None:
         numbers = np.arange(1, table.num_rows + 1)
     table = table.rename_columns([column_name(str(name)) for name in table.column_names])
+    for name, count in Counter(table.column_names).items():
+        if count > 1 and name in (*NUMBERS, *TIMES, "symbol", "currency"):
+            raise unreadable(path, f"has the column {name} {'twice' if count == 2 else f'{count} times'}")
     names = set(table.column_names)
     moment = next((name for name in TIMES if name in names), None)
     missing = [name for name in (*PRICES, "volume") if name not in names]
@@ -72,9 +85,11 @@ def bars_of(
         raise unreadable(path, "holds no rows")
 
     times = _times(table.column(moment), path)
-    columns = {name: _numbers(table.column(name)) for name in NUMBERS if name in names}
+    columns = {name: _numbers(table.column(name), decimal=name in PRICES) for name in NUMBERS if name in names}
     if symbol is None:
-        symbols, codes = _codes(table.column("symbol"), path)
+        symbols, codes = _symbols(table.column("symbol"), path)
+    elif not SYMBOL_PATTERN.fullmatch(symbol):
+        raise unreadable(path, "has no column symbol, and its name is no symbol")
     else:
         symbols, codes = [symbol], np.zeros(table.num_rows, dtype=np.int64)
     currencies, currency_codes = (
@@ -83,19 +98,25 @@ def bars_of(
         else ([""], np.zeros(table.num_rows, dtype=np.int64))
     )
     history = []
+    found: list[Problem] = []
     # One stable sort, so that a big file is not searched once per symbol.
     order = np.argsort(codes, kind="stable")
     bounds = np.searchsorted(codes[order], np.arange(len(symbols) + 1))
     for code, name in enumerate(symbols):
         rows = order[bounds[code] : bounds[code + 1]]
-        report = _Report(path, name, problems, numbers)
+        report = _Report(path, name, found, numbers)
+        if not SYMBOL_PATTERN.fullmatch(name):
+            report.nameless(rows)
+            continue
         used = sorted({currencies[i] for i in np.unique(currency_codes[rows])})
         if len(used) > 1:
-            report.all(rows, f"is left out: it has the currencies {', '.join(used)}")
+            report.currencies(rows, used)
             continue
         history += _symbol_bars(name, used[0] if used else "", times[rows], columns, rows, report)
     if not history:
-        raise unreadable(path, f"holds no usable row: {problems[-1] if problems else 'all are empty'}")
+        clauses = [str(problem).removeprefix(f"{path}, ") for problem in found]
+        raise unreadable(path, f"holds no usable row: {joined(clauses)}")
+    problems += found
     return history
 
 
@@ -108,17 +129,30 @@ class _Report:
         self._problems = problems
         self._numbers = numbers
 
-    def all(self, rows: NDArray[np.int64], what: str) -> None:
-        """Something about the symbol."""
-        self._problems.append(Problem(f"{self._path}, row {self._numbers[rows[0]]}", what, self._symbol))
+    def unusable(self, rows: NDArray[np.int64], first: str) -> None:
+        """None of the symbol's rows can be used; `first` says why not the first."""
+        kind = "is left out: none of its rows is usable"
+        self._problems.append(Problem(self._row(rows), f"{kind}; the first {first}", self._symbol, kind))
+
+    def currencies(self, rows: NDArray[np.int64], used: Sequence[str]) -> None:
+        """The symbol has several currencies."""
+        named = [currency or "none" for currency in used]
+        self._problems.append(several_currencies(self._row(rows), self._symbol, named))
+
+    def nameless(self, rows: NDArray[np.int64]) -> None:
+        """The symbol is none."""
+        what = f"{shown(self._symbol)} is no symbol; left out"
+        self._problems.append(Problem(f"{self._row(rows, len(rows))}:", what, kind="no symbol; left out"))
 
     def some(self, rows: NDArray[np.int64], bad: NDArray[np.bool_], what: str) -> None:
         """Something about the rows that are `bad`."""
         count = int(bad.sum())
         if count:
-            first = self._numbers[rows[bad].min()]
-            more = f" (and {count - 1:,} more)" if count > 1 else ""
-            self._problems.append(Problem(f"{self._path}, row {first}{more}", what, self._symbol))
+            self._problems.append(Problem(self._row(np.sort(rows[bad]), count), what, self._symbol))
+
+    def _row(self, rows: NDArray[np.int64], count: int = 1) -> str:
+        more = f" (and {count - 1:,} more)" if count > 1 else ""
+        return f"{self._path}, row {self._numbers[rows[0]]}{more}"
 
 
 def _symbol_bars(
@@ -130,14 +164,18 @@ def _symbol_bars(
     report: _Report,
 ) -> list[Bars]:
     values = {name: column[rows] for name, column in columns.items()}
-    good = _good_rows(times, values)
-    report.some(rows, ~good, "has no usable time and prices; left out")
+    faults = _faults(times, values)
+    good = ~np.logical_or.reduce(list(faults.values()))
     if not good.any():
-        report.all(rows, "is left out: none of its rows is usable")
+        report.unusable(rows, next(what for what, bad in faults.items() if bad[0]))
         return []
+    for what, bad in faults.items():
+        report.some(rows, bad, f"{what}; left out")
     times, rows = times[good], rows[good]
     values = {name: column[good] for name, column in values.items()}
     report.some(rows[1:], times[1:] < times[:-1], "is not in order of time; sorted")
+    unknown = ~np.isfinite(values["volume"]) | (values["volume"] < 0)
+    report.some(rows, unknown, "has a volume that is missing, no number or negative; counted as 0")
     stated = values.get("interval_seconds")
     interval = np.zeros(len(times)) if stated is None else np.where(np.isfinite(stated), stated, 0)
     history = []
@@ -152,18 +190,24 @@ def _symbol_bars(
     return history
 
 
-def _good_rows(times: NDArray[np.datetime64], values: Columns) -> NDArray[np.bool_]:
+def _faults(times: NDArray[np.datetime64], values: Columns) -> dict[str, NDArray[np.bool_]]:
+    """What makes rows unusable, and which, bool (n,): each row has at most one fault, its first."""
     prices = np.stack([values[name] for name in PRICES])
     opened, high, low, close = prices
     slack = _ROUNDING * np.abs(close)
-    good: NDArray[np.bool_] = (
-        ~np.isnat(times)
-        & np.isfinite(prices).all(axis=0)
-        & (prices > 0).all(axis=0)
-        & (high + slack >= np.maximum(opened, close))
-        & (low - slack <= np.minimum(opened, close))
-    )
-    return good
+    faults = {
+        "has no readable time, such as 2020-01-31 or 2020-01-31T14:30:00Z": np.isnat(times),
+        "has a price that is missing or no number": ~np.isfinite(prices).all(axis=0),
+        "has a price of 0 or less": ~(prices > 0).all(axis=0),
+        "has prices outside its low to high": ~(
+            (high + slack >= np.maximum(opened, close)) & (low - slack <= np.minimum(opened, close))
+        ),
+    }
+    before = np.zeros(len(times), dtype=np.bool_)
+    for what, bad in faults.items():
+        faults[what] = bad & ~before
+        before |= bad
+    return faults
 
 
 def _bars(symbol: str, currency: str, interval: int, times: NDArray[np.datetime64], values: Columns) -> Bars:
@@ -209,19 +253,30 @@ def _time(text: object) -> datetime | None:
         return None
 
 
-def _numbers(column: "pa.ChunkedArray[Any]") -> NDArray[np.float64]:
-    """The column as float64, NaN for what is no number."""
+def _numbers(column: "pa.ChunkedArray[Any]", *, decimal: bool) -> NDArray[np.float64]:
+    """The column as float64, NaN for what is no number; with `decimal`, thousands need a decimal point, too."""
     try:
         return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
     except (pa.ArrowException, ValueError):
-        return np.array([_number(value) for value in column.to_pylist()])
+        return np.array([_number(value, decimal) for value in column.to_pylist()])
 
 
-def _number(value: object) -> float:
+def _number(value: object, decimal: bool) -> float:
+    if isinstance(value, str) and (grouped := _GROUPED.fullmatch(value.strip())):
+        if decimal and not grouped["fraction"]:
+            return math.nan
+        value = value.replace(",", "")
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return math.nan
+
+
+def _symbols(column: "pa.ChunkedArray[Any]", path: Path) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct symbols of a column as `_codes` has them, stripped and in capitals."""
+    texts, codes = _codes(column, path)
+    distinct, places = np.unique([text.strip().upper() for text in texts], return_inverse=True)
+    return [str(text) for text in distinct], places[codes]
 
 
 def _codes(column: "pa.ChunkedArray[Any]", path: Path) -> tuple[list[str], NDArray[np.int64]]:

@@ -172,6 +172,18 @@ def test_bars_take_the_newest_revision_and_the_longer_source(tmp_path: Path) -> 
     assert "AAPL has several sources; test is used, other not" in str(problems[0])
 
 
+def test_a_series_of_several_currencies_is_left_out_and_named(tmp_path: Path) -> None:
+    items = [recorded(i, currency="USD" if i < 5 else "EUR") for i in range(10)]
+    write(tmp_path, items)
+    with pytest.raises(InvalidRequestError, match=f"{tmp_path} holds nothing usable: .*AAPL is left out: .* EUR, USD"):
+        lake.read(str(tmp_path))
+    write(tmp_path, [recorded(20 + i, symbol="IBM") for i in range(3)])
+    problems: list[Problem] = []
+    (bars,) = lake.read(str(tmp_path), problems=problems)
+    assert bars.symbol == "IBM"
+    assert [str(problem) for problem in problems] == [f"{tmp_path}: AAPL is left out: it has the currencies EUR, USD"]
+
+
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     write(tmp_path, [recorded(0)])
     broken = tmp_path / "quotes/dt=2026-11-20/part-000000000002-000000000002.parquet"

@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,7 +93,9 @@ def test_one_bad_row_costs_only_itself_and_is_named_by_its_place(tmp_path: Path)
     assert b.volume.tolist() == [0.0]
     assert [str(problem).removeprefix(f"{tmp_path}/bars.csv, ") for problem in problems] == [
         "row 4: has not the header's 7 columns; left out",
-        "row 3 (and 1 more): A has no usable time and prices; left out",
+        "row 3: A has no readable time, such as 2020-01-31 or 2020-01-31T14:30:00Z; left out",
+        "row 5: A has a price that is missing or no number; left out",
+        "row 6: B has a volume that is missing, no number or negative; counted as 0",
     ]
 
 
@@ -155,10 +158,14 @@ def test_rows_that_cannot_be_used_are_left_out_and_named(tmp_path: Path) -> None
     assert bars.close.tolist() == [10.0, 10.5, 10.0]
     assert bars.volume.tolist() == [2.0, 6.0, 0.0]
     said = "\n".join(map(str, problems))
-    assert "row 4 (and 2 more): A has no usable time and prices; left out" in said
+    assert "row 4: A has prices outside its low to high; left out" in said
+    assert "row 5: A has a price of 0 or less; left out" in said
+    assert "row 6: A has a price that is missing or no number; left out" in said
+    assert "row 8: A has a volume that is missing, no number or negative; counted as 0" in said
     assert "row 3: A is not in order of time; sorted" in said
     assert "row 2: A has a later row of the same time; that one counts" in said
-    assert "row 9: B is left out: none of its rows is usable" in said
+    assert "row 9: B is left out: none of its rows is usable; the first has a price that is missing" in said
+    assert said.count("B ") == 1
 
 
 def test_a_symbol_of_mixed_currencies_is_left_out(tmp_path: Path) -> None:
@@ -170,6 +177,133 @@ def test_a_symbol_of_mixed_currencies_is_left_out(tmp_path: Path) -> None:
     (bars,) = location.read(str(write(tmp_path / "bars.csv", text)), problems)
     assert (bars.symbol, bars.currency) == ("B", "GBp")
     assert re.search("row 2: A is left out: it has the currencies EUR, USD", str(problems[0]))
+
+
+def test_a_row_without_a_currency_is_not_of_the_others_currency(tmp_path: Path) -> None:
+    text = "symbol,timestamp,open,high,low,close,volume,currency\nA,2024-01-02,1,1,1,1,1,USD\nA,2024-01-03,1,1,1,1,1,\n"
+    with pytest.raises(InvalidRequestError, match="row 2: A is left out: it has the currencies none, USD"):
+        location.read(str(write(tmp_path / "bars.csv", text)))
+
+
+def test_a_symbol_of_different_currencies_in_two_files_is_left_out(tmp_path: Path) -> None:
+    header = "symbol,timestamp,open,high,low,close,volume,currency\n"
+    write(tmp_path / "2023.csv", header + "A,2023-01-02,1,1,1,1,1,USD\nB,2023-01-02,1,1,1,1,1,USD\n")
+    write(tmp_path / "2024.csv", header + "A,2024-01-02,2,2,2,2,1,EUR\nB,2024-01-02,1,1,1,1,1,USD\n")
+    problems: list[Problem] = []
+    (bars,) = location.read(str(tmp_path), problems)
+    assert (bars.symbol, bars.currency, len(bars)) == ("B", "USD", 2)
+    (problem,) = map(str, problems)
+    assert problem == (f"{tmp_path}: A is left out: it has the currencies EUR (2024.csv), USD (2023.csv)")
+    write(tmp_path / "2024.csv", header + "A,2024-01-02,2,2,2,2,1,EUR\nB,2024-01-02,1,1,1,1,1,\n")
+    with pytest.raises(
+        InvalidRequestError, match=r"holds nothing usable: .*A is left out: .*B is left out: .* none \("
+    ):
+        location.read(str(tmp_path))
+
+
+def test_bars_of_one_time_in_two_files_are_told_with_their_files(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", GENERIC + "A,2020-01-02,1,1,1,1,1\nA,2020-01-03,1,1,1,1,1\nB,2020-01-02,1,1,1,1,1\n")
+    write(tmp_path / "b.csv", GENERIC + "B,2020-01-03,1,1,1,1,1\n")
+    write(tmp_path / "c.csv", GENERIC + "A,2020-01-03,2,2,2,2,1\nA,2020-01-06,2,2,2,2,1\n")
+    problems: list[Problem] = []
+    a, b = location.read(str(tmp_path), problems)
+    assert (a.close.tolist(), len(b)) == ([1.0, 2.0, 2.0], 2)
+    assert [str(problem) for problem in problems] == [
+        f"{tmp_path}: A has 1 of its times in several files (a.csv, c.csv); the last file's bars count"
+    ]
+
+
+@pytest.mark.parametrize("header", ["Date,Open,High,Low,Close,close,Volume", "Date,Open,High,Low,Close,Close,Volume"])
+def test_a_file_with_a_column_twice_is_refused_and_the_others_are_used(tmp_path: Path, header: str) -> None:
+    write(tmp_path / "A.csv", f"{header}\n2020-01-02,1,1,1,1,1,1\n")
+    write(tmp_path / "B.csv", KAGGLE + "2020-01-02,1,1,1,1,1,1\n2020-01-03,1,1,1,1,1,1\n")
+    problems: list[Problem] = []
+    (bars,) = location.read(str(tmp_path), problems)
+    assert bars.symbol == "B"
+    assert [str(problem) for problem in problems] == [f"{tmp_path}/A.csv has the column close twice; left out"]
+    with pytest.raises(InvalidRequestError, match=r"A\.csv has the column close twice"):
+        location.read(str(tmp_path / "A.csv"))
+
+
+def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    names = ["symbol", "date", "open", "high", "low", "close", "Close", "volume"]
+    columns: list[pa.Array[Any]] = [pa.array(["A"]), pa.array([18264], pa.date32()), *[pa.array([1.0])] * 6]
+    pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / "bars.parquet")
+    with pytest.raises(InvalidRequestError, match=r"bars\.parquet has the column close twice"):
+        location.read(str(tmp_path))
+
+
+def test_a_column_that_nobody_reads_may_be_there_twice(tmp_path: Path) -> None:
+    text = "Date,Open,High,Low,Close,Volume,,\n2020-01-02,1,1,1,1,1,x,y\n"
+    (bars,) = location.read(str(write(tmp_path / "A.csv", text)))
+    assert len(bars) == 1
+
+
+def test_volumes_with_thousands_separators_are_numbers(tmp_path: Path) -> None:
+    rows = (
+        'A,2024-01-02,1,1,1,1,"1,234,567"\nA,2024-01-03,"1,000.5","1,001.5","1,000.0","1,001.0","12,345"\n'
+        'A,2024-01-04,1,1,1,1,"12,34"\nA,2024-01-05,"10,234","10,300","10,100","10,250",5\n'
+    )
+    problems: list[Problem] = []
+    (bars,) = location.read(str(write(tmp_path / "bars.csv", GENERIC + rows)), problems)
+    assert bars.volume.tolist() == [1_234_567.0, 12_345.0, 0.0]
+    assert bars.open.tolist() == [1.0, 1_000.5, 1.0]
+    said = [str(problem).removeprefix(f"{tmp_path}/bars.csv, ") for problem in problems]
+    assert said == [
+        "row 5: A has a price that is missing or no number; left out",  # 10.234 in half of Europe
+        "row 4: A has a volume that is missing, no number or negative; counted as 0",
+    ]
+
+
+def test_symbols_are_stripped_and_in_capitals_and_what_is_none_is_left_out(tmp_path: Path) -> None:
+    rows = "".join(
+        f"{symbol},2024-01-{day:02d},1,1,1,1,1\n"
+        for day, symbol in enumerate(["aapl", "AAPL", " Aim ", "", "B#", "^gspc", "brk-b", "", "A" * 33], 2)
+    )
+    problems: list[Problem] = []
+    history = location.read(str(write(tmp_path / "bars.csv", GENERIC + rows)), problems)
+    assert [(bars.symbol, len(bars)) for bars in history] == [("AAPL", 2), ("AIM", 1), ("BRK-B", 1), ("^GSPC", 1)]
+    assert sorted(str(problem).removeprefix(f"{tmp_path}/bars.csv, ") for problem in problems) == [
+        "row 10: 'AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA' is no symbol; left out",
+        "row 5 (and 1 more): '' is no symbol; left out",
+        "row 6: 'B#' is no symbol; left out",
+    ]
+
+
+def test_a_file_that_is_named_after_no_symbol_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "daily bars.csv", KAGGLE + "2020-01-02,1,1,1,1,1,1\n")
+    with pytest.raises(InvalidRequestError, match=r"daily bars\.csv has no column symbol, and its name is no symbol"):
+        location.read(str(path))
+
+
+def test_kaggles_folders_are_named_where_they_are_not_read(tmp_path: Path) -> None:
+    for folder in ("stocks", "etfs", "notes", ".hidden"):
+        (tmp_path / folder).mkdir()
+    for folder in ("stocks", "etfs", ".hidden"):
+        write(tmp_path / folder / "A.csv", KAGGLE + "2020-01-02,1,1,1,1,1,1\n")
+    folders = f"its folders etfs, stocks are not read: name one of them, such as {tmp_path}/etfs"
+    with pytest.raises(InvalidRequestError, match=f"is a folder without CSV or Parquet files; {folders}"):
+        location.read(str(tmp_path))
+    write(tmp_path / "symbols_valid_meta.csv", "Symbol,Security Name\nA,Agilent\n")
+    with pytest.raises(InvalidRequestError, match=f"holds nothing usable: symbols_valid_meta.csv lacks .*; {folders}"):
+        location.read(str(tmp_path))
+    write(tmp_path / "B.csv", KAGGLE + "2020-01-02,1,1,1,1,1,1\n")
+    problems: list[Problem] = []
+    (bars,) = location.read(str(tmp_path), problems)
+    assert bars.symbol == "B"
+    assert str(problems[0]) == f"{tmp_path}: {folders}"
+
+
+def test_all_files_are_named_when_none_can_be_used(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "")
+    write(tmp_path / "b.csv", "x,y\n1,2\n")
+    with pytest.raises(InvalidRequestError, match=r"holds nothing usable: a\.csv is empty; b\.csv lacks") as raised:
+        location.read(str(tmp_path))
+    assert len(raised.value.violations) == 1
+    for i in range(50):
+        write(tmp_path / f"c{i}.csv", "")
+    with pytest.raises(InvalidRequestError, match=r"; and 49 more$"):
+        location.read(str(tmp_path))
 
 
 def test_prices_off_by_rounding_are_mended(tmp_path: Path) -> None:
@@ -194,7 +328,10 @@ def test_a_folder_is_read_whole_and_its_broken_files_are_named(tmp_path: Path) -
     a, c = location.read(str(tmp_path), problems)
     assert (a.symbol, a.close.tolist()) == ("A", [1.0, 2.0])
     assert (c.symbol, c.close.tolist()) == ("C", [3.0])
-    assert [str(problem) for problem in problems] == [f"{tmp_path / 'B.csv'} is empty; left out"]
+    assert [str(problem) for problem in problems] == [
+        f"{tmp_path / 'B.csv'} is empty; left out",
+        f"{tmp_path}: A has 1 of its times in several files (A.csv, later.parquet); the last file's bars count",
+    ]
 
 
 def test_parquet_takes_times_of_every_kind(tmp_path: Path) -> None:

@@ -210,14 +210,14 @@ async def test_a_slow_replay_can_be_cancelled_while_it_waits(tmp_path: Path) -> 
 
 async def test_rejected_quotes_are_counted_and_buried(tmp_path: Path) -> None:
     location = write_csv(tmp_path / "bars.csv", 5)
-    location.write_text(location.read_text() + "aapl,2024-01-02T15:00:00Z,10,12,9,11,1\nMSFT,2099-01-02,1,1,1,1,1\n")
+    location.write_text(location.read_text() + "AAPL,2024-01-02T15:00:00Z,10,12,9,11,1e16\nMSFT,2099-01-02,1,1,1,1,1\n")
     async with world(tmp_path) as w:
         await w.replays.start(str(location), "run-1", [], 0)
         replay = await w.ended("run-1")
         assert (replay.state, replay.published_quotes, replay.rejected_quotes) == (ReplayState.SUCCEEDED, 5, 2)
         reasons = sorted(letter.reason for letter in w.queue.list_dead_letters())
         assert "event_time: 2099-01-02T00:00:00Z is more than 5 minutes in the future" in reasons[0]
-        assert "symbol: 'aapl' does not match" in reasons[1]
+        assert "volume: 1e+16 is not a finite volume of 0 or more" in reasons[1]
 
 
 async def test_a_source_that_changed_meanwhile_fails_the_replay(tmp_path: Path) -> None:
