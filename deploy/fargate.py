@@ -15,7 +15,7 @@ from deploy.images import Images
 from deploy.network import PORTS, TELEMETRY_PORT, NetworkStack
 from deploy.settings import DeploySettings, Task
 from deploy.storage import StorageStack
-from services.runtime.secret_files import THRESHOLD_FILE, THRESHOLD_JSON
+from services.runtime.secret_files import THRESHOLD_DIR, THRESHOLD_JSON
 
 TLS_FOLDER: Final = "/run/tapewatch"
 STATE_FOLDER: Final = "/var/lib/tapewatch"
@@ -189,7 +189,7 @@ def _environment(scene: Scene, service: str, serves: bool) -> dict[str, str]:
         "TAPEWATCH_DIR": STATE_FOLDER,
     }
     if service == "scorer":
-        common |= {key: value for key, value in _threshold(scene, service).items() if key == THRESHOLD_FILE}
+        common |= {key: value for key, value in _threshold(scene, service).items() if key == THRESHOLD_DIR}
         if scene.settings.model.version:
             common["MODEL_VERSION"] = scene.settings.model.version
     if not serves:
@@ -204,9 +204,9 @@ def _environment(scene: Scene, service: str, serves: bool) -> dict[str, str]:
 
 
 def _threshold(scene: Scene, service: str) -> dict[str, str]:
-    """A scorer's calibrated threshold: the file, and what the first container writes there. Empty without one."""
+    """A scorer's calibrated threshold: the folder, and what the first container writes there. Empty without one."""
     text = scene.settings.model.threshold_json if service == "scorer" else ""
-    return {THRESHOLD_FILE: f"{TLS_FOLDER}/threshold.json", THRESHOLD_JSON: text} if text else {}
+    return {THRESHOLD_DIR: TLS_FOLDER, THRESHOLD_JSON: text} if text else {}
 
 
 def _health_check(service: str) -> ecs.HealthCheck:

@@ -32,7 +32,6 @@ from services.cli.run_task_validator import RunTaskValidator
 from services.cli.settings import MeshSettings
 from services.dispatch.launcher_subprocess import RUN_ONCE
 from services.domain.errors import DependencyUnavailableError, NotConfiguredError
-from services.domain.threshold import THRESHOLD_FILE
 from services.gateway.appsync import NAMESPACE
 from services.gateway.settings import GatewaySettings
 from services.queue.settings import EMBEDDED_NAME
@@ -280,11 +279,10 @@ def _make_function(functions: Any, code: Path, environment: Mapping[str, str], q
 
 def _define_task(ecs: Any, settings: MeshSettings) -> None:
     """The cluster, and the one-shot scorer's task definition with what the stack tells it."""
-    threshold = str(settings.tapewatch_dir.absolute() / FOLDER / THRESHOLD_FILE)
     told = {
         "GATEWAY_ADDRESS": settings.gateway_address,
         "BATCHES_URI": _BATCHES_URI,
-        "THRESHOLD_FILE": os.environ.get("THRESHOLD_FILE", threshold),
+        "THRESHOLD_DIR": os.environ.get("THRESHOLD_DIR", str(settings.tapewatch_dir.absolute() / FOLDER)),
     }
     ecs.create_cluster(clusterName=_CLUSTER)
     ecs.register_task_definition(

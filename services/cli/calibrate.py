@@ -12,10 +12,11 @@ from rich.table import Table
 
 from services.cli.calibration_files import labelled, read_reviewed, write_labels, write_sample
 from services.cli.calibration_plot import print_trade_off, save_plot, unit_words
-from services.cli.model import on_every_scorer
+from services.cli.model import on_every_scorer, serving_versions
 from services.cli.plot_file import open_pyplot
 from services.cli.score_archive import ScoreArchive, from_gateway, from_lake
 from services.cli.settings import MeshSettings
+from services.cli.staged_files import StagedFiles
 from services.domain.alert import Disposition
 from services.domain.alert_budget import (
     ScoredBars,
@@ -27,8 +28,8 @@ from services.domain.alert_budget import (
     trade_off,
 )
 from services.domain.disposition_bands import Band, bands
-from services.domain.errors import NotConfiguredError, TapewatchError
-from services.domain.threshold import THRESHOLD_FILE, ThresholdCalibration
+from services.domain.errors import FieldViolation, InvalidRequestError, NotConfiguredError, TapewatchError
+from services.domain.threshold import ThresholdCalibration, threshold_file
 from services.runtime.errors import exit_code_of
 from services.runtime.exit_codes import EXIT_FAILED
 from tapewatch.scorer.v1 import model_service_pb2
@@ -43,8 +44,9 @@ GATEWAY = "gateway"
 class CalibrateOptions:
     """What the caller asks for. `location` is a lake, or "gateway"; empty paths take the mesh's folder.
 
-    `export_labels` and `reviewed`, when set, write and read labelled bars. With `reload` the running scorers take the
-    threshold at once; with `dry_run` nothing is written.
+    `export_labels` and `reviewed`, when set, write and read labelled bars. Without `model_version` the version that
+    serves is meant. With `reload` the running scorers take the threshold at once, and serve the version; with `dry_run`
+    no threshold is set.
     """
 
     location: str
@@ -78,34 +80,33 @@ async def _calibrate(settings: MeshSettings, options: CalibrateOptions, console:
         open_pyplot(options.plot)  # before anything is written
     everything = await _read(settings, options)
     reviewed = {} if options.reviewed is None else read_reviewed(options.reviewed)
-    if options.export_labels is not None:
-        table = await asyncio.to_thread(labelled, everything, reviewed)
-        await asyncio.to_thread(write_labels, options.export_labels, table)
-        console.print(f"{table.num_rows:,} labelled bars → {options.export_labels}", highlight=False)
-    archive, version = everything.of_model(options.model_version)
+    if options.reviewed is not None:
+        there = len(reviewed.keys() & set(everything.column("quote_id")))
+        style = "" if there == len(reviewed) else "yellow"
+        words = f"{there:,} of {len(reviewed):,} reviewed bars are on tape {everything.tape}"
+        console.print(words, style=style, highlight=False)
+    with StagedFiles() as files:
+        if options.export_labels is not None:
+            table = await asyncio.to_thread(labelled, everything, reviewed)
+            await asyncio.to_thread(write_labels, files.add(options.export_labels), table)
+            console.print(f"{table.num_rows:,} labelled bars → {options.export_labels}", highlight=False)
+    version = await _version(settings, options, everything)
+    archive = everything.of_model(version)
     bars = await asyncio.to_thread(archive.bars)
     served = archive.served_threshold
     curve = await asyncio.to_thread(trade_off, bars, options.unit, options.budget)
     threshold, expected = threshold_for(curve, options.budget)
     _print_source(console, archive, bars, version)
     print_trade_off(console, curve, options.unit, threshold, options.budget)
-    now = count_alerts(bars, served) / bars.exposure(options.unit)
     console.print(
         f"threshold {threshold:.6g} gives {expected:.3g} {unit_words(options.unit)} (budget {options.budget:g}); "
-        f"until now {served:.6g} with {now:.3g}",
+        f"{_until_now(archive, bars, options.unit)}",
         highlight=False,
         soft_wrap=True,
     )
     _print_bands(console, bands(_decisions(archive, reviewed), served), served)
     if options.dry_run:
         return 0
-    sample = options.sample or folder / "below_the_line.csv"
-    rows = below_the_line(bars, threshold, options.sample_size, options.seed)
-    await asyncio.to_thread(write_sample, sample, archive, rows)
-    low = lowest_of_sample(threshold)
-    console.print(f"{len(rows)} bars with scores from {low:.4g} up to the threshold, to review → {sample}")
-    _plot(console, options.plot or folder / "threshold.png", curve, options, threshold, served)
-    output = options.output or folder / THRESHOLD_FILE
     calibration = ThresholdCalibration(
         model_version=version,
         threshold=threshold,
@@ -119,12 +120,51 @@ async def _calibrate(settings: MeshSettings, options: CalibrateOptions, console:
         symbol_days=bars.symbol_days,
         create_time=datetime.now(UTC).replace(microsecond=0),
     )
-    _write(output, calibration)
+    output = options.output or folder / threshold_file(version)
+    sample = options.sample or folder / "below_the_line.csv"
+    plot = options.plot or folder / "threshold.png"
+    with StagedFiles() as files:
+        files.add(output).write_text(calibration.to_json(), encoding="utf-8")
+        rows = below_the_line(bars, threshold, options.sample_size, options.seed)
+        await asyncio.to_thread(write_sample, files.add(sample), archive, rows)
+        no_plot = _try_to_plot(files, plot, curve, options, threshold, served)
+    low = lowest_of_sample(threshold)
+    console.print(f"{len(rows)} bars with scores from {low:.4g} up to the threshold, to review → {sample}")
+    console.print(
+        f"no plot: {no_plot}" if no_plot else f"plot → {plot}", style="dim" if no_plot else "", highlight=False
+    )
     console.print(f"threshold for model {version} → {output}", highlight=False)
     if options.reload:
         return await _reload(settings, calibration, console)
     console.print("scorers take it at their next start or ReloadModel (--reload asks them now)", style="dim")
     return 0
+
+
+async def _version(settings: MeshSettings, options: CalibrateOptions, archive: ScoreArchive) -> str:
+    """Whose threshold is set: the named version's, else that of the one that serves.
+
+    Raises: InvalidRequestError when that is not clear, or a reload would let another version serve than serves now.
+    """
+    if options.model_version:
+        return options.model_version
+    reload = options.reload and not options.dry_run
+    serving = await serving_versions(settings) if reload or len(archive.judged()) > 1 else set()
+    version = archive.model_version(serving)
+    if reload and serving != {version}:
+        serves = f"{', '.join(sorted(serving))} serves" if serving else "no scorer answers"
+        why = f"would let {version} serve, and {serves}: give --model-version {version} if that is meant"
+        raise InvalidRequestError([FieldViolation("reload", why)])
+    return version
+
+
+def _until_now(archive: ScoreArchive, bars: ScoredBars, unit: str) -> str:
+    """What the newest threshold in force gives, and how many others there were."""
+    served, others = archive.served_threshold, archive.thresholds
+    now = count_alerts(bars, served) / bars.exposure(unit)
+    if len(others) == 1:
+        return f"until now {served:.6g} with {now:.3g}"
+    span = f"{len(others)} were in force, from {others[0]:.6g} to {others[-1]:.6g}"
+    return f"{span}; the newest, {served:.6g}, would give {now:.3g}"
 
 
 async def _read(settings: MeshSettings, options: CalibrateOptions) -> ScoreArchive:
@@ -170,17 +210,18 @@ def _print_bands(console: Console, found: Sequence[Band], served: float) -> None
     console.print(table)
 
 
-def _plot(
-    console: Console, path: Path, curve: TradeOff, options: CalibrateOptions, threshold: float, served: float
-) -> None:
+def _try_to_plot(
+    files: StagedFiles, path: Path, curve: TradeOff, options: CalibrateOptions, threshold: float, served: float
+) -> str:
+    """Draw the trade-off. Returns why there is no plot: empty when there is one, or one was asked for by name."""
     try:
-        save_plot(path, curve, options.unit, threshold, served, options.budget)
+        open_pyplot(path)
     except NotConfiguredError as error:
         if options.plot is not None:
             raise
-        console.print(f"no plot: {error.message}", style="dim")
-        return
-    console.print(f"plot → {path}", highlight=False)
+        return error.message
+    save_plot(files.add(path), curve, options.unit, threshold, served, options.budget)
+    return ""
 
 
 def _trained_threshold(version: str, otherwise: float) -> float:
@@ -194,13 +235,6 @@ def _trained_threshold(version: str, otherwise: float) -> float:
         return otherwise
 
 
-def _write(path: Path, calibration: ThresholdCalibration) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(calibration.to_json(), encoding="utf-8")
-    scratch.replace(path)
-
-
 async def _reload(settings: MeshSettings, calibration: ThresholdCalibration, console: Console) -> int:
     """Let every scorer of the pool read its threshold again. The exit code."""
     elsewhere = []
@@ -211,7 +245,7 @@ async def _reload(settings: MeshSettings, calibration: ThresholdCalibration, con
         if model.threshold == calibration.threshold:
             return f"judges at {model.threshold:.6g}"
         elsewhere.append(model)
-        return f"judges at {model.threshold:.6g}: it reads another THRESHOLD_FILE"
+        return f"judges at {model.threshold:.6g}: it reads another THRESHOLD_DIR"
 
     code = await on_every_scorer(settings, call, console)
     return EXIT_FAILED if elsewhere else code

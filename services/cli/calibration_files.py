@@ -39,15 +39,12 @@ LABELS_SCHEMA = pa.schema([*lake.SCHEMA, *_LABEL_FIELDS])
 def write_sample(path: Path, archive: ScoreArchive, rows: NDArray[np.int64]) -> None:
     """The sampled bars as CSV, with an empty `disposition` for the analyst to fill in: CONFIRMED or DISMISSED."""
     sample = archive.table.select(_SAMPLE_COLUMNS).take(rows).to_pylist()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*_SAMPLE_COLUMNS, _DISPOSITION])
         writer.writeheader()
         for row in sample:
             moment: datetime = row["event_time"]
             writer.writerow({**row, "event_time": format_time(moment), _DISPOSITION: ""})
-    scratch.replace(path)
 
 
 def read_reviewed(path: Path) -> dict[str, Disposition]:
@@ -102,8 +99,5 @@ def _decided(table: pa.Table, decisions: dict[str, Decision], reviewed: dict[str
 
 
 def write_labels(path: Path, table: pa.Table) -> None:
-    """Write the labelled bars in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    pq.write_table(table, scratch, compression="zstd")
-    scratch.replace(path)
+    """Write the labelled bars."""
+    pq.write_table(table, path, compression="zstd")

@@ -57,7 +57,6 @@ def save_plot(path: Path, curve: TradeOff, unit: str, chosen: float, served: flo
     axes.set_xlabel("threshold on the score")
     axes.set_ylabel(unit_words(unit))
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
 

@@ -220,8 +220,12 @@ def calibrate_command(
     unit: Annotated[BudgetUnit, typer.Option(help="Alerts per 500 symbols and day, or alerts a day.")] = (
         BudgetUnit.PER_500_SYMBOL_DAYS
     ),
-    model_version: Annotated[str, typer.Option(help="Whose scores; empty takes the newest that judged.")] = "",
-    output: Annotated[Path | None, typer.Option(help="Threshold file; default in TAPEWATCH_DIR.")] = None,
+    model_version: Annotated[
+        str, typer.Option(help="Whose scores; empty takes the only one there, or that which serves.")
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option(help="Threshold file; default threshold-VERSION.json in TAPEWATCH_DIR.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG of the trade-off; default in TAPEWATCH_DIR.")] = None,
     sample: Annotated[Path | None, typer.Option(help="CSV of bars below the line; default in TAPEWATCH_DIR.")] = None,
     sample_size: Annotated[int, typer.Option(min=0, help="Bars in the sample below the line.")] = 50,
@@ -230,7 +234,10 @@ def calibrate_command(
     export_labels: Annotated[
         Path | None, typer.Option(help="Write every bar that was decided, labelled, as Parquet for training.")
     ] = None,
-    reload: Annotated[bool, typer.Option("--reload", help="Let the running scorers take the threshold now.")] = False,
+    reload: Annotated[
+        bool,
+        typer.Option("--reload", help="Let the running scorers take the threshold now, and serve --model-version."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the trade-off, set nothing.")] = False,
 ) -> None:
     """Set the threshold by an alert budget, from recorded scores and analysts' decisions."""

@@ -16,7 +16,6 @@ from rich.text import Text
 from services.cli.dependencies import PACKAGES, install_command, missing_package
 from services.cli.settings import MeshSettings
 from services.domain.errors import TapewatchError
-from services.domain.threshold import THRESHOLD_FILE
 from services.runtime.exit_codes import EXIT_FAILED
 from services.runtime.health import address_health
 
@@ -63,7 +62,7 @@ def _model(folder: Path) -> Finding:
 
     settings = ScorerSettings()
     registry = ModelRegistry(settings.model_dir or PACKAGED_MODELS)
-    loader = ModelLoader(registry, settings.threshold_file or folder / THRESHOLD_FILE)
+    loader = ModelLoader(registry, settings.threshold_dir or folder)
     try:
         model = loader.load_configured(settings.model_version, "MODEL_VERSION")
     except TapewatchError as error:

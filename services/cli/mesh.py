@@ -14,7 +14,6 @@ from pathlib import Path
 
 from services.cli.settings import MeshSettings
 from services.domain.errors import DependencyUnavailableError
-from services.domain.threshold import THRESHOLD_FILE
 from services.runtime.exit_codes import EXIT_MISCONFIGURED
 from services.runtime.health import address_serving
 
@@ -110,7 +109,7 @@ def _processes(
         "LEDGER_PATH": str(folder / "ledger.db"),
         "BATCHES_URI": str(folder / "lake" / "batches"),
         "TASKS_PATH": str(folder / "tasks"),
-        "THRESHOLD_FILE": str(folder / THRESHOLD_FILE),
+        "THRESHOLD_DIR": str(folder),
     }
     shared = {name: os.environ.get(name, value) for name, value in shared.items()} | {
         "INGEST_ADDRESS": settings.ingest_address,

@@ -44,6 +44,19 @@ async def on_every_scorer(settings: MeshSettings, call: Call, console: Console) 
     return max(code for _, code in answers)
 
 
+async def serving_versions(settings: MeshSettings) -> set[str]:
+    """The versions that serve, of the scorers of the pool that answer: more than one while a pool is changed."""
+
+    async def one(address: str) -> str:
+        try:
+            async with open_channel(address, settings) as channel:
+                return (await ModelServiceStub(channel).GetModel(pb.GetModelRequest())).model.version
+        except grpc.aio.AioRpcError:
+            return ""
+
+    return set(await asyncio.gather(*map(one, settings.pool()))) - {""}
+
+
 async def reload(settings: MeshSettings, version: str, console: Console) -> int:
     """Serve a version; empty means the newest."""
 

@@ -1,12 +1,15 @@
 """Recorded scores and what analysts decided of them, from a lake or from a running gateway, in one form."""
 
 import asyncio
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from services.archive import lake
 from services.archive.lake_decisions import Decision, read_decisions
@@ -40,22 +43,49 @@ class ScoreArchive:
     table: pa.Table
     decisions: dict[str, Decision]
 
-    def of_model(self, version: str) -> "tuple[ScoreArchive, str]":
-        """Only the scores of one version that may alert: those with enough history. Empty means the newest to judge.
+    def judged(self) -> dict[str, int]:
+        """How many scores with enough history each model version has, most first."""
+        versions = self.table["model_version"].filter(pa.array(self._may_alert()))
+        return dict(Counter(map(str, versions.to_pylist())).most_common())
 
-        Scores of two versions are not on one scale. Returns the archive and the version.
+    def of_model(self, version: str) -> "ScoreArchive":
+        """Only the scores of one version that may alert: those with enough history. Two versions have two scales.
+
         Raises: InvalidRequestError when nothing is left.
         """
-        versions = self.column("model_version")
-        chosen = version or (versions[self._newest()] if versions else "")
-        quality = self.column("quality")
-        keep = [v == chosen and Quality.WARMING_UP.name not in q for v, q in zip(versions, quality, strict=True)]
-        left = self.table.filter(pa.array(keep, type=pa.bool_()))
+        own = pc.equal(self.table["model_version"], pa.scalar(version)).to_numpy()
+        left = self.table.filter(pa.array(own & self._may_alert()))
         if not left.num_rows:
-            there = ", ".join(sorted(set(versions))) or "no scores"
-            why = f"{chosen!r} has no scores with enough history on tape {self.tape}; there are {there}"
+            why = f"{version!r} has no scores with enough history on tape {self.tape}; there are {self._there()}"
             raise InvalidRequestError([FieldViolation("model_version", why)])
-        return replace(self, table=left), chosen
+        return replace(self, table=left)
+
+    def model_version(self, serving: Collection[str]) -> str:
+        """Whose scores to take when nobody says: the only version's, or those of the one that serves.
+
+        Raises: InvalidRequestError with the versions when neither says which.
+        """
+        judged = self.judged()
+        if len(judged) == 1:
+            return next(iter(judged))
+        only = next(iter(serving)) if len(serving) == 1 else ""
+        if only in judged:
+            return only
+        serves = f"{', '.join(sorted(serving))} serves" if serving else "no scorer says which one serves"
+        why = f"is needed: tape {self.tape} has scores with enough history of {self._there()}, and {serves}"
+        raise InvalidRequestError([FieldViolation("model_version", why)])
+
+    def _there(self) -> str:
+        return ", ".join(f"{version} ({count:,})" for version, count in self.judged().items()) or "none"
+
+    def _may_alert(self) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """Bool (n,): which scores have enough history."""
+        quality = self.table["quality"].combine_chunks()
+        names: pa.Array[Any] = pc.list_flatten(quality)
+        warming = pc.equal(names, pa.scalar(Quality.WARMING_UP.name)).to_numpy(zero_copy_only=False)
+        may_alert = np.ones(self.table.num_rows, dtype=bool)
+        may_alert[pc.list_parent_indices(quality).to_numpy()[warming]] = False
+        return may_alert
 
     def column(self, name: str) -> list[Any]:
         """A column's values."""
@@ -69,6 +99,11 @@ class ScoreArchive:
     def served_threshold(self) -> float:
         """The threshold that the newest score was judged at."""
         return float(self.column("threshold")[self._newest()])
+
+    @property
+    def thresholds(self) -> list[float]:
+        """Every threshold that was in force, ascending."""
+        return sorted(set(self.column("threshold")))
 
     def bars(self) -> ScoredBars:
         """The scores as arrays."""

@@ -1,4 +1,4 @@
-"""A threshold that was set by an alert budget, with where it comes from: the file that `tapewatch calibrate` writes."""
+"""A threshold that was set by an alert budget, with where it comes from: a file that `tapewatch calibrate` writes."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,11 +7,19 @@ from typing import Any
 
 from services.domain.quote import format_time
 
-THRESHOLD_FILE = "threshold.json"
 PER_DAY = "day"
 PER_500_SYMBOL_DAYS = "500-symbol-day"
 BUDGET_UNITS = (PER_DAY, PER_500_SYMBOL_DAYS)
 SYMBOLS_OF_A_BUDGET = 500
+
+
+def threshold_file(model_version: str) -> str:
+    """The name of a version's file: one for each, as their scores are on different scales.
+
+    >>> threshold_file("tw-1")
+    'threshold-tw-1.json'
+    """
+    return f"threshold-{model_version}.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from services.domain.errors import NotConfiguredError, TapewatchError
+from services.domain.threshold import ThresholdCalibration, threshold_file
 from services.runtime.aws import AwsResource, open_client
 from services.runtime.settings import FunctionSettings
 from services.runtime.stopping import stopped_within
@@ -24,9 +25,9 @@ from services.runtime.stopping import stopped_within
 FILES: Final = {"TLS_CERT_FILE": "TLS_CERT_PEM", "TLS_KEY_FILE": "TLS_KEY_PEM", "TLS_CA_FILE": "TLS_CA_PEM"}
 """Variable with a file's path, to the variable with what belongs into it."""
 
-THRESHOLD_FILE: Final = "THRESHOLD_FILE"
+THRESHOLD_DIR: Final = "THRESHOLD_DIR"
 THRESHOLD_JSON: Final = "THRESHOLD_JSON"
-"""What belongs into THRESHOLD_FILE, where the deployment brings it; a file that is there without it stays."""
+"""A threshold file that belongs into THRESHOLD_DIR, where the deployment brings it."""
 
 FIELDS: Final = {"TLS_CERT_FILE": "certificate", "TLS_KEY_FILE": "key", "TLS_CA_FILE": "authority"}
 """Variable with a file's path, to the field of a TLS secret that belongs into it."""
@@ -42,9 +43,10 @@ _log = logging.getLogger(__name__)
 
 
 def write_secret_files(environment: Mapping[str, str]) -> list[Path]:
-    """Write each PEM, and the threshold, that the environment has to the path that it names. Returns the paths.
+    """Write each PEM, and the threshold, that the environment has to where it names. Returns the paths.
 
-    Raises: NotConfiguredError when a certificate's path has no PEM, or cannot be written.
+    Raises: NotConfiguredError when a certificate's path has no PEM, the threshold is damaged, or a file cannot be
+    written.
     """
     written = []
     for path_variable, pem_variable in FILES.items():
@@ -54,9 +56,15 @@ def write_secret_files(environment: Mapping[str, str]) -> list[Path]:
         if not pem:
             raise NotConfiguredError(f"there is nothing to write to {path}", f"set {pem_variable}")
         written.append(_write(Path(path), pem, path_variable))
-    path, text = environment.get(THRESHOLD_FILE, ""), environment.get(THRESHOLD_JSON, "")
-    if path and text:
-        written.append(_write(Path(path), text, THRESHOLD_FILE))
+    folder, text = environment.get(THRESHOLD_DIR, ""), environment.get(THRESHOLD_JSON, "")
+    if folder and text:
+        try:
+            name = threshold_file(ThresholdCalibration.from_json(text).model_version)
+        except ValueError as error:
+            raise NotConfiguredError(
+                f"the threshold {error}", f"set {THRESHOLD_JSON} to what tapewatch calibrate wrote"
+            ) from error
+        written.append(_write(Path(folder) / name, text, THRESHOLD_DIR))
     return written
 
 

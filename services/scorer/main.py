@@ -40,7 +40,7 @@ def open_gateway(settings: ScorerSettings, lifetime: Lifetime) -> GatewayClient 
 
 def make_loader(settings: ScorerSettings) -> ModelLoader:
     """What loads model versions."""
-    return ModelLoader(ModelRegistry(settings.model_dir or PACKAGED_MODELS), settings.threshold_file)
+    return ModelLoader(ModelRegistry(settings.model_dir or PACKAGED_MODELS), settings.threshold_dir)
 
 
 def make_service(settings: ScorerSettings, loader: ModelLoader, gateway: GatewayClient | None) -> ScoringService:

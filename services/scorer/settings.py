@@ -20,9 +20,10 @@ class ScorerSettings(ServerSettings, QueueSettings):
     )
     model_dir: Path | None = Field(None, description="folder of model versions; empty takes the shipped ones")
     model_version: str = Field("", description="version to serve; empty takes the newest")
-    threshold_file: Path | None = Field(
+    threshold_dir: Path | None = Field(
         None,
-        description="threshold that `tapewatch calibrate` wrote, read at start and on reload; the model's own without",
+        description="folder of `threshold-<version>.json` of `tapewatch calibrate`, read at start and on reload; empty "
+        "takes that of the models, and a model without a file its own threshold",
     )
     shadow_model_version: str = Field("", description="version that judges every quote beside, and alerts nothing")
     canary_model_version: str = Field("", description="version that judges a share of the series for real")

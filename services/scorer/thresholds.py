@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from services.domain.errors import ModelUnusableError, NotConfiguredError, NotFoundError
 from services.domain.model import Judgements, ModelMetadata
 from services.domain.score import Reason
-from services.domain.threshold import THRESHOLD_FILE, ThresholdCalibration
+from services.domain.threshold import ThresholdCalibration, threshold_file
 from services.scorer.ports import Model
 from services.scorer.registry import ModelRegistry
 
@@ -49,26 +49,31 @@ def calibration_of(model: Model) -> ThresholdCalibration | None:
     return model.calibration if isinstance(model, CalibratedModel) else None
 
 
-def _read(path: Path) -> ThresholdCalibration | None:
-    """The file's calibration; None when there is no such file. Raises: ModelUnusableError when it is damaged."""
+def _read(path: Path, version: str) -> ThresholdCalibration | None:
+    """The file's calibration; None when there is no such file.
+
+    Raises: ModelUnusableError when it is damaged, or another version's.
+    """
     try:
-        return ThresholdCalibration.from_json(path.read_text(encoding="utf-8"))
+        calibration = ThresholdCalibration.from_json(path.read_text(encoding="utf-8"))
+        if calibration.model_version != version:
+            raise ValueError(f"is for model {calibration.model_version}, whose scores are on another scale")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ModelUnusableError(str(path), f"{error}; run tapewatch calibrate again, or remove the file") from error
+    return calibration
 
 
 class ModelLoader:
     """Loads versions from a registry, each at its calibrated threshold.
 
-    `threshold_file` is looked at first, then `threshold.json` in the version's folder. A calibration counts for the
-    version it was made for only: another one's scores are on another scale.
+    `threshold_dir` is where `threshold-<version>.json` is looked up; None means the registry's folder.
     """
 
-    def __init__(self, registry: ModelRegistry, threshold_file: Path | None = None) -> None:
+    def __init__(self, registry: ModelRegistry, threshold_dir: Path | None = None) -> None:
         self.registry = registry
-        self._threshold_file = threshold_file
+        self._threshold_dir = threshold_dir or registry.folder
 
     def load(self, version: str = "") -> Model:
         """A version ready to judge; empty means the newest.
@@ -77,20 +82,12 @@ class ModelLoader:
         """
         model = self.registry.load(version)
         version = model.metadata.version
-        for path in (self._threshold_file, self.registry.folder / version / THRESHOLD_FILE):
-            calibration = None if path is None else _read(path)
-            if calibration is None:
-                continue
-            if calibration.model_version == version:
-                _log.info("model %s judges at threshold %.6g from %s", version, calibration.threshold, path)
-                return CalibratedModel(model, calibration)
-            _log.warning(
-                "%s is for model %s and not used for %s: run tapewatch calibrate for it",
-                path,
-                calibration.model_version,
-                version,
-            )
-        return model
+        path = self._threshold_dir / threshold_file(version)
+        calibration = _read(path, version)
+        if calibration is None:
+            return model
+        _log.info("model %s judges at threshold %.6g from %s", version, calibration.threshold, path)
+        return CalibratedModel(model, calibration)
 
     def load_configured(self, version: str, setting: str) -> Model:
         """`load` of the version that environment variable `setting` names.

@@ -17,7 +17,7 @@ from deploy.nag import ACKNOWLEDGED
 from deploy.network import CALLS, PORTS
 from deploy.policies import ACCOUNT, Templates, allowed
 from deploy.settings import REPOSITORY, read
-from services.domain.threshold import ThresholdCalibration
+from services.domain.threshold import ThresholdCalibration, threshold_file
 from services.runtime import telemetry_names
 from services.runtime.dynamodb_table import DynamoDbTable
 from services.runtime.secret_files import write_secret_files
@@ -182,16 +182,17 @@ def test_a_model_and_its_calibrated_threshold_reach_every_scorer(code: Path, tmp
         }
         if "scorer" not in containers:
             assert "THRESHOLD_JSON" not in containers["certificates"]
-            assert not {"MODEL_VERSION", "THRESHOLD_FILE"} & set.union(*map(set, containers.values()))
+            assert not {"MODEL_VERSION", "THRESHOLD_DIR"} & set.union(*map(set, containers.values()))
             continue
         scorers += 1
-        written = tmp_path / "written.json"
+        folder = tmp_path / f"scorer-{scorers}"
+        folder.mkdir()
         environment = containers["certificates"]
-        assert environment["THRESHOLD_FILE"] == containers["scorer"]["THRESHOLD_FILE"]
+        assert environment["THRESHOLD_DIR"] == containers["scorer"]["THRESHOLD_DIR"]
         for name in ("TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CA_FILE"):
             environment.pop(name)
-        assert write_secret_files(environment | {"THRESHOLD_FILE": str(written)}) == [written]
-        loaded = ModelLoader(ModelRegistry(), written).load(containers["scorer"]["MODEL_VERSION"])
+        assert write_secret_files(environment | {"THRESHOLD_DIR": str(folder)}) == [folder / threshold_file(version)]
+        loaded = ModelLoader(ModelRegistry(), folder).load(containers["scorer"]["MODEL_VERSION"])
         assert loaded.metadata.threshold == 0.4321
     assert scorers == 2, "the service and the one-shot task"
 

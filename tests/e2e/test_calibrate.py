@@ -17,7 +17,9 @@ def test_a_run_is_calibrated_and_the_next_one_judges_at_the_threshold(mesh: Mesh
     assert done.returncode == 0, done.stdout + done.stderr
     assert "← chosen" in done.stdout
     assert "0 labelled bars" in done.stdout
-    written = json.loads((mesh.folder / "threshold.json").read_text())
+    (file,) = mesh.folder.glob("threshold-*.json")
+    written = json.loads(file.read_text())
+    assert file.name == f"threshold-{written['model_version']}.json"
     assert 0.5 < written["expected_alerts"] <= 1.0
     for name in ("threshold.png", "below_the_line.csv", "labels.parquet"):
         assert (mesh.folder / name).stat().st_size > 0

@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.domain.canary import CANARIES
-from services.domain.threshold import PER_DAY, THRESHOLD_FILE, ThresholdCalibration
+from services.domain.threshold import PER_DAY, ThresholdCalibration, threshold_file
 from services.scorer.registry import ModelRegistry
 from tapewatch.dispatch.v1 import dispatch_service_pb2 as dispatch_pb
 from tapewatch.dispatch.v1.dispatch_service_pb2_grpc import DispatchServiceStub
@@ -26,15 +26,17 @@ INTERVAL_SECONDS = 8.0
 GREEN, RED = dispatch_pb.CANARY_STATE_GREEN, dispatch_pb.CANARY_STATE_RED
 
 
-def blinding(file: Path) -> None:
-    """A threshold that nothing reaches."""
+def blinding(folder: Path) -> Path:
+    """The file of a threshold that nothing reaches."""
     metadata = ModelRegistry().load().metadata
     threshold = 1.0 - 1e-12
     now = datetime.now(UTC)
     calibration = ThresholdCalibration(
         metadata.version, threshold, metadata.threshold, 0.1, PER_DAY, 0.0, "test", "live", 1, 1, now
     )
+    file = folder / threshold_file(metadata.version)
     file.write_text(calibration.to_json())
+    return file
 
 
 def test_a_blind_model_turns_the_canaries_red_and_nobody_is_paged(mesh: Mesh) -> None:
@@ -74,8 +76,7 @@ def test_a_blind_model_turns_the_canaries_red_and_nobody_is_paged(mesh: Mesh) ->
         assert f"all {len(CANARIES)} canaries alerted" in played.stdout
         assert played.stdout.count("alerted after") == len(CANARIES)
 
-        file = mesh.folder / THRESHOLD_FILE
-        blinding(file)
+        file = blinding(mesh.folder)
         reloaded = models.ReloadModel(model_service_pb2.ReloadModelRequest(), timeout=20).model
         assert reloaded.threshold_calibration.source == "test"
         assert seconds_until(RED) <= 2 * INTERVAL_SECONDS

@@ -92,15 +92,13 @@ async def close_alerts(gateway: Gateway) -> None:
 
 @pytest.fixture
 async def mesh(tmp_path: Path) -> AsyncIterator[MeshSettings]:
-    """A folder with the lake of a gateway that also still runs: two tapes, old scores of another model, canaries."""
-    early = scored(0, 0.99, symbol="OLD")
-    other_model = [replace(early, score=replace(early.score, model_version="m0"))]
+    """A folder with the lake of a gateway that also still runs: two tapes, scores without history, canaries."""
     warming = [
         scored(i, 0.97, symbol="NEW", quality=(Quality.WARMING_UP, Quality.UNADJUSTED)) for i in range(0, 3_000, 100)
     ]
     canaries = [spike(i, 0.95, tape="canary") for i in range(0, 1_000, 100)]
     async with running_gateway(tmp_path) as gateway:
-        await record(gateway, [*other_model, *warming, *canaries, *QUIET, *BETWEEN, *LOUD])
+        await record(gateway, [*warming, *canaries, *QUIET, *BETWEEN, *LOUD])
         await close_alerts(gateway)
         gateway_address = gateway.address
     async with running_gateway(tmp_path) as again:
@@ -117,7 +115,7 @@ async def test_a_budget_sets_the_threshold_from_the_lake_and_from_the_gateway_al
         assert code == 0, shown
         assert "310 scores of model m1 on tape live" in shown
         assert "(budget 8)" in shown
-        found[source] = ThresholdCalibration.from_json((folder / "threshold.json").read_text())
+        found[source] = ThresholdCalibration.from_json((folder / "threshold-m1.json").read_text())
     lake, gateway = found[""], found["gateway"]
     assert lake.threshold == pytest.approx((0.6 + 0.55) / 2)
     assert gateway.threshold == lake.threshold
@@ -174,7 +172,7 @@ async def test_a_dry_run_and_a_refused_budget_write_nothing(mesh: MeshSettings) 
     for changes, words in (
         ({"budget": 0.2}, "less than one alert"),
         ({"budget": 1e6}, "more than all scores"),
-        ({"model_version": "m9"}, "there are m0, m1"),
+        ({"model_version": "m9"}, "there are m1 (310)"),
         ({"tape": "run-1"}, "does not hold the tape run-1"),
         ({"location": "/no/such/lake"}, "/no/such/lake"),
         ({"reviewed": Path("/no/such.csv")}, "/no/such.csv"),
@@ -199,12 +197,12 @@ async def test_a_reviewed_file_with_a_wrong_line_is_named(mesh: MeshSettings, tm
 
 
 async def test_running_scorers_take_the_threshold_at_once(tmp_path: Path) -> None:
-    models, file = tmp_path / "models", tmp_path / "threshold.json"
+    models, file = tmp_path / "models", tmp_path / "threshold-m1.json"
     copy_version(models, "m1")
     async with running_gateway(tmp_path) as gateway:
         await record(gateway, [*QUIET, *LOUD, *BETWEEN])
         async with (
-            scorer_address(models, threshold_file=file) as address,
+            scorer_address(models, threshold_dir=tmp_path) as address,
             open_client(address) as channel,
         ):
             stub = ModelServiceStub(channel)
@@ -218,4 +216,105 @@ async def test_running_scorers_take_the_threshold_at_once(tmp_path: Path) -> Non
             elsewhere = tmp_path / "elsewhere.json"
             code, shown = await run(settings, location="gateway", budget=9.0, output=elsewhere, reload=True)
             assert code == 1
-            assert "it reads another THRESHOLD_FILE" in shown
+            assert "it reads another THRESHOLD_DIR" in shown
+
+
+def judged_by(version: str, items: Sequence[ScoredQuote]) -> list[ScoredQuote]:
+    return [replace(i, score=replace(i.score, model_version=version)) for i in items]
+
+
+async def test_a_candidate_is_neither_calibrated_nor_promoted_unless_it_is_named(tmp_path: Path) -> None:
+    """The canary has the newest scores, and most of them; what serves is the other."""
+    models = tmp_path / "models"
+    copy_version(models, "m1", train_time="2030-01-01T00:00:00Z")
+    copy_version(models, "m2")
+    async with running_gateway(tmp_path) as gateway:
+        await record(gateway, [*QUIET, *LOUD[:1]])
+        await record(gateway, judged_by("m2", [*LOUD[1:], *BETWEEN]))
+        away = MeshSettings(tapewatch_dir=tmp_path, gateway_address=gateway.address, scorer_addresses="127.0.0.1:1")
+        before = sorted(tmp_path.rglob("*"))
+        code, shown = await run(away, location="gateway")
+        assert code == 2
+        assert "m1 (301), m2 (9), and no scorer says which one serves" in shown.replace("\n", " ")
+        async with (
+            scorer_address(models, threshold_dir=tmp_path) as address,
+            open_client(address) as channel,
+        ):
+            stub = ModelServiceStub(channel)
+            await stub.SetCanaryModel(model_service_pb2.SetCanaryModelRequest(version="m2", weight=0.9))
+            settings = MeshSettings(tapewatch_dir=tmp_path, gateway_address=gateway.address, scorer_addresses=address)
+
+            async def serving() -> str:
+                return (await stub.GetModel(model_service_pb2.GetModelRequest())).model.version
+
+            assert sorted(tmp_path.rglob("*")) == before
+            code, shown = await run(settings, location="gateway", budget=1.0, reload=True)
+            assert code == 0, shown
+            assert "301 scores of model m1" in shown
+            assert await serving() == "m1"
+            code, shown = await run(settings, location="gateway", budget=5.0, model_version="m2")
+            assert code == 0, shown
+            thresholds = {version: tmp_path / f"threshold-{version}.json" for version in ("m1", "m2")}
+            assert {ThresholdCalibration.from_json(f.read_text()).model_version for f in thresholds.values()} == {
+                "m1",
+                "m2",
+            }
+            assert await serving() == "m1"
+            code, shown = await run(settings, location="gateway", budget=5.0, model_version="m2", reload=True)
+            assert code == 0, shown
+            assert await serving() == "m2"
+
+
+async def test_a_reload_that_would_let_another_version_serve_is_refused_before_anything_is_written(
+    mesh: MeshSettings, tmp_path: Path
+) -> None:
+    """The tape has scores of m1 only, and m0 serves; or nobody knows."""
+    models = tmp_path / "models"
+    copy_version(models, "m0")
+    before = sorted(tmp_path.glob("*.*"))
+    async with scorer_address(models) as address:
+        settings = mesh.model_copy(update={"scorer_addresses": address})
+        code, shown = await run(settings, reload=True)
+        assert (code, "would let m1 serve, and m0 serves" in shown.replace("\n", " ")) == (2, True)
+    code, shown = await run(mesh.model_copy(update={"scorer_addresses": "127.0.0.1:1"}), reload=True)
+    assert (code, "no scorer answers" in shown.replace("\n", " ")) == (2, True)
+    assert sorted(tmp_path.glob("*.*")) == before
+
+
+async def test_reviewed_bars_that_are_not_on_the_tape_are_counted(mesh: MeshSettings, tmp_path: Path) -> None:
+    file = tmp_path / "reviewed.csv"
+    here, elsewhere = QUIET[7].quote.quote_id, scored(7, 0.1, tape="run-9").quote.quote_id
+    for ids, words in (
+        ((here, elsewhere), "1 of 2 reviewed bars are on tape live"),
+        ((elsewhere,), "0 of 1 reviewed bars are on tape live"),
+    ):
+        file.write_text("quote_id,disposition\n" + "".join(f'"{quote_id}",CONFIRMED\n' for quote_id in ids))
+        code, shown = await run(mesh, reviewed=file, dry_run=True)
+        assert (code, words in shown) == (0, True), shown
+
+
+async def test_files_are_replaced_together_or_not_at_all(mesh: MeshSettings, tmp_path: Path) -> None:
+    kept = {name: tmp_path / name for name in ("below_the_line.csv", "threshold.png")}
+    for file in kept.values():
+        file.write_text("as it was")
+    for output in (Path("/proc/x/y"), tmp_path):
+        with pytest.raises(OSError, match=r"No such file|Is a directory"):
+            await run(mesh, output=output)
+        assert {file.read_text() for file in kept.values()} == {"as it was"}
+        assert not list(tmp_path.glob(".*"))
+    code, _ = await run(mesh)
+    assert code == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+async def test_several_thresholds_that_were_in_force_are_told(tmp_path: Path) -> None:
+    def at(threshold: float, items: Sequence[ScoredQuote]) -> list[ScoredQuote]:
+        return [replace(i, score=replace(i.score, threshold=threshold)) for i in items]
+
+    async with running_gateway(tmp_path) as gateway:
+        await record(gateway, [*QUIET, *BETWEEN])
+        await record(gateway, at(0.75, LOUD))
+        settings = MeshSettings(tapewatch_dir=tmp_path, gateway_address=gateway.address)
+        code, shown = await run(settings, location="gateway", dry_run=True)
+        assert code == 0, shown
+        assert "2 were in force, from 0.75 to 0.8; the newest, 0.75, would give 6" in shown

@@ -17,7 +17,7 @@ from services.archive.bars import quotes as quotes_of
 from services.domain.errors import InvalidRequestError, ModelUnusableError
 from services.domain.quote import Quote
 from services.domain.score import SCORE_TOLERANCE, Score
-from services.domain.threshold import PER_DAY, THRESHOLD_FILE, ThresholdCalibration
+from services.domain.threshold import PER_DAY, ThresholdCalibration, threshold_file
 from services.runtime.errors import error_from_rpc
 from services.scorer.deployment import lot
 from services.scorer.registry import ModelRegistry
@@ -219,12 +219,13 @@ def calibration(version: str, threshold: float) -> ThresholdCalibration:
 
 
 async def test_a_calibrated_threshold_is_taken_at_start_and_on_reload(tmp_path: Path) -> None:
-    models = tmp_path / "models"
+    models, folder = tmp_path / "models", tmp_path / "thresholds"
     copy_version(models, "m1")
-    file = tmp_path / "threshold.json"
+    folder.mkdir()
+    file = folder / threshold_file("m1")
     trained = ModelRegistry(models).load("m1").metadata.threshold
-    (models / "m1" / THRESHOLD_FILE).write_text(calibration("m1", 0.75).to_json())
-    async with running_scorer(models, threshold_file=file) as channel:
+    file.write_text(calibration("m1", 0.75).to_json())
+    async with running_scorer(models, threshold_dir=folder) as channel:
         stub = ModelServiceStub(channel)
 
         async def served() -> tuple[float, float, bool]:
@@ -232,22 +233,43 @@ async def test_a_calibrated_threshold_is_taken_at_start_and_on_reload(tmp_path: 
             model = (await stub.GetModel(pb.GetModelRequest())).model
             return score.threshold, model.threshold, model.HasField("threshold_calibration")
 
-        assert await served() == (0.75, 0.75, True), "beside the model"
+        assert await served() == (0.75, 0.75, True)
         file.write_text(calibration("m1", 0.875).to_json())
         assert await served() == (0.75, 0.75, True), "not before a reload"
         reloaded = (await stub.ReloadModel(pb.ReloadModelRequest())).model
         assert reloaded.threshold_calibration.expected_alerts == 2.5
         assert reloaded.threshold_calibration.tape == "live"
-        assert await served() == (0.875, 0.875, True), "THRESHOLD_FILE first"
-        for damage in ('{"threshold": 0.1', calibration("m1", 1.5).to_json(), "{}"):
+        assert await served() == (0.875, 0.875, True)
+        for damage in (
+            '{"threshold": 0.1',
+            calibration("m1", 1.5).to_json(),
+            "{}",
+            calibration("m0", 0.9).to_json(),
+        ):
             file.write_text(damage)
             code, why = await refusal(stub.ReloadModel(pb.ReloadModelRequest()))
             assert (code, str(file) in why) == (grpc.StatusCode.FAILED_PRECONDITION, True)
             assert await served() == (0.875, 0.875, True), "what serves goes on"
-        file.write_text(calibration("m0", 0.9).to_json())
-        (models / "m1" / THRESHOLD_FILE).unlink()
+        file.unlink()
+        (folder / "threshold.json").write_text(calibration("m1", 0.9).to_json())
+        (models / threshold_file("m1")).write_text(calibration("m1", 0.9).to_json())
         await stub.ReloadModel(pb.ReloadModelRequest())
-        assert await served() == (trained, trained, False), "one for another model does not count"
+        assert await served() == (trained, trained, False), "nothing else is read"
+
+
+async def test_each_version_has_a_threshold_file_of_its_own_without_a_folder_beside_the_versions(
+    tmp_path: Path,
+) -> None:
+    models = model_folder(tmp_path / "models")
+    for version, threshold in (("champion", 0.75), ("challenger", 0.25)):
+        (models / threshold_file(version)).write_text(calibration(version, threshold).to_json())
+    async with running_scorer(models, model_version="champion") as channel:
+        stub = ModelServiceStub(channel)
+        assert (await stub.GetModel(pb.GetModelRequest())).model.threshold == 0.75
+        shadow = (await stub.SetShadowModel(pb.SetShadowModelRequest(version="challenger"))).model
+        assert shadow.threshold_calibration.threshold == 0.25
+        assert (await stub.ReloadModel(pb.ReloadModelRequest(version="challenger"))).model.threshold == 0.25
+        assert (await stub.ReloadModel(pb.ReloadModelRequest(version="champion"))).model.threshold == 0.75
 
 
 async def test_drift_is_reported_per_feature_and_grows_when_the_tape_changes(models: Path) -> None:

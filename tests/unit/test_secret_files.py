@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 
 import boto3
@@ -12,6 +13,7 @@ import pytest
 from moto import mock_aws
 
 from services.domain.errors import NotConfiguredError
+from services.domain.threshold import PER_DAY, ThresholdCalibration
 from services.runtime.secret_files import REFRESH_SECONDS, LambdaSecrets, refresh_secret_files, write_secret_files
 
 PEMS = {"TLS_CERT_PEM": "a certificate", "TLS_KEY_PEM": "a key", "TLS_CA_PEM": "an authority"}
@@ -28,12 +30,15 @@ def test_each_pem_goes_to_its_file_and_only_the_owner_reads_it(tmp_path: Path) -
     assert sorted(os.listdir(tmp_path)) == sorted(path.name for path in written)
 
 
-def test_a_threshold_that_the_deployment_brings_is_written_and_another_stays(tmp_path: Path) -> None:
-    threshold = tmp_path / "threshold.json"
-    named = {"THRESHOLD_FILE": str(threshold)}
-    assert write_secret_files(named | {"THRESHOLD_JSON": '{"threshold": 0.5}'}) == [threshold]
+def test_a_threshold_that_the_deployment_brings_is_written_under_its_versions_name(tmp_path: Path) -> None:
+    made = datetime(2026, 11, 1, tzinfo=UTC)
+    text = ThresholdCalibration("tw-1", 0.4, 0.5, 2.0, PER_DAY, 1.9, "lake", "live", 1_000, 9, made).to_json()
+    named = {"THRESHOLD_DIR": str(tmp_path)}
+    assert write_secret_files(named | {"THRESHOLD_JSON": text}) == [tmp_path / "threshold-tw-1.json"]
     assert write_secret_files(named) == []
-    assert threshold.read_text() == '{"threshold": 0.5}'
+    assert (tmp_path / "threshold-tw-1.json").read_text() == text
+    with pytest.raises(NotConfiguredError, match=r"THRESHOLD_JSON"):
+        write_secret_files(named | {"THRESHOLD_JSON": "{}"})
 
 
 def test_a_path_without_its_pem_is_refused_by_name(tmp_path: Path) -> None:
