@@ -11,9 +11,8 @@ import statistics
 import time
 from pathlib import Path
 
-from services.archive import bokeh
+from services.archive import bokeh, version_folder
 from services.archive.bars import quotes as quotes_of
-from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE
 from services.domain.quote import Quote, Series
 from services.scorer.litert import LiteRTModel
 from services.scorer.registry import ModelRegistry
@@ -46,11 +45,9 @@ class _Renamed(LiteRTModel):
     """The shipped model under another version's name."""
 
     def __init__(self, registry: ModelRegistry) -> None:
-        version = registry.versions()[0]
-        files = [
-            (registry.folder / version.version / name).read_bytes() for name in (AUTOENCODER_FILE, CLASSIFIER_FILE)
-        ]
-        super().__init__("bench", dataclasses.replace(version, version="shadow"), *files)
+        shipped = version_folder.read(registry.folder / registry.load().metadata.version)
+        renamed = dataclasses.replace(shipped.metadata, version="shadow")
+        super().__init__("bench", renamed, shipped.autoencoder, shipped.classifier)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from services.scorer.main import build
 from services.scorer.registry import PACKAGED_MODELS, ModelRegistry
 from services.scorer.settings import ScorerSettings
 
-SHIPPED = ModelRegistry(PACKAGED_MODELS).versions()[0].version
+SHIPPED = ModelRegistry(PACKAGED_MODELS).names()[0]
 
 
 def copy_version(folder: Path, version: str, **changes: Any) -> Path:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import grpc
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from services.cli.settings import MeshSettings
 from services.runtime.channels import open_channel
@@ -58,7 +59,7 @@ async def serving_versions(settings: MeshSettings) -> set[str]:
 
 
 async def reload(settings: MeshSettings, version: str, console: Console) -> int:
-    """Serve a version; empty means the newest."""
+    """Serve a version; empty means the newest that can judge."""
 
     async def call(stub: "ModelServiceAsyncStub") -> str:
         model = (await stub.ReloadModel(pb.ReloadModelRequest(version=version))).model
@@ -154,10 +155,13 @@ async def listed(settings: MeshSettings, console: Console) -> int:
     except grpc.aio.AioRpcError as error:
         console.print(error_from_rpc(error, f"scorer {address}").message, style="bold red", soft_wrap=True)
         return exit_code_of(error)
-    table = Table("version", "trained", "threshold", "does")
+    table = Table("version", "trained", "threshold", "does", "usable")
     for model in models:
         roles = [pb.ModelRole.Name(role).removeprefix("MODEL_ROLE_").lower() for role in model.roles]
-        trained = model.train_time.ToDatetime()
-        table.add_row(model.version, f"{trained:%Y-%m-%d %H:%M}", f"{model.threshold:.6g}", ", ".join(roles))
+        known = model.HasField("train_time")
+        trained = f"{model.train_time.ToDatetime():%Y-%m-%d %H:%M}" if known else ""
+        threshold = f"{model.threshold:.6g}" if known else ""
+        usable = Text(f"no: {model.problem}", style="red") if model.problem else "yes"
+        table.add_row(model.version, trained, threshold, ", ".join(roles), usable)
     console.print(table)
     return 0

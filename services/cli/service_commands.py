@@ -103,7 +103,7 @@ def scorer_run_once() -> None:
 
 @model_app.command("list")
 def model_list() -> None:
-    """Show the versions in the registry."""
+    """Show the versions in the registry, and which cannot judge and why."""
     from services.cli.model import listed
 
     raise SystemExit(asyncio.run(listed(MeshSettings(), make_console())))
@@ -118,7 +118,7 @@ def model_show() -> None:
 
 
 @model_app.command("reload")
-def model_reload(version: Annotated[str, typer.Argument(help="Empty takes the newest.")] = "") -> None:
+def model_reload(version: Annotated[str, typer.Argument(help="Empty takes the newest that can judge.")] = "") -> None:
     """Serve a version, and read its threshold again."""
     from services.cli.model import reload
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from services.domain.errors import FieldViolation, InvalidRequestError
-from services.domain.model import ModelMetadata
 from services.scorer.convert import canary_to_proto, drift_to_proto, model_to_proto, shadow_to_proto
 from services.scorer.deployment import Deployment, ModelRole, check_weight
 from services.scorer.ports import Model
+from services.scorer.registry import RegisteredVersion
 from services.scorer.service import ScoringService
 from services.scorer.thresholds import ModelLoader, calibration_of
 from services.wire.checks import check_names, invalid
@@ -28,13 +28,18 @@ class ModelServicer(ModelServiceServicer):
         self._loader = loader
         self._changing = asyncio.Lock()
 
-    def _listed(self, metadata: ModelMetadata) -> pb.Model:
+    def _listed(self, registered: RegisteredVersion) -> pb.Model:
         """A version of the registry; one that judges is shown as it judges."""
         deployment = self._service.deployment
         for model in (deployment.serving, deployment.canary, deployment.shadow):
-            if model is not None and model.metadata.version == metadata.version:
-                return self._judging(model)
-        return model_to_proto(metadata)
+            if model is not None and model.metadata.version == registered.version:
+                shown = self._judging(model)
+                break
+        else:
+            known = registered.metadata
+            shown = pb.Model(version=registered.version) if known is None else model_to_proto(known)
+        shown.problem = registered.problem
+        return shown
 
     def _judging(self, model: Model) -> pb.Model:
         roles = self._service.deployment.roles(model.metadata.version)
@@ -45,11 +50,11 @@ class ModelServicer(ModelServiceServicer):
         check_names({"version": request.version})
         serving, watch = self._service.deployment.serving, self._service.watch
         serves = request.version in ("", serving.metadata.version)
-        metadata = serving.metadata
+        model = self._judging(serving)
         if not serves:
-            metadata = await asyncio.to_thread(self._loader.registry.metadata, request.version)
+            model = self._listed(await asyncio.to_thread(self._loader.registry.version, request.version))
         return pb.GetModelResponse(
-            model=self._listed(metadata),
+            model=model,
             drifts=[drift_to_proto(drift) for drift in watch.drifts()] if serves else [],
             shadow=shadow_to_proto(watch.shadow()),
             canary=canary_to_proto(watch.canary()),
@@ -58,7 +63,7 @@ class ModelServicer(ModelServiceServicer):
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """The registry's models, newest first."""
         models = await asyncio.to_thread(self._loader.registry.versions)
-        return pb.ListModelsResponse(models=[self._listed(metadata) for metadata in models])
+        return pb.ListModelsResponse(models=[self._listed(registered) for registered in models])
 
     async def ReloadModel(self, request: pb.ReloadModelRequest, context: Any) -> pb.ReloadModelResponse:
         """Serve another version; streams go on."""

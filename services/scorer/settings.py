@@ -19,7 +19,7 @@ class ScorerSettings(ServerSettings, QueueSettings):
         description="gateway that history is read from; `none` for none",
     )
     model_dir: Path | None = Field(None, description="folder of model versions; empty takes the shipped ones")
-    model_version: str = Field("", description="version to serve; empty takes the newest")
+    model_version: str = Field("", description="version to serve; empty takes the newest that can judge")
     threshold_dir: Path | None = Field(
         None,
         description="folder of `threshold-<version>.json` of `tapewatch calibrate`, read at start and on reload; empty "

@@ -76,7 +76,7 @@ class ModelLoader:
         self._threshold_dir = threshold_dir or registry.folder
 
     def load(self, version: str = "") -> Model:
-        """A version ready to judge; empty means the newest.
+        """A version ready to judge; empty means the newest that can.
 
         Raises: NotFoundError, ModelUnusableError, also for a damaged threshold file.
         """
@@ -97,7 +97,7 @@ class ModelLoader:
         try:
             return self.load(version)
         except NotFoundError as error:
-            there = ", ".join(metadata.version for metadata in self.registry.versions()) or "none"
+            there = ", ".join(self.registry.names()) or "none"
             raise NotConfiguredError(
                 f"model version {version!r} is not in {self.registry.folder}, where there is {there}",
                 f"set {setting} to a version that is there, or to nothing for the newest",

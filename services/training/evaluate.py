@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from services.archive import version_folder
 from services.domain.errors import NotConfiguredError, NotFoundError, TapewatchError
-from services.domain.model import METADATA_FILE
 from services.runtime.errors import exit_code_of
 from services.training import card, evaluation, plots
 from services.training import pumps as labelled_pumps
@@ -26,10 +26,10 @@ _console = Console(stderr=True, markup=False, emoji=False)  # messages quote wha
 
 def newest(folder: Path) -> Path:
     """The newest version's folder. Raises: NotFoundError when there is none."""
-    versions = {path.parent: json.loads(path.read_text())["train_time"] for path in folder.glob(f"*/{METADATA_FILE}")}
-    if not versions:
+    names = version_folder.names(folder)
+    if not names:
         raise NotFoundError("model in", str(folder))
-    return max(versions, key=lambda version: (versions[version], version.name))
+    return folder / names[0]
 
 
 def measure(

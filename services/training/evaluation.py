@@ -8,12 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from services.archive import version_folder
 from services.archive.bars import Bars
 from services.domain import reasons, session_profile
+from services.domain.errors import ModelUnusableError
 from services.domain.feature_definitions import FEATURE_NAMES
 from services.domain.model import ModelMetadata, log_odds, logistic
 from services.domain.typology import OBSERVABLE, Typology
-from services.training import calibrate, dataset, figures, version_folder
+from services.training import calibrate, dataset, figures
 from services.training.dataset import Part, Rows
 from services.training.figures import STRONG
 from services.training.fit import ALERTS_PER_SYMBOL_DAY, Training, strength_weight
@@ -66,8 +68,11 @@ class Version:
 
 
 def load(folder: Path) -> Version:
-    """The version in a folder. Raises: TapewatchError when it holds no whole one."""
-    return Version(*version_folder.read(folder))
+    """The version in a folder, checked as a scorer does. Raises: ModelUnusableError, also when a half is missing."""
+    files = version_folder.read(folder)
+    if files.autoencoder is None or files.classifier is None:
+        raise ModelUnusableError(str(folder), "lacks its autoencoder or its classifier: only both are measured")
+    return Version(files.metadata, files.autoencoder, files.classifier)
 
 
 def z_score_rule(rows: Rows) -> Array:

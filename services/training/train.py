@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from services.archive import version_folder
 from services.domain.errors import TapewatchError
 from services.domain.feature_definitions import FEATURE_HASH, FEATURES, WINDOW
 from services.domain.model import (
@@ -26,7 +27,7 @@ from services.domain.model import (
 from services.domain.stability import SCORE
 from services.domain.typology import OBSERVABLE
 from services.runtime.errors import exit_code_of
-from services.training import calibrate, networks, version_folder
+from services.training import calibrate, networks
 from services.training.checkpoint import Checkpoint
 from services.training.dataset import Part, Rows
 from services.training.fit import Training

@@ -169,7 +169,7 @@ def calibration(version: str) -> str:
 def test_a_model_and_its_calibrated_threshold_reach_every_scorer(code: Path, tmp_path: Path) -> None:
     from deploy.app import build
 
-    version = ModelRegistry().versions()[0].version
+    version = ModelRegistry().names()[0]
     file = tmp_path / "threshold.json"
     file.write_text(calibration(version))
     settings = read(name="modelled", model={"version": version, "threshold": str(file)})

@@ -9,11 +9,14 @@ from rich.console import Console
 
 from services.cli import model
 from services.cli.settings import MeshSettings
+from services.domain.model import CLASSIFIER_FILE, METADATA_FILE
 from services.wire.quote import quote_to_proto
+from tapewatch.scorer.v1 import model_service_pb2
 from tapewatch.scorer.v1 import scorer_service_pb2 as pb
+from tapewatch.scorer.v1.model_service_pb2_grpc import ModelServiceStub
 from tapewatch.scorer.v1.scorer_service_pb2_grpc import ScorerServiceStub
 from tests.pipeline_fakes import quote
-from tests.scorer_models import model_folder, open_client, scorer_address
+from tests.scorer_models import copy_version, model_folder, open_client, scorer_address
 
 
 @pytest.fixture
@@ -66,3 +69,26 @@ async def test_a_scorer_that_is_away_fails_the_command_and_not_the_others(pool: 
     assert await model.shadow(settings, "challenger", Console(file=out, width=200)) == 1
     assert out.getvalue().count("judges as shadow") == 1
     assert "127.0.0.1:1" in out.getvalue()
+
+
+async def test_the_list_says_what_cannot_judge_and_a_reload_of_the_newest_passes_it_over(tmp_path: Path) -> None:
+    models = model_folder(tmp_path / "models")
+    out = io.StringIO()
+    console = Console(file=out, width=300)
+    async with scorer_address(models, model_version="challenger") as address:
+        settings = MeshSettings(scorer_addresses=address)
+        newest = copy_version(models, "newest", train_time="2031-01-01T00:00:00Z") / CLASSIFIER_FILE
+        newest.write_bytes(b"")
+        (copy_version(models, "unreadable") / METADATA_FILE).write_text("{")
+        assert await model.listed(settings, console) == 0
+        rows = {line.split("│")[1].strip(): line for line in out.getvalue().splitlines() if line.count("│") == 6}
+        assert "yes" in rows["champion"]
+        assert "no: " in rows["newest"]
+        assert "is damaged" in rows["newest"]
+        assert "is damaged" in rows["damaged"]
+        assert "is not JSON" in rows["unreadable"]
+        assert await model.reload(settings, "", console) == 0
+        assert "serves champion at threshold" in out.getvalue()
+        async with open_client(address) as channel:
+            asked = model_service_pb2.GetModelRequest(version="newest")
+            assert "is damaged" in (await ModelServiceStub(channel).GetModel(asked)).model.problem

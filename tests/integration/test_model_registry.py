@@ -15,12 +15,13 @@ from services.domain.features import bar_rows, bars_windows, compute
 from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE, METADATA_FILE, ModelMetadata
 from services.domain.typology import Typology
 from services.scorer.registry import PACKAGED_MODELS, ModelRegistry
+from tests.scorer_models import copy_version
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A registry with a copy of the newest shipped version."""
-    version = ModelRegistry().versions()[0].version
+    version = ModelRegistry().names()[0]
     shutil.copytree(PACKAGED_MODELS / version, tmp_path / version)
     return tmp_path
 
@@ -78,7 +79,8 @@ def test_metadata_that_does_not_fit_is_refused_with_the_reason(
 
 def test_metadata_that_is_not_json_is_refused(folder: Path) -> None:
     (only(folder) / METADATA_FILE).write_text("{")
-    assert ModelRegistry(folder).versions() == []
+    (listed,) = ModelRegistry(folder).versions()
+    assert (listed.metadata, "is not JSON" in listed.problem) == (None, True)
     with pytest.raises(ModelUnusableError, match="is not JSON"):
         ModelRegistry(folder).load()
 
@@ -92,6 +94,24 @@ def test_a_file_that_is_no_model_is_refused_even_with_its_checksum(folder: Path)
     edit(folder, checksums=checksums | {CLASSIFIER_FILE: hashlib.sha256(content).hexdigest()})
     with pytest.raises(ModelUnusableError, match="is not a usable TFLite model"):
         ModelRegistry(folder).load()
+
+
+def test_what_cannot_judge_is_listed_with_the_reason_and_never_taken_as_the_newest(tmp_path: Path) -> None:
+    copy_version(tmp_path, "good", train_time="2027-01-01T00:00:00Z")
+    copy_version(tmp_path, "features", feature_hash="0" * 64, train_time="2028-01-01T00:00:00Z")
+    damaged = copy_version(tmp_path, "damaged", train_time="2029-01-01T00:00:00Z") / CLASSIFIER_FILE
+    damaged.write_bytes(damaged.read_bytes() + b"?")
+    (copy_version(tmp_path, "unreadable") / METADATA_FILE).write_text("{")
+    registry = ModelRegistry(tmp_path)
+    found = {each.version: each.problem for each in registry.versions()}
+    assert list(found) == ["damaged", "features", "good", "unreadable"]
+    for version, words in (("damaged", "is damaged"), ("features", "other features"), ("unreadable", "is not JSON")):
+        assert words in found[version]
+    assert found["good"] == ""
+    assert registry.load().metadata.version == "good"
+    shutil.rmtree(tmp_path / "good")
+    with pytest.raises(ModelUnusableError, match="is damaged"):
+        registry.load()
 
 
 def test_nothing_to_serve(tmp_path: Path) -> None:

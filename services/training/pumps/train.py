@@ -11,9 +11,10 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from services.archive import version_folder
 from services.domain.errors import NotConfiguredError, TapewatchError
 from services.runtime.errors import exit_code_of
-from services.training import tree_tables, version_folder
+from services.training import tree_tables
 from services.training.dataset import instructions
 from services.training.networks import tensorflow
 from services.training.pumps import columns, models, protocol, recordings

@@ -241,6 +241,7 @@ class Model(_message.Message):
     CHECKSUMS_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     THRESHOLD_CALIBRATION_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version, unique in the registry."""
     serving: _builtins.bool
@@ -255,6 +256,10 @@ class Model(_message.Message):
     """Weight of the autoencoder in the ensemble; the classifier has the rest."""
     training_fingerprint: _builtins.str
     """SHA-256 of the training data and code."""
+    problem: _builtins.str
+    """Why what is in the registry cannot judge: damaged, or made for other features. Empty when it can. A version whose
+    metadata cannot be read has only this and its version.
+    """
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___Feature]:
         """Its inputs, in the order of the input tensor."""
@@ -300,10 +305,11 @@ class Model(_message.Message):
         checksums: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         roles: _abc.Iterable[Global___ModelRole.ValueType] | None = ...,
         threshold_calibration: Global___ThresholdCalibration | None = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["threshold_calibration", b"threshold_calibration", "train_time", b"train_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoencoder_weight", b"autoencoder_weight", "checksums", b"checksums", "feature_hash", b"feature_hash", "features", b"features", "metrics", b"metrics", "roles", b"roles", "serving", b"serving", "threshold", b"threshold", "threshold_calibration", b"threshold_calibration", "train_time", b"train_time", "training_fingerprint", b"training_fingerprint", "typologies", b"typologies", "version", b"version", "window_quotes", b"window_quotes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoencoder_weight", b"autoencoder_weight", "checksums", b"checksums", "feature_hash", b"feature_hash", "features", b"features", "metrics", b"metrics", "problem", b"problem", "roles", b"roles", "serving", b"serving", "threshold", b"threshold", "threshold_calibration", b"threshold_calibration", "train_time", b"train_time", "training_fingerprint", b"training_fingerprint", "typologies", b"typologies", "version", b"version", "window_quotes", b"window_quotes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -645,7 +651,7 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
-        """Newest first."""
+        """Newest first; those whose metadata cannot be read come last."""
 
     def __init__(
         self,
@@ -668,7 +674,7 @@ class ReloadModelRequest(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """Version to serve. Empty means the newest in the registry."""
+    """Version to serve. Empty means the newest in the registry that can judge."""
     def __init__(
         self,
         *,

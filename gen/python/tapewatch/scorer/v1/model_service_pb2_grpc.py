@@ -79,7 +79,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """The models in the scorer's registry, newest first. The registry is small: one page holds them all.
+        """The models in the scorer's registry, also those that cannot judge. The registry is small: one page holds them all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

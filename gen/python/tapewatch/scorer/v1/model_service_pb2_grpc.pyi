@@ -36,7 +36,7 @@ class ModelServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
     """One model's metadata."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
-    """The models in the scorer's registry, newest first. The registry is small: one page holds them all."""
+    """The models in the scorer's registry, also those that cannot judge. The registry is small: one page holds them all."""
     ReloadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ReloadModelRequest, _model_service_pb2.ReloadModelResponse]
     """Serves another version from now on, and reads its threshold calibration again. Quotes in flight are judged by the
     version they began with. A damaged or mismatched model is refused with FAILED_PRECONDITION, and the one that was
@@ -64,7 +64,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """One model's metadata."""
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """The models in the scorer's registry, newest first. The registry is small: one page holds them all."""
+    """The models in the scorer's registry, also those that cannot judge. The registry is small: one page holds them all."""
     ReloadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ReloadModelRequest, _model_service_pb2.ReloadModelResponse]  # type: ignore[assignment]
     """Serves another version from now on, and reads its threshold calibration again. Quotes in flight are judged by the
     version they began with. A damaged or mismatched model is refused with FAILED_PRECONDITION, and the one that was
@@ -101,7 +101,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ListModelsResponse, _abc.Awaitable[_model_service_pb2.ListModelsResponse]]:
-        """The models in the scorer's registry, newest first. The registry is small: one page holds them all."""
+        """The models in the scorer's registry, also those that cannot judge. The registry is small: one page holds them all."""
 
     @_abc_1.abstractmethod
     def ReloadModel(

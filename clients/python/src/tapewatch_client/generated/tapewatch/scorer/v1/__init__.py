@@ -590,7 +590,7 @@ class ListModelsResponse(betterproto2.Message):
 
     models: "list[Model]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
-    Newest first.
+    Newest first; those whose metadata cannot be read come last.
     """
 
 
@@ -681,6 +681,12 @@ class Model(betterproto2.Message):
     Where the threshold comes from. Absent when it is the one that training set, and on a version without a role.
     """
 
+    problem: "str" = betterproto2.field(15, betterproto2.TYPE_STRING)
+    """
+    Why what is in the registry cannot judge: damaged, or made for other features. Empty when it can. A version whose
+    metadata cannot be read has only this and its version.
+    """
+
 
 default_message_pool.register_message("tapewatch.scorer.v1", "Model", Model)
 
@@ -764,7 +770,7 @@ class ReloadModelRequest(betterproto2.Message):
 
     version: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    Version to serve. Empty means the newest in the registry.
+    Version to serve. Empty means the newest in the registry that can judge.
     """
 
 
@@ -1331,7 +1337,7 @@ class ModelServiceStub:
 
     def list_models(self, message: "ListModelsRequest | None" = None) -> "ListModelsResponse":
         """
-        The models in the scorer's registry, newest first. The registry is small: one page holds them all.
+        The models in the scorer's registry, also those that cannot judge. The registry is small: one page holds them all.
         """
 
         if message is None:
