@@ -1,5 +1,6 @@
 """The model card as Markdown, from metadata and figures."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from services.domain.model import ModelMetadata
@@ -14,11 +15,13 @@ SHIPPED = "tw-e214b67bbe"
 
 def render(metadata: ModelMetadata, found: dict[str, Any], folder: str) -> str:
     """The card's text; `folder` is where its plots lie, relative to it."""
-    parts = [_head(metadata)]
+    cautions = found.get("cautions", [])
+    tickers = "tickers" if cautions else "unseen tickers"
+    parts = [_head(metadata, cautions)]
     for source in found.get("equities", []):
-        parts.append(_equities(source, folder))
+        parts.append(_equities(source, folder, tickers))
     if "days" in found:
-        parts.append(_days(found["days"]))
+        parts.append(_days(found["days"], tickers))
     if "left_out" in found:
         parts.append(_left_out(found["left_out"]))
     if "pumps" in found:
@@ -31,11 +34,10 @@ def render(metadata: ModelMetadata, found: dict[str, Any], folder: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _head(metadata: ModelMetadata) -> str:
+def _head(metadata: ModelMetadata, cautions: Sequence[str]) -> str:
     return f"""# Model card: {metadata.version}
 
-Written by `python -m services.training.evaluate`; every figure is measured by it, on bars of tickers and of times that
-nothing was fitted on. Weak figures stand beside strong ones.
+Written by `python -m services.training.evaluate`; every figure is measured by it{_measured_on(cautions)}
 
 **What it does.** Judges one bar of one instrument from it and the {metadata.window_quotes - 1} bars before it: how far
 price and volume are consistent with manipulation, of which kind, and why. It never finds intent.
@@ -56,6 +58,12 @@ as training makes them up; shorter bars are held to the same budget by an offset
 **What it can name.** {", ".join(t.words for t in metadata.typologies)}.
 {_practices(metadata)}
 **What it cannot see** (needs orders, identities or news): {", ".join(metadata.not_observable)}."""
+
+
+def _measured_on(cautions: Sequence[str]) -> str:
+    if cautions:
+        return f". Weak figures stand beside strong ones.\n\n**Careful.** {' '.join(cautions)}"
+    return ", on bars of tickers and of times that\nnothing was fitted on. Weak figures stand beside strong ones."
 
 
 def _made_by(metadata: ModelMetadata) -> str:
@@ -134,7 +142,7 @@ def _budgets(rows: list[dict[str, float]]) -> str:
     )
 
 
-def _equities(found: dict[str, Any], folder: str) -> str:
+def _equities(found: dict[str, Any], folder: str, tickers: str) -> str:
     seconds = found["interval_seconds"]
     name = {86_400: "daily bars", 60: "one-minute bars"}.get(seconds, f"bars of {seconds} s")
     lines = [
@@ -152,7 +160,7 @@ def _equities(found: dict[str, Any], folder: str) -> str:
     explained = found["explanations"]
     return f"""## Equities, {name}, injected manipulations
 
-{found["tickers"]} unseen tickers, {found["first"]} to {found["last"]}, {found["bars"]:,} untouched bars; at most 1.5 %
+{found["tickers"]} {tickers}, {found["first"]} to {found["last"]}, {found["bars"]:,} untouched bars; at most 1.5 %
 of bars manipulated. Strength is in the event's own deviations (`services/training/injection.py`). Figures count
 strengths from 4 on unless said otherwise; every other model's threshold is set by the same budget on the same
 validation bars. Intervals are bootstraps by ticker. An event is found when one of its bars is a detection.
@@ -179,12 +187,12 @@ Event recall where these very bars set the threshold, by the alerts that it allo
 ![Alerts over threshold]({folder}/alerts-{seconds}s.png)"""
 
 
-def _days(found: dict[str, Any]) -> str:
-    lines = ["| day | what | unseen tickers | detections |", "|---|---|---|---|"]
+def _days(found: dict[str, Any], tickers: str) -> str:
+    lines = [f"| day | what | {tickers} | detections |", "|---|---|---|---|"]
     lines += [f"| {d['day']} | {d['what']} | {d['tickers']} | {d['detections']} |" for d in found["days"]]
     text = f"""## Known real days
 
-Untouched daily bars of unseen tickers (the early days lie in the training period). On all days together
+Untouched daily bars of {tickers} (the early days lie in the training period). On all days together
 {found["all"]:.2%} of bars are detections.
 
 {chr(10).join(lines)}"""

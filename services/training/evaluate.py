@@ -11,13 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from services.archive import version_folder
 from services.domain.errors import NotConfiguredError, NotFoundError, TapewatchError
 from services.runtime.errors import exit_code_of
-from services.training import card, evaluation, plots
+from services.training import card, evaluation, plots, provenance
 from services.training import pumps as labelled_pumps
 from services.training.fit import Training
 from services.training.held_out import Held
 from services.training.pumps import section
 
 SECTIONS = ("equities", "days", "left_out", "old_task", "pumps")
+_MEASURE_ALL = "run the same command without --only, or with another --output"
 _MODELS = Path(__file__).parents[1] / "scorer" / "models"
 
 app = typer.Typer(add_completion=False)
@@ -65,6 +66,24 @@ def measure(
     return found, held
 
 
+def _others(kept: Path, stamp: dict[str, Any]) -> dict[str, Any]:
+    """The figures that are kept already. Raises: NotConfiguredError when they are of another model or other data."""
+    if not kept.exists():
+        return {}
+    try:
+        figures: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        whose = {name: figures.get(name) for name in ("version", "data_sha256")}
+    except (OSError, ValueError, AttributeError) as error:
+        raise NotConfiguredError(f"{kept} cannot be read ({error})", _MEASURE_ALL) from error
+    if all(whose[name] == stamp[name] for name in whose):
+        return figures
+    said = f"of {whose['version']} on {'; '.join(figures.get('data', []))}" if whose["version"] else "of unknown origin"
+    raise NotConfiguredError(
+        f"{kept} holds figures {said}, which do not go with those of {stamp['version']} on {'; '.join(stamp['data'])}",
+        _MEASURE_ALL,
+    )
+
+
 @app.command()
 def evaluate(
     data: Annotated[
@@ -102,12 +121,15 @@ def evaluate(
                 sectors=sectors,
                 progress=progress,
             )
+            stamp = provenance.stamp(version.metadata, training.sources)
+            for caution in stamp["cautions"]:
+                _console.print(f"careful: {caution}", style="yellow", highlight=False, soft_wrap=True)
+            folder = output.with_suffix("")
+            kept = folder / "figures.json"
+            others = _others(kept, stamp) if only else {}
             figures, held = measure(training, version, pumps, list(only or SECTIONS))
-        folder = output.with_suffix("")
         folder.mkdir(parents=True, exist_ok=True)
-        kept = folder / "figures.json"
-        if only and kept.exists():
-            figures = json.loads(kept.read_text(encoding="utf-8")) | figures
+        figures = others | stamp | figures
         kept.write_text(json.dumps(figures, indent=1, default=float) + "\n", encoding="utf-8")
         for source, rows in zip(training.sources, held, strict=False):
             plots.equities(folder, source.interval_seconds, version, rows)
@@ -121,7 +143,7 @@ def evaluate(
     except TapewatchError as error:
         _console.print(error.message, style="red", highlight=False)
         raise typer.Exit(exit_code_of(error)) from error
-    typer.echo(f"{output}: {', '.join(figures)}")
+    typer.echo(f"{output}: {', '.join(name for name in SECTIONS if name in figures)}")
 
 
 if __name__ == "__main__":

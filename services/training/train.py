@@ -27,7 +27,7 @@ from services.domain.model import (
 from services.domain.stability import SCORE
 from services.domain.typology import OBSERVABLE
 from services.runtime.errors import exit_code_of
-from services.training import calibrate, networks
+from services.training import calibrate, networks, provenance
 from services.training.checkpoint import Checkpoint
 from services.training.dataset import Part, Rows
 from services.training.fit import Training
@@ -59,15 +59,11 @@ def score_quantiles(held: Held, calibration: Calibration) -> tuple[float, ...]:
 
 def describe(training: Training) -> str:
     """What the model was trained on, in a sentence."""
-    parts = []
-    for source in training.sources:
-        first = min(bars.event_time[0] for bars in source.history).astype("datetime64[D]")
-        last = max(bars.event_time[-1] for bars in source.history).astype("datetime64[D]")
-        bars = sum(map(len, source.history))
-        parts.append(
-            f"{len(source.history)} symbols with {bars:,} bars of {source.interval_seconds} s, {first} to {last} "
-            f"({Path(source.location).stem}{'' if source.trained else ', for the calibration only'})"
-        )
+    parts = [
+        f"{provenance.words(source)} "
+        f"({Path(source.location).stem}{'' if source.trained else ', for the calibration only'})"
+        for source in training.sources
+    ]
     return (
         f"{'; '.join(parts)}: of each the period of the first 80 % of the bars and 60 % of the symbols (of fewer than "
         f"20 symbols all of them, and 60 % of the bars), with injected manipulations, seed {training.seed}"
