@@ -10,6 +10,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from services.archive import bokeh
 from services.archive.bars import quotes as quotes_of
+from services.domain.feature_definitions import FEATURES
 from services.runtime import telemetry_names as names
 from services.scorer.metrics import observe_deployment
 from services.scorer.registry import ModelRegistry
@@ -59,8 +60,9 @@ async def test_drift_of_the_serving_model_is_measured(tmp_path: Path, reader: In
     stability = found[names.MODEL_STABILITY_INDEX]
     assert {dict(key)[names.ATTRIBUTE_TAPE] for key in stability} == {"live"}
     measured = {dict(key)[names.ATTRIBUTE_VALUE] for key in stability}
-    features = {feature.name for feature in challenger.metadata.features}
-    assert measured - {"score"} == features, "the classifier alone: no percentile"
+    features = {feature.name for feature in FEATURES if not feature.optional}
+    assert measured - {"score"} == features, "the classifier alone: no percentile; a tape without a benchmark"
+    assert {dict(key)[names.ATTRIBUTE_INTERVAL] for key in stability} == {86_400}
     assert all(value >= 0 for value in stability.values())
 
 

@@ -117,7 +117,7 @@ def test_a_feature_that_the_tape_does_not_have_has_no_index() -> None:
 def test_bars_of_each_length_have_usual_ranges_of_their_own() -> None:
     metadata = ModelRegistry().load().metadata
     assert [bars.interval_seconds for bars in metadata.usual] == [86_400, 60]
-    assert metadata.nearest(np.log([1440.0, 60.0, 30.0, 1.0, 5 / 60])).tolist() == [0, 1, 1, 1, 1]
+    assert metadata.nearest(np.log([1440.0, 60.0, 30.0, 1.0, 5 / 60])).tolist() == [0, 0, 1, 1, 1]
     daily, minutes = ({f.name: f for f in bars.features}["session_volume_z"] for bars in metadata.usual)
     assert (daily.low, daily.high) == (0.0, 0.0)
     assert minutes.low < -1.0 < 1.0 < minutes.high
