@@ -122,8 +122,6 @@ def _read(location: str, problems: list[Problem], growing: bool) -> list[_Part]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in readers and file.is_file())
     if not files:
         raise unreadable(path, f"is a folder without CSV or Parquet files{folders and f'; {folders}'}")
-    if folders:
-        problems.append(Problem(f"{path}:", folders))
     parts: list[_Part] = []
     refused: list[tuple[Path, str]] = []
     for file in files:
@@ -135,6 +133,8 @@ def _read(location: str, problems: list[Problem], growing: bool) -> list[_Part]:
     if not parts:
         clauses = joined(f"{file.name} {why}" for file, why in refused)
         raise unreadable(path, f"holds nothing usable: {clauses}{folders and f'; {folders}'}")
+    if folders:
+        problems.append(Problem(f"{path}:", folders))
     problems += [Problem(str(file), f"{why}; left out", kind="a file left out") for file, why in refused]
     return _joined(location, parts, problems)
 
@@ -148,6 +148,8 @@ def _unread_folders(path: Path) -> str:
                 continue
             if lake.is_lake(str(folder)) or any(file.suffix.lower() in _READERS for file in folder.iterdir()):
                 found.append(folder)
+    if len(found) == 1:
+        return f"its folder {found[0].name} is not read: name it, as {found[0]}"
     names = listed([folder.name for folder in found])
     return f"its folders {names} are not read: name one of them, such as {found[0]}" if found else ""
 

@@ -7,7 +7,7 @@ is named in `problems`:
 - of rows of one symbol and time the last one counts; rows out of order are sorted;
 - a volume that is missing, no number or negative counts as 0, which the features treat as missing;
 - a symbol without a usable row, or with several currencies (none is one, too), is left out;
-- commas between thousands are taken in volumes, and in prices that have a decimal point: "1,234" may be 1.234.
+- commas between thousands are taken in volumes, and elsewhere with a decimal point only: "1,234" may be 1.234.
 """
 
 import math
@@ -85,7 +85,7 @@ def bars_of(
         raise unreadable(path, "holds no rows")
 
     times = _times(table.column(moment), path)
-    columns = {name: _numbers(table.column(name), decimal=name in PRICES) for name in NUMBERS if name in names}
+    columns = {name: _numbers(table.column(name), decimal=name != "volume") for name in NUMBERS if name in names}
     if symbol is None:
         symbols, codes = _symbols(table.column("symbol"), path)
     elif not SYMBOL_PATTERN.fullmatch(symbol):

@@ -98,11 +98,12 @@ def _quantised(metadata: ModelMetadata) -> str:
     figures = metadata.metrics
     if "quantised_bytes" not in figures:
         return ""
+    loss = figures.get("quantised_average_precision_loss")  # missing where there was no event to measure it on
+    precision = "" if loss is None else f" and PR-AUC by {-loss:+.4f}"
     return (
         f" With int8 weights both take {figures['quantised_bytes'] / 1024:.0f} instead of "
         f"{figures['float32_bytes'] / 1024:.0f} KiB; the score moves by "
-        f"{figures['quantised_mean_score_difference']:.5f} on average "
-        f"and PR-AUC by {-figures['quantised_average_precision_loss']:+.4f}."
+        f"{figures['quantised_mean_score_difference']:.5f} on average{precision}."
     )
 
 

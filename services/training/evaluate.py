@@ -10,9 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from services.archive import version_folder
 from services.domain.errors import NotConfiguredError, NotFoundError, TapewatchError
-from services.runtime.errors import exit_code_of
 from services.training import card, evaluation, plots, provenance
 from services.training import pumps as labelled_pumps
+from services.training.console import LARGEST_MEMBERS, LARGEST_SEED, MOST_PASSES, refused, teller
 from services.training.fit import Training
 from services.training.held_out import Held
 from services.training.pumps import section
@@ -41,7 +41,7 @@ def measure(
     held: list[Held] = []
 
     def begin(words: str) -> None:
-        _console.print(words, highlight=False)
+        _console.print(words, highlight=False, soft_wrap=True)
 
     if "equities" in sections:
         found["equities"] = []
@@ -87,7 +87,10 @@ def _others(kept: Path, stamp: dict[str, Any]) -> dict[str, Any]:
 @app.command()
 def evaluate(
     data: Annotated[
-        list[str] | None, typer.Option(help='"bokeh" (the default), a file or a folder; once for each bar length.')
+        list[str] | None,
+        typer.Option(
+            help='"bokeh" (the default), a file, a folder or a lake, as for `train`; once for each bar length.'
+        ),
     ] = None,
     pumps: Annotated[Path | None, typer.Option(help="Folder of the labelled pumps. Empty leaves them out.")] = None,
     model: Annotated[Path | None, typer.Option(help="A version's folder. Empty means the newest shipped.")] = None,
@@ -98,10 +101,13 @@ def evaluate(
         list[str] | None, typer.Option(help=f"Sections to measure again: {', '.join(SECTIONS)}. Empty means all.")
     ] = None,
     sectors: Annotated[Path | None, typer.Option(help="The file of sectors that the training had.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the training that is evaluated.")] = 1,
-    epochs: Annotated[int, typer.Option(help="For the training without one typology.")] = 6,
-    passes: Annotated[int, typer.Option(help="For the training without one typology.")] = 6,
-    members: Annotated[int, typer.Option(help="For the training without one typology.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the training that is evaluated.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="For the training without one typology.")] = 6,
+    passes: Annotated[int, typer.Option(min=1, max=MOST_PASSES, help="For the training without one typology.")] = 6,
+    members: Annotated[
+        int, typer.Option(min=1, max=LARGEST_MEMBERS, help="For the training without one typology.")
+    ] = 3,
+    verbose: Annotated[bool, typer.Option("--verbose", help="List each problem of the data.")] = False,
 ) -> None:
     """Measures a model version on bars of tickers and times it was not fitted on, and writes its card."""
     try:
@@ -120,6 +126,7 @@ def evaluate(
                 members=members,
                 sectors=sectors,
                 progress=progress,
+                tell=teller(_console, verbose=verbose),
             )
             stamp = provenance.stamp(version.metadata, training.sources)
             for caution in stamp["cautions"]:
@@ -138,11 +145,9 @@ def evaluate(
         output.write_text(card.render(version.metadata, figures, folder.name), encoding="utf-8")
     except ModuleNotFoundError as error:
         missing = NotConfiguredError(f"evaluation needs {error.name}", "install it with pip install -e '.[train]'")
-        _console.print(missing.message, style="red", highlight=False)
-        raise typer.Exit(exit_code_of(missing)) from error
+        refused(_console, missing)
     except TapewatchError as error:
-        _console.print(error.message, style="red", highlight=False)
-        raise typer.Exit(exit_code_of(error)) from error
+        refused(_console, error)
     typer.echo(f"{output}: {', '.join(name for name in SECTIONS if name in figures)}")
 
 

@@ -1,6 +1,7 @@
 """Makes a model version: `python -m services.training.train --data bokeh --output DIR`."""
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -26,12 +27,12 @@ from services.domain.model import (
 )
 from services.domain.stability import SCORE
 from services.domain.typology import OBSERVABLE
-from services.runtime.errors import exit_code_of
 from services.training import calibrate, networks, provenance
 from services.training.checkpoint import Checkpoint
+from services.training.console import LARGEST_MEMBERS, LARGEST_SEED, MOST_PASSES, refused, teller
 from services.training.dataset import Part, Rows
-from services.training.fit import Training
-from services.training.held_out import Held, calibrated, held_out, measured, quantisation, unseen
+from services.training.fit import ALERTS_PER_SYMBOL_DAY, Training
+from services.training.held_out import BUDGET_SHARE, Held, calibrated, held_out, measured, quantisation, unseen
 
 MIN_HISTORY_QUOTES = 30
 SCORE_SHARES = 10
@@ -70,6 +71,18 @@ def describe(training: Training) -> str:
     )
 
 
+def too_few_days(interval_seconds: int, symbol_days: int) -> str:
+    """A warning where the alert budget allows not even one alert on the bars that a threshold is set on; else empty."""
+    needed = math.ceil(1.0 / (BUDGET_SHARE * ALERTS_PER_SYMBOL_DAY))
+    if symbol_days >= needed:
+        return ""
+    return (
+        f"the threshold of {interval_seconds} s bars is set on {symbol_days:,} symbol-days, where the alert budget "
+        f"allows not one alert ({needed:,} would allow one): nobody knows how often it alerts. Train on more symbols "
+        "or a longer history, or set a threshold later with `tapewatch calibrate`."
+    )
+
+
 def command(training: Training, **files: Path | None) -> str:
     """The command that makes the same version again, and the versions of what it ran on."""
     options = [
@@ -95,6 +108,7 @@ def run(
     console: Console,
     labels: Path | None = None,
     sectors: Path | None = None,
+    verbose: bool = False,
 ) -> ModelMetadata:
     """Trains, calibrates, measures and writes a version under `output`; no version is left half-written.
 
@@ -111,11 +125,13 @@ def run(
         console: Shows the progress.
         labels: File of bars that analysts decided, to learn from.
         sectors: File of sectors by symbol, whose other symbols are then a symbol's peers.
+        verbose: Print each problem of the data, not a few of each kind.
 
     Raises:
         TapewatchError: The data cannot be used, or TensorFlow is missing.
     """
     networks.tensorflow()
+    tell = teller(console, verbose=verbose)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         training = Training(
@@ -128,7 +144,7 @@ def run(
             progress=progress,
             labels=labels,
             sectors=sectors,
-            tell=lambda words, _: console.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True),
+            tell=tell,
         )
         checkpoint = Checkpoint.of_run(output, training.fingerprint)
         normals = [training.rows(source, Part.TRAIN) for source in training.trained]
@@ -141,10 +157,14 @@ def run(
         feeds = [unseen(training, source, exported) for source in training.sources]
     calibration, threshold, weight = calibrated(validation, feeds)
     figures = measured(calibration, threshold, test) | quantisation(exported, calibration, test[0])
-    figures |= {
-        f"threshold_{source.interval_seconds}s_symbol_days": float(calibrate.symbol_days(kinds[0].rows))
-        for source, kinds in zip(training.sources, feeds, strict=True)
-    }
+    for source, kinds in zip(training.sources, feeds, strict=True):
+        days = calibrate.symbol_days(kinds[0].rows)
+        figures[f"threshold_{source.interval_seconds}s_symbol_days"] = float(days)
+        if warning := too_few_days(source.interval_seconds, days):
+            tell(warning, ())
+    if missing := [name for name, value in figures.items() if not math.isfinite(value)]:
+        tell(f"not measured, for want of test bars or events: {', '.join(missing)}", ())
+        figures = {name: value for name, value in figures.items() if name not in missing}
     trained_validation = [held for held, source in zip(validation, training.sources, strict=True) if source.trained]
     files = {AUTOENCODER_FILE: autoencoder, CLASSIFIER_FILE: classifier}
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
@@ -178,7 +198,8 @@ def train(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help='"bokeh" (the default), a CSV or Parquet file or a folder of them; once for each bar length.'
+            help='"bokeh" (the default), a CSV or Parquet file, a folder of them, or a lake (folder or s3://…, or one '
+            "tape of it, LAKE#TAPE); once for each bar length."
         ),
     ] = None,
     calibration_data: Annotated[
@@ -186,10 +207,12 @@ def train(
         typer.Option(help="Further data, of other bar lengths, that the networks do not learn from."),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of model versions to add one to.")] = Path("models"),
-    seed: Annotated[int, typer.Option(help="Decides injection, weights and order.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Decides injection, weights and order.")] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 5,
-    passes: Annotated[int, typer.Option(min=1, max=800, help="Injections into the training series.")] = 24,
-    members: Annotated[int, typer.Option(min=1, help="Networks whose mean is the classifier.")] = 3,
+    passes: Annotated[int, typer.Option(min=1, max=MOST_PASSES, help="Injections into the training series.")] = 24,
+    members: Annotated[
+        int, typer.Option(min=1, max=LARGEST_MEMBERS, help="Networks whose mean is the classifier.")
+    ] = 3,
     labels: Annotated[
         Path | None, typer.Option(help="Bars that analysts decided: a file of `tapewatch calibrate --export-labels`.")
     ] = None,
@@ -200,6 +223,7 @@ def train(
             "means the symbols that move most like it."
         ),
     ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="List each problem of the data.")] = False,
 ) -> None:
     """Trains a model version on real bars with injected manipulations."""
     try:
@@ -214,10 +238,10 @@ def train(
             console=_console,
             labels=labels,
             sectors=sectors,
+            verbose=verbose,
         )
     except TapewatchError as error:
-        _console.print(error.message, style="red", highlight=False)
-        raise typer.Exit(exit_code_of(error)) from error
+        refused(_console, error)
     typer.echo(f"{output / metadata.version}: threshold {metadata.threshold:.4f}")
     for name, value in metadata.metrics.items():
         typer.echo(f"  {name} = {value:.4f}")

@@ -1,5 +1,7 @@
 """A whole small training on the bundled tape: one seed, one artefact; bad input ends in one sentence."""
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,15 @@ from rich.progress import Progress
 from typer.testing import CliRunner
 
 from services.domain.feature_definitions import FEATURE_NAMES
-from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE
+from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE, METADATA_FILE
 from services.scorer.registry import ModelRegistry
 from services.training import networks, train
 from services.training.checkpoint import Checkpoint
+from services.training.console import LARGEST_SEED
 from services.training.dataset import Part
 from services.training.fit import Training
 from services.training.held_out import unseen
+from tests.daily_bars import series
 
 pytest.importorskip("tensorflow")
 
@@ -128,6 +132,41 @@ def test_data_for_the_calibration_only_is_not_learnt_from_and_is_named_in_the_co
         "tapewatch train --data bokeh --calibration-data minutes.csv --seed 3 --epochs 1 --passes 1 --members 1 ("
     )
     assert made == ModelRegistry(tmp_path).load().metadata
+
+
+def test_a_few_bars_make_a_model_that_says_how_little_it_knows(tmp_path: Path) -> None:
+    bars = series(400, 1, symbol="TINY")
+    lines = ["symbol,timestamp,open,high,low,close,volume"]
+    lines += [
+        f"TINY,{bars.event_time[i]},{bars.open[i]},{bars.high[i]},{bars.low[i]},{bars.close[i]},{bars.volume[i]}"
+        for i in range(len(bars))
+    ]
+    (tmp_path / "tiny.csv").write_text("\n".join(lines) + "\n")
+    said = io.StringIO()
+    console = Console(file=said, width=80)
+    made = train.run(
+        [str(tmp_path / "tiny.csv")], tmp_path, seed=LARGEST_SEED, epochs=1, passes=1, members=2, console=console
+    )
+    days = made.metrics["threshold_86400s_symbol_days"]
+    assert 0 < days < 556
+    told = said.getvalue()
+    assert (
+        f"the threshold of 86400 s bars is set on {days:.0f} symbol-days, where the alert budget allows not one" in told
+    )
+    assert "used 1 of 1 symbols, with bars of 86400 s" in told
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"metadata.json holds {constant}")
+
+    text = (tmp_path / made.version / METADATA_FILE).read_text()
+    assert json.loads(text, parse_constant=refuse)["metrics"] == dict(made.metrics)
+    assert "not measured, for want of test bars or events: " in told
+    assert ModelRegistry(tmp_path).load().metadata == made
+
+
+def test_a_threshold_on_enough_days_is_not_warned_of() -> None:
+    assert train.too_few_days(60, 555)
+    assert not train.too_few_days(60, 556)
 
 
 @pytest.mark.parametrize(
