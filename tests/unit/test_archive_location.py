@@ -284,6 +284,8 @@ def test_kaggles_folders_are_named_where_they_are_not_read(tmp_path: Path) -> No
     folders = f"its folders etfs, stocks are not read: name one of them, such as {tmp_path}/etfs"
     with pytest.raises(InvalidRequestError, match=f"is a folder without CSV or Parquet files; {folders}"):
         location.read(str(tmp_path))
+    (tmp_path / "etfs" / "A.csv").unlink()
+    folders = f"its folder stocks is not read: name it, as {tmp_path}/stocks"
     write(tmp_path / "symbols_valid_meta.csv", "Symbol,Security Name\nA,Agilent\n")
     with pytest.raises(InvalidRequestError, match=f"holds nothing usable: symbols_valid_meta.csv lacks .*; {folders}"):
         location.read(str(tmp_path))
