@@ -1,9 +1,11 @@
 """Measures a model version and writes its card: `python -m services.training.evaluate --data FILE --pumps FOLDER`."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -31,6 +33,33 @@ def newest(folder: Path) -> Path:
     if not names:
         raise NotFoundError("model in", str(folder))
     return folder / names[0]
+
+
+def figures_text(figures: dict[str, Any]) -> str:
+    """Figures as JSON, which has no NaN: one that could not be measured is null."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: known(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [known(part) for part in value]
+        return None if isinstance(value, float | np.floating) and not math.isfinite(value) else value
+
+    return json.dumps(known(figures), indent=1, default=float, allow_nan=False) + "\n"
+
+
+def read_figures(text: str) -> dict[str, Any]:
+    """The figures in a text of `figures_text`, NaN where one could not be measured."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: number(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [number(part) for part in value]
+        return math.nan if value is None else value
+
+    figures: dict[str, Any] = number(json.loads(text))
+    return figures
 
 
 def measure(
@@ -71,7 +100,7 @@ def _others(kept: Path, stamp: dict[str, Any]) -> dict[str, Any]:
     if not kept.exists():
         return {}
     try:
-        figures: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        figures = read_figures(kept.read_text(encoding="utf-8"))
         whose = {name: figures.get(name) for name in ("version", "data_sha256")}
     except (OSError, ValueError, AttributeError) as error:
         raise NotConfiguredError(f"{kept} cannot be read ({error})", _MEASURE_ALL) from error
@@ -137,7 +166,7 @@ def evaluate(
             figures, held = measure(training, version, pumps, list(only or SECTIONS))
         folder.mkdir(parents=True, exist_ok=True)
         figures = others | stamp | figures
-        kept.write_text(json.dumps(figures, indent=1, default=float) + "\n", encoding="utf-8")
+        kept.write_text(figures_text(figures), encoding="utf-8")
         for source, rows in zip(training.sources, held, strict=False):
             plots.equities(folder, source.interval_seconds, version, rows)
         if "pumps" in figures:
