@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +12,8 @@ from services.domain.alert import Alert
 from services.domain.canary import Canary, CanaryOutcome, PlayedCanary, at
 from services.domain.errors import DependencyUnavailableError, TapewatchError
 from services.domain.quote import Quote, Series
-from services.pipeline.ports import Cursors
+from services.domain.score import Score
+from services.pipeline.ports import Cursors, Record
 
 DEADLINE_SECONDS = 120.0
 """A canary alerts within two minutes, or it is missed."""
@@ -25,7 +26,7 @@ _RETRY_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
-class LivePath(Protocol):
+class LivePath(Record, Protocol):
     """The two ends of the mesh. Every method raises DependencyUnavailableError when that end is away."""
 
     async def publish(self, quotes: Sequence[Quote]) -> None:
@@ -106,7 +107,17 @@ async def _look(path: LivePath, played: PlayedCanary, elapsed: Callable[[], floa
         if alert.source == series.source and alert.last_event_time >= played.manipulated[0].event_time:
             return CanaryOutcome(played.canary.name, elapsed(), alert.alert_id, alert.typology, alert.peak_score)
     if recorded is not None and recorded >= played.manipulated[-1].event_time:
-        return CanaryOutcome(
-            played.canary.name, None, problem="its bars were scored and recorded, and none is a detection"
-        )
+        scores = await path.scores(played.manipulated)
+        return CanaryOutcome(played.canary.name, None, problem=f"its bars were scored and recorded, {_none(scores)}")
     return None
+
+
+def _none(scores: Mapping[str, Score]) -> str:
+    """That none is a detection, and whose score came nearest to its threshold."""
+    if not scores:
+        return "and none is a detection"
+    best = max(scores.values(), key=lambda score: score.ensemble)
+    return (
+        f"and none is a detection: the highest score is {best.ensemble:.3f}, by model {best.model_version} "
+        f"at threshold {best.threshold:.6g}"
+    )

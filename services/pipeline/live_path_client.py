@@ -1,12 +1,13 @@
 """The live path's two ends, ingest and gateway, over gRPC."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import grpc
 
 from services.domain.alert import Alert
 from services.domain.errors import DependencyUnavailableError
 from services.domain.quote import CANARY_TAPE, Quote, Series
+from services.domain.score import Score
 from services.pipeline.gateway_client import PEER as GATEWAY
 from services.pipeline.gateway_client import GatewayClient
 from services.pipeline.ports import Cursors
@@ -55,6 +56,10 @@ class LivePathClient:
     async def cursors(self, series: Sequence[Series]) -> Cursors:
         """How far the series have been recorded."""
         return await self._gateway.cursors(series)
+
+    async def scores(self, quotes: Sequence[Quote]) -> Mapping[str, Score]:
+        """The recorded scores of those quotes that have one."""
+        return await self._gateway.scores(quotes)
 
     async def alerts(self, symbol: str) -> list[Alert]:
         """The newest alerts of a symbol on the canary tape."""

@@ -86,7 +86,9 @@ def test_a_blind_model_turns_the_canaries_red_and_nobody_is_paged(mesh: Mesh) ->
         missed = mesh.command("canary", "price-spike")
         assert missed.returncode == 1
         assert "price-spike" in missed.stdout
-        assert "MISSED: its bars were scored and recorded, and none is a detection" in missed.stdout
+        said = " ".join(missed.stdout.split())
+        assert "MISSED: its bars were scored and recorded, and none is a detection: the highest score is 0." in said
+        assert f"by model {reloaded.version} at threshold 1" in said
 
         file.unlink()
         models.ReloadModel(model_service_pb2.ReloadModelRequest(), timeout=20)

@@ -64,6 +64,12 @@ class Path:
     async def cursors(self, series: Sequence[Series]) -> Cursors:
         return {each: self.recorded.get(each) for each in series}
 
+    async def scores(self, quotes: Sequence[Quote]) -> dict[str, Score]:
+        """The later the bar, the higher its score."""
+        return {
+            q.quote_id: Score(q.quote_id, 0.1 + 0.01 * i, 0.4, False, "m1", "f1", now()) for i, q in enumerate(quotes)
+        }
+
     async def alerts(self, symbol: str) -> Sequence[Alert]:
         return [alert for alert in reversed(self.found) if alert.symbol == symbol]
 
@@ -86,7 +92,9 @@ async def test_one_that_is_recorded_without_an_alert_is_missed_at_once() -> None
     outcomes = {outcome.name: outcome for outcome in await play(path, CANARIES, now, 30.0)}
     assert asyncio.get_running_loop().time() - begun < 5.0, "it need not wait for the deadline"
     assert {name for name, outcome in outcomes.items() if not outcome.alerted} == {"trash-and-cash"}
-    assert "none is a detection" in outcomes["trash-and-cash"].problem
+    assert outcomes["trash-and-cash"].problem.endswith(
+        "none is a detection: the highest score is 0.180, by model m1 at threshold 0.4"
+    )
 
 
 async def test_alerts_of_other_plays_and_of_the_history_do_not_count() -> None:
