@@ -155,14 +155,20 @@ class DeploymentWatch:
         if batch.shadow is None:
             tally.failed_batches += 1
             return
-        difference = np.abs(batch.shadow.ensemble - batch.ensemble)
-        found = detections(shadow, batch.shadow.ensemble, batch.history)
-        tally.quotes += len(difference)
+        # What the shadow's own version judged for real, as canary, would be compared with itself.
+        others = [rows for model, rows, _ in batch.parts if model.metadata.version != shadow.metadata.version]
+        if not others:
+            return
+        rows = np.concatenate(others)
+        ensemble, recorded = batch.shadow.ensemble[rows], batch.detection[rows]
+        difference = np.abs(ensemble - batch.ensemble[rows])
+        found = detections(shadow, ensemble, batch.history[rows])
+        tally.quotes += len(rows)
         tally.difference_sum += float(difference.sum())
         tally.largest_difference = max(tally.largest_difference, float(difference.max(initial=0.0)))
-        tally.both_detections += int(np.count_nonzero(found & batch.detection))
-        tally.shadow_only_detections += int(np.count_nonzero(found & ~batch.detection))
-        tally.recorded_only_detections += int(np.count_nonzero(~found & batch.detection))
+        tally.both_detections += int(np.count_nonzero(found & recorded))
+        tally.shadow_only_detections += int(np.count_nonzero(found & ~recorded))
+        tally.recorded_only_detections += int(np.count_nonzero(~found & recorded))
 
     def _observe_canary(self, batch: Batch) -> None:
         tally = self._counts.canary

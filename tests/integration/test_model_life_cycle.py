@@ -168,6 +168,25 @@ async def test_a_canary_judges_its_share_of_the_series_always_the_same(models: P
     assert all(abs(first[q] - score.ensemble) <= SCORE_TOLERANCE for q, score in reference.items())
 
 
+async def test_a_shadow_that_is_the_canary_too_is_not_compared_with_itself(models: Path) -> None:
+    quotes = spread([quote for quote in BARS if quote.symbol == "AAPL"][:80], 20)
+    champion, challenger = await alone(models, "champion", quotes), await alone(models, "challenger", quotes)
+    others = [quote.quote_id for quote in quotes if lot(quote.series) >= 0.5]
+    assert 0 < len(others) < len(quotes)
+    async with running_scorer(models) as channel:
+        stub = ModelServiceStub(channel)
+        await stub.SetShadowModel(pb.SetShadowModelRequest(version="challenger"))
+        await stub.SetCanaryModel(pb.SetCanaryModelRequest(version="challenger", weight=0.5))
+        await stream(channel, batches_of(quotes, 130))
+        report = (await stub.GetModel(pb.GetModelRequest())).shadow
+        assert report.quotes == len(others)
+        differences = [abs(champion[each].ensemble - challenger[each].ensemble) for each in others]
+        assert report.mean_absolute_difference == pytest.approx(np.mean(differences), abs=1e-6)
+        await stub.SetCanaryModel(pb.SetCanaryModelRequest(version="challenger", weight=1.0))
+        await stream(channel, batches_of(quotes, 130))
+        assert (await stub.GetModel(pb.GetModelRequest())).shadow.quotes == len(others), "the canary judges all"
+
+
 async def test_candidates_come_from_the_environment_and_a_promoted_one_is_none_any_more(models: Path) -> None:
     settings = {"shadow_model_version": "challenger", "canary_model_version": "challenger", "canary_weight": 0.5}
     async with running_scorer(models, model_version="champion", **settings) as channel:

@@ -394,7 +394,7 @@ class ShadowReport(_message.Message):
     model_version: _builtins.str
     """The shadow."""
     quotes: _builtins.int
-    """Quotes that both judged."""
+    """Quotes that both judged; without those that the shadow's own version judged as canary."""
     mean_absolute_difference: _builtins.float
     """Mean of |shadow's ensemble - recorded ensemble|: [0, 1]."""
     largest_difference: _builtins.float

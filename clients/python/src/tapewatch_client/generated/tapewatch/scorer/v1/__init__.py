@@ -1155,7 +1155,7 @@ class ShadowReport(betterproto2.Message):
 
     quotes: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
     """
-    Quotes that both judged.
+    Quotes that both judged; without those that the shadow's own version judged as canary.
     """
 
     mean_absolute_difference: "float" = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
