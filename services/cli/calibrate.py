@@ -194,7 +194,9 @@ def _print_source(console: Console, archive: ScoreArchive, bars: ScoredBars, ver
 
 def _print_bands(console: Console, found: Sequence[Band], served: float) -> None:
     if not any(band.closed for band in found):
-        console.print("no alert of these scores is closed yet: precision by score band follows with dispositions")
+        console.print(
+            "no alert of these scores is closed yet (tapewatch alerts close): precision by score band follows"
+        )
         return
     title = f"decisions by score, threshold until now {served:.4g}"
     table = Table("score", "confirmed", "dismissed", "precision", "95 % interval", title=title, title_justify="left")

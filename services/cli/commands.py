@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from services.cli.alert_commands import alerts_app
 from services.cli.arguments import (
     Address,
     Feed,
@@ -46,6 +47,7 @@ for name, group in (
     ("scorer", scorer_app),
     ("gateway", gateway_app),
     ("model", model_app),
+    ("alerts", alerts_app),
     ("lake", lake_app),
 ):
     app.add_typer(group, name=name)

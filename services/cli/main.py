@@ -6,7 +6,7 @@ this module itself imports is loaded before `main` can see to that.
 
 import sys
 
-_GROUPS = ("ingest", "dispatch", "scorer", "gateway", "model", "lake")
+_GROUPS = ("ingest", "dispatch", "scorer", "gateway", "model", "alerts", "lake")
 
 
 def _command(arguments: list[str]) -> str:

@@ -28,6 +28,7 @@ def test_help_names_every_command(mesh: Mesh) -> None:
         "run",
         "up",
         "watch",
+        "alerts",
         "health",
         "canary",
         "calibrate",
