@@ -20,7 +20,9 @@ from services.training.held_out import Held
 from services.training.pumps import section
 
 SECTIONS = ("equities", "days", "left_out", "old_task", "pumps")
-_MEASURE_ALL = "run the same command without --only, or with another --output"
+_OF_NO_BARS = {"pumps"}
+"""Sections that are measured on no bars of `--data`."""
+_MEASURE_ALL = "name that version and data by --model and --data, or measure all again: the same command without --only"
 _MODELS = Path(__file__).parents[1] / "scorer" / "models"
 
 app = typer.Typer(add_completion=False)
@@ -58,8 +60,7 @@ def read_figures(text: str) -> dict[str, Any]:
             return [number(part) for part in value]
         return math.nan if value is None else value
 
-    figures: dict[str, Any] = number(json.loads(text))
-    return figures
+    return dict(number(json.loads(text)))
 
 
 def measure(
@@ -82,7 +83,10 @@ def measure(
     history = training.sources[0].history
     if "days" in sections:
         begin("known days")
-        found["days"] = evaluation.known_days(training.sources[0], version)
+        if days := evaluation.known_days(training.sources[0], version):
+            found["days"] = days
+        else:
+            begin("no known days: no ticker is on the test side")
     if "left_out" in sections:
         begin("a typology left out")
         found["left_out"] = evaluation.left_out(training, version)
@@ -95,18 +99,23 @@ def measure(
     return found, held
 
 
-def _others(kept: Path, stamp: dict[str, Any]) -> dict[str, Any]:
-    """The figures that are kept already. Raises: NotConfiguredError when they are of another model or other data."""
+def _others(kept: Path, stamp: dict[str, Any], only: list[str]) -> dict[str, Any]:
+    """The figures that are kept already.
+
+    Raises: NotConfiguredError when they are of another version, or on other data and a section of `only` needs data.
+    """
     if not kept.exists():
         return {}
     try:
         figures = read_figures(kept.read_text(encoding="utf-8"))
-        whose = {name: figures.get(name) for name in ("version", "data_sha256")}
-    except (OSError, ValueError, AttributeError) as error:
+        said = (
+            f"of {figures['version']} on {'; '.join(figures['data'])}" if "version" in figures else "of unknown origin"
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise NotConfiguredError(f"{kept} cannot be read ({error})", _MEASURE_ALL) from error
-    if all(whose[name] == stamp[name] for name in whose):
+    same = ["version"] if set(only) <= _OF_NO_BARS else ["version", "data_sha256"]
+    if all(figures.get(name) == stamp[name] for name in same):
         return figures
-    said = f"of {whose['version']} on {'; '.join(figures.get('data', []))}" if whose["version"] else "of unknown origin"
     raise NotConfiguredError(
         f"{kept} holds figures {said}, which do not go with those of {stamp['version']} on {'; '.join(stamp['data'])}",
         _MEASURE_ALL,
@@ -158,14 +167,14 @@ def evaluate(
                 tell=teller(_console, verbose=verbose),
             )
             stamp = provenance.stamp(version.metadata, training.sources)
-            for caution in stamp["cautions"]:
-                _console.print(f"careful: {caution}", style="yellow", highlight=False, soft_wrap=True)
             folder = output.with_suffix("")
             kept = folder / "figures.json"
-            others = _others(kept, stamp) if only else {}
+            others = _others(kept, stamp, only) if only else {}
+            for caution in (stamp | others)["cautions"]:
+                _console.print(f"careful: {caution}", style="yellow", highlight=False, soft_wrap=True)
             figures, held = measure(training, version, pumps, list(only or SECTIONS))
         folder.mkdir(parents=True, exist_ok=True)
-        figures = others | stamp | figures
+        figures = stamp | others | figures
         kept.write_text(figures_text(figures), encoding="utf-8")
         for source, rows in zip(training.sources, held, strict=False):
             plots.equities(folder, source.interval_seconds, version, rows)

@@ -301,8 +301,13 @@ def probe(source: Source, seed: int) -> Figures:
 
 
 def known_days(source: Source, version: Version) -> Figures:
-    """Share of the untrained tickers with a detection on known real days, and AMC in January 2021."""
+    """Share of the untrained tickers with a detection on known real days, and AMC in January 2021.
+
+    Empty where no ticker is on the test side.
+    """
     side = [bars for bars in source.history if dataset.part_of(bars.symbol) is Part.TEST]
+    if not side:
+        return {}
     rows = dataset.untouched(side, benchmark=source.benchmark)
     detected = version.margin(rows.features) >= version.line
     days = rows.time.astype("datetime64[D]")
