@@ -136,7 +136,10 @@ async def _calibrate(settings: MeshSettings, options: CalibrateOptions, console:
     console.print(f"threshold for model {version} → {output}", highlight=False)
     if options.reload:
         return await _reload(settings, calibration, console)
-    console.print("scorers take it at their next start or ReloadModel (--reload asks them now)", style="dim")
+    loaded = (
+        f"scorers take it when they load {version} next: at a start, or by tapewatch model reload, shadow or canary"
+    )
+    console.print(loaded, style="dim", soft_wrap=True, highlight=False)
     return 0
 
 
