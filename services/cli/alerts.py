@@ -27,7 +27,7 @@ _PAGE = 1_000
 
 
 def alert_lines(alert: alert_pb2.Alert) -> Text:
-    """One alert: its id, what it is and where it stands, and below them the reasons."""
+    """One alert: its id, what it is and where it stands, and below them the reasons and the practice in EU law."""
     moment = format_time(timestamp_from_proto(alert.last_event_time)).removesuffix("T00:00:00Z")
     state = alert_pb2.AlertState.Name(alert.state).removeprefix("ALERT_STATE_").lower()
     if alert.state == alert_pb2.ALERT_STATE_CLOSED:
@@ -35,10 +35,11 @@ def alert_lines(alert: alert_pb2.Alert) -> Text:
     if alert.assignee:
         state += f", {alert.assignee}"
     count = f" x{alert.detection_count}" if alert.detection_count > 1 else ""
+    practice = f"\n    {alert.regulatory_reference}" if alert.regulatory_reference else ""
     return Text.assemble(
         (alert.alert_id, "bold"),
         f"  {alert.symbol:<6} {moment:<20} {typology_words(alert.typology)}{count}  {alert.peak_score:.3f}  [{state}]",
-        (f"\n    {'; '.join(reason.text for reason in alert.reasons)}", "dim"),
+        (f"\n    {'; '.join(reason.text for reason in alert.reasons)}{practice}", "dim"),
     )
 
 
