@@ -20,6 +20,8 @@ USUAL_SHARES = (0.05, 0.5, 0.95)
 FEWEST_ROWS = 500
 BLOCK_ROWS = 2_000
 BLOCKS = 5
+_TIED_SHARE = 0.01
+"""So many values equal to an edge show that the value gathers there, as at a bound: also in training, then."""
 _SMALLEST_SHARE = 1e-4
 """Stands for an empty bin, whose logarithm would be infinite."""
 _OPTIONAL = frozenset(feature.name for feature in FEATURES if feature.optional)
@@ -37,17 +39,16 @@ class Reference:
     shares: tuple[float, ...]
     optional: bool = False
 
-    def bounds(self) -> tuple[Array, Array, Array]:
-        """The distinct edges, and between which bounds the share at or below each lies.
+    def bounds(self) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """The distinct edges, the share at or below each, and where that is only the least it may be.
 
         Where quantiles coincide, many training values were equal to that edge: the share at or below it is then only
         known to lie between the last coinciding quantile's and the next one's.
         """
         edges = np.array(sorted(set(self.edges)))
         low = np.array([max(s for e, s in zip(self.edges, self.shares, strict=True) if e == edge) for edge in edges])
-        after = np.append(low[1:], 1.0)
         tied = np.array([self.edges.count(float(edge)) > 1 for edge in edges])
-        return edges, low, np.where(tied, after, low)
+        return edges, low, tied
 
 
 def references(bars: UsualBars, *, with_autoencoder: bool = True) -> tuple[Reference, ...]:
@@ -86,6 +87,20 @@ class Stability:
     absent: bool = False
 
 
+@dataclass(slots=True)
+class _Counted:
+    """Rows of one block by value: within each bin, equal to each edge, and other than 0."""
+
+    within: NDArray[np.int64]
+    equal: NDArray[np.int64]
+    other: NDArray[np.int64]
+
+    @classmethod
+    def none(cls, shape: tuple[int, int]) -> "_Counted":
+        values, bins = shape
+        return cls(np.zeros(shape, np.int64), np.zeros((values, bins - 1), np.int64), np.zeros(values, np.int64))
+
+
 class StabilityMonitor:
     """Counts values into the bins of their references, over the newest BLOCKS blocks of BLOCK_ROWS rows.
 
@@ -97,16 +112,15 @@ class StabilityMonitor:
         bounds = [reference.bounds() for reference in against]
         self._sizes = [len(edges) + 1 for edges, _, _ in bounds]
         width = max(self._sizes, default=1)
-        self._low, self._high = [low for _, low, _ in bounds], [high for _, _, high in bounds]
+        self._shares, self._tied = [share for _, share, _ in bounds], [tied for _, _, tied in bounds]
         self._edges = np.full((width - 1, len(against)), np.inf, dtype=np.float64)
         for i, (edges, _, _) in enumerate(bounds):
             self._edges[: len(edges), i] = edges
         self._offsets = np.arange(len(against)) * width
         self._shape = (len(against), width)
         self._optional = np.array([reference.optional for reference in against], dtype=np.bool_)
-        self._full: deque[tuple[NDArray[np.int64], NDArray[np.bool_]]] = deque(maxlen=BLOCKS - 1)
-        self._open = np.zeros(self._shape, dtype=np.int64)
-        self._open_seen = np.zeros(len(against), dtype=np.bool_)
+        self._full: deque[_Counted] = deque(maxlen=BLOCKS - 1)
+        self._open = _Counted.none(self._shape)
         self._open_rows = 0
 
     @property
@@ -130,31 +144,35 @@ class StabilityMonitor:
             if not len(part):
                 continue
             bins = np.tile(self._offsets, (len(part), 1))
-            for edges in self._edges:  # edge by edge: several times faster than one comparison in three dimensions
+            for i, edges in enumerate(self._edges):  # edge by edge: faster than one comparison in three dimensions
                 bins += part > edges
-            counts = np.bincount(bins.ravel(), minlength=self._open.size)
-            self._open += counts.reshape(self._shape)
-            self._open_seen |= part.any(axis=0)
+                self._open.equal[:, i] += np.count_nonzero(part == edges, axis=0)
+            counts = np.bincount(bins.ravel(), minlength=self._open.within.size)
+            self._open.within += counts.reshape(self._shape)
+            self._open.other += np.count_nonzero(part, axis=0)
             self._open_rows += len(part)
             if self._open_rows >= BLOCK_ROWS:
-                self._full.append((self._open, self._open_seen))
-                self._open, self._open_rows = np.zeros(self._shape, dtype=np.int64), 0
-                self._open_seen = np.zeros(self._shape[0], dtype=np.bool_)
+                self._full.append(self._open)
+                self._open, self._open_rows = _Counted.none(self._shape), 0
 
     def read(self) -> list[Stability]:
         """The index of each value."""
         rows = self.rows
         if rows < FEWEST_ROWS:
             return [Stability(name, None, size) for name, size in zip(self._names, self._sizes, strict=True)]
-        counts = sum((block for block, _ in self._full), self._open)
-        seen = np.logical_or.reduce([*(block_seen for _, block_seen in self._full), self._open_seen])
-        absent = self._optional & ~seen
-        return [
-            Stability(name, None, size, absent=True)
-            if absent[i]
-            else Stability(name, _index(counts[i, :size] / rows, self._low[i], self._high[i]), size)
-            for i, (name, size) in enumerate(zip(self._names, self._sizes, strict=True))
-        ]
+        blocks = [*self._full, self._open]
+        within, equal = (sum(getattr(b, n) for b in blocks) / rows for n in ("within", "equal"))
+        absent = self._optional & (sum(block.other for block in blocks) == 0)
+        found = []
+        for i, (name, size) in enumerate(zip(self._names, self._sizes, strict=True)):
+            if absent[i]:
+                found.append(Stability(name, None, size, absent=True))
+                continue
+            low = self._shares[i]
+            tied = self._tied[i] | (equal[i, : size - 1] > _TIED_SHARE)
+            high = np.where(tied, np.append(low[1:], 1.0), low)
+            found.append(Stability(name, _index(within[i, :size], low, high), size))
+        return found
 
 
 def _index(now: Array, low: Array, high: Array) -> float:

@@ -121,3 +121,20 @@ def test_bars_of_each_length_have_usual_ranges_of_their_own() -> None:
     daily, minutes = ({f.name: f for f in bars.features}["session_volume_z"] for bars in metadata.usual)
     assert (daily.low, daily.high) == (0.0, 0.0)
     assert minutes.low < -1.0 < 1.0 < minutes.high
+
+
+def test_a_value_that_gathers_at_a_bound_has_not_drifted_by_that() -> None:
+    """The 5th percentile of training is the bound, and so were 30 % of its values, which the quantiles do not say."""
+    rng = np.random.default_rng(4)
+    reference = Reference("x", (-3.0, -1.0, 1.0), (0.05, 0.5, 0.95))
+
+    def rows(at_bound: float) -> np.ndarray:
+        spread = rng.uniform(-3.0, -1.0, 6_000), rng.uniform(-1.0, 1.0, 9_000), rng.uniform(1.0, 2.0, 1_000)
+        kept = [part[: round(len(part) * (1.0 - at_bound) / 0.8)] for part in spread]
+        return rng.permutation(np.concatenate([np.full(round(20_000 * at_bound), -3.0), *kept]))[:, None]
+
+    (same,) = index_of(rows(0.2), reference)
+    (moved,) = index_of(rows(0.9), reference)
+    assert same is not None
+    assert moved is not None
+    assert same < 0.1 < 0.25 < moved
