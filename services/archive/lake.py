@@ -276,7 +276,7 @@ def read(location: str, tape: str = "", problems: list[Problem] | None = None) -
             others = ", ".join(sorted(set(sources) - {source}))
             found.append(Problem(location, f"has several sources; {source} is used, {others} not", symbol))
         bars = list(sources[source].values())
-        currencies = sorted({quote.currency or "none" for quote in bars})
+        currencies = sorted({quote.currency for quote in bars} - {""})  # a feed may leave one out now and then
         if len(currencies) > 1:
             found.append(several_currencies(location, symbol, currencies))
             continue

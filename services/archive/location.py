@@ -15,14 +15,15 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.archive import bars, bokeh, csv_bars, lake, parquet_bars
 from services.archive.bars import Bars
-from services.archive.benchmark import benchmarks
+from services.archive.benchmark import Benchmark, benchmarks
 from services.archive.errors import unreadable
 from services.archive.filesystem import SCHEMES
 from services.archive.lake_stream import LakeStream
-from services.archive.problems import Problem, joined, listed, several_currencies
+from services.archive.problems import Problem, by_kind, joined, listed, several_currencies
 from services.domain.errors import InvalidRequestError, shown
 from services.domain.quote import Quote, format_time
 
@@ -59,8 +60,8 @@ def read(
     if not history and growing is None:
         raise unreadable(location, f"holds nothing usable: {joined(found)}")
     if problems is None:
-        for problem in found:
-            _log.warning("%s", problem)
+        for words, _ in by_kind(found):
+            _log.warning("%s", words)
     return history
 
 
@@ -237,8 +238,8 @@ def quotes(
 
     They are in order of event_time, then of symbol. A lake's are read as they are taken, which blocks and may raise
     InvalidRequestError then, too; they keep their source and all their fields. Others have the source `archive`, and
-    the bundled tape its own, and carry what the market, and the symbol's peers, did where the archive knows it (see
-    `benchmark`; `sectors` are by symbol).
+    the bundled tape its own, and carry what the market, and the symbol's peers beside it, did where the archive knows
+    it (see `benchmark`; `sectors` are by symbol).
 
     Raises: InvalidRequestError as `read`, and when a symbol is not there, or no quote in that time.
     """
@@ -260,7 +261,7 @@ def quotes(
     _check_symbols(location, wanted, {part.symbol for part in history})
     source = bokeh.SOURCE if location == bokeh.LOCATION else SOURCE
     stamped = bars.quotes(
-        history, tape=tape, source=source, benchmark=lambda part: market[part.interval_seconds].beside(part)
+        history, tape=tape, source=source, benchmark=lambda part: _stamps(market[part.interval_seconds], part)
     )
     all_times = np.concatenate([part.event_time for part in history])
     before = 0 if start is None else int((all_times < _datetime64(start)).sum())
@@ -268,6 +269,13 @@ def quotes(
     total = max(0, until - before)
     _check_any(location, total, start, end)
     return total, islice(stamped, before + first_row, until)
+
+
+def _stamps(benchmark: Benchmark, part: Bars) -> Mapping[str, NDArray[np.float64]]:
+    """What a replay stamps on bars. Peers only beside the market: no model has learnt them without it."""
+    beside = benchmark.beside(part)
+    unknown = np.isnan(beside["benchmark_return"])
+    return {name: np.where(unknown & name.startswith("peer_"), np.nan, values) for name, values in beside.items()}
 
 
 def _datetime64(moment: datetime) -> np.datetime64:

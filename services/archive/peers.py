@@ -5,7 +5,8 @@ are found in the archive itself: the symbols whose returns beyond the market's w
 before. Peer groups as a measure of what is unusual for one account or stock: Bolton and Hand 2001; for stock price
 manipulation Kim and Sohn 2012.
 
-As the benchmark's, what a bar's peers did follows from the archive alone and from no bar after it.
+As the benchmark's, what a bar's peers did follows from the archive alone and from no bar after it; only whether a
+sector has enough symbols is counted over the whole archive.
 """
 
 from collections import Counter

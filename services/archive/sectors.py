@@ -19,22 +19,29 @@ def read_sectors(path: Path) -> dict[str, str]:
         raise _unusable(path, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise _unusable(path, "is no text in UTF-8") from error
-    rows = csv.DictReader(text.splitlines())
-    names = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
+    try:
+        first, *lines = list(csv.reader(text.splitlines())) or [[]]
+    except csv.Error as error:
+        raise _unusable(path, f"is no CSV file ({error})") from error
+    names = [name.strip().lower() for name in first]
     if missing := [name for name in _COLUMNS if name not in names]:
         there = ", ".join(filter(None, names)) or "nothing"
         raise _unusable(path, f"lacks the column {' and '.join(missing)}; its first line has {there}")
+    if twice := [name for name in _COLUMNS if names.count(name) > 1]:
+        raise _unusable(path, f"has the column {twice[0]} twice")
+    places = [names.index(name) for name in _COLUMNS]
     sectors: dict[str, str] = {}
-    for row in rows:
-        symbol, sector = ((row[names[name]] or "").strip().upper() for name in _COLUMNS)
+    for number, line in enumerate(lines, start=2):
+        if not any(line):
+            continue
+        symbol, sector = ((line[place] if place < len(line) else "").strip().upper() for place in places)
         if not symbol:
-            raise _unusable(path, f"has no symbol in line {rows.line_num}")
-        if sectors.setdefault(symbol, sector) != sector:
-            raise _unusable(path, f"names a second sector of {symbol} in line {rows.line_num}: {shown(sector)}")
-    found = {symbol: sector for symbol, sector in sectors.items() if sector}
-    if not found:
+            raise _unusable(path, f"has no symbol in line {number}")
+        if sector and sectors.setdefault(symbol, sector) != sector:
+            raise _unusable(path, f"names a second sector of {symbol} in line {number}: {shown(sector)}")
+    if not sectors:
         raise _unusable(path, "names no symbol's sector")
-    return found
+    return sectors
 
 
 def _unusable(path: Path, why: str) -> InvalidRequestError:

@@ -40,23 +40,37 @@ def read_metadata(folder: Path) -> ModelMetadata:
     """A version's metadata. Raises: ModelUnusableError when it is damaged, or that of another version."""
     path = folder / METADATA_FILE
     try:
-        metadata = ModelMetadata.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelUnusableError(str(path), str(error)) from error
+    try:
+        metadata = ModelMetadata.from_json(text)
+    except ValueError as error:
+        if (made_for := _feature_hash(text)) and made_for != FEATURE_HASH:  # its form may be another, too
+            raise _other_features(folder, made_for) from error
         raise ModelUnusableError(str(path), str(error)) from error
     if metadata.version != folder.absolute().name:
         raise ModelUnusableError(str(path), f"is of version {metadata.version!r}, not of its folder's")
     return metadata
 
 
+def _feature_hash(text: str) -> str:
+    try:
+        return str(json.loads(text)["feature_hash"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _other_features(folder: Path, made_for: str) -> ModelUnusableError:
+    why = f"was trained on other features (hash {made_for[:12]}, here {FEATURE_HASH[:12]}): train it again"
+    return ModelUnusableError(str(folder), why)
+
+
 def read(folder: Path) -> VersionFiles:
     """A version. Raises: ModelUnusableError when it is damaged, or was made for other features than this code's."""
     metadata = read_metadata(folder)
     if metadata.feature_hash != FEATURE_HASH or metadata.window_quotes != WINDOW:
-        raise ModelUnusableError(
-            str(folder),
-            f"was trained on other features (hash {metadata.feature_hash[:12]}, here {FEATURE_HASH[:12]}): "
-            "train it again",
-        )
+        raise _other_features(folder, metadata.feature_hash)
     if tuple(f.name for f in metadata.features) != FEATURE_NAMES:
         raise ModelUnusableError(str(folder / METADATA_FILE), "names other features than its feature hash stands for")
     autoencoder, classifier = (_checked(folder / name, metadata) for name in (AUTOENCODER_FILE, CLASSIFIER_FILE))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.arguments import Address, Symbols, split
+from services.cli.arguments import Address, split
 from services.cli.console import make_console
 from services.cli.settings import MeshSettings
 
@@ -40,7 +40,7 @@ class Decision(StrEnum):
 def alerts_list(
     gateway: Address = "",
     state: Annotated[State, typer.Option(case_sensitive=False, help="Open ones are all but the closed.")] = State.OPEN,
-    symbols: Symbols = "",
+    symbols: Annotated[str, typer.Option(help="Only these symbols, with commas between them; empty takes all.")] = "",
     tape: Annotated[str, typer.Option(help="Only this tape; empty takes all but the canaries'.")] = "",
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Only those with at least this peak score.")] = 0.0,
     limit: Annotated[int, typer.Option(min=1, help="Most alerts to show.")] = 50,

@@ -218,7 +218,10 @@ def _print_bands(console: Console, found: Sequence[Band], served: float) -> None
 def _try_to_plot(
     files: StagedFiles, path: Path, curve: TradeOff, options: CalibrateOptions, threshold: float, served: float
 ) -> str:
-    """Draw the trade-off. Returns why there is no plot: empty when there is one, or one was asked for by name."""
+    """Draw the trade-off. Returns why there is no plot; empty when there is one.
+
+    Raises: NotConfiguredError when a plot that was asked for by name cannot be drawn.
+    """
     try:
         open_pyplot(path)
     except NotConfiguredError as error:

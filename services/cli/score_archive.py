@@ -66,6 +66,8 @@ class ScoreArchive:
         Raises: InvalidRequestError with the versions when neither says which.
         """
         judged = self.judged()
+        if not judged:
+            raise InvalidRequestError([FieldViolation("tape", f"{self.tape} has no scores with enough history")])
         if len(judged) == 1:
             return next(iter(judged))
         only = next(iter(serving)) if len(serving) == 1 else ""

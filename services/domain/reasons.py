@@ -39,7 +39,7 @@ _COMPANIONS = {
     for name in ("return", "relative_return", "peer_relative_return", "volume")
 }
 """Features and the same in other deviations: only the first of each pair is named, and both are set back."""
-_BARS = re.compile(r"\bbar(s?)\b(?!')")
+_BARS = re.compile(r"\bbar(s?)\b(?!'s)")
 _LENGTHS = {60: "minute", 3_600: "hour", 86_400: "day"}
 """What a bar of so many seconds is called; others are bars."""
 _FIRST = {second: first for first, second in _COMPANIONS.items()}

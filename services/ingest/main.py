@@ -4,10 +4,11 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from services.archive.sectors import read_sectors
 from services.archive.yahoo import yfinance_download
-from services.domain.errors import NotConfiguredError, TapewatchError
+from services.domain.errors import InvalidRequestError, NotConfiguredError, TapewatchError
 from services.ingest.coverage import CoverageBook
 from services.ingest.csv_file import CsvSource
 from services.ingest.market_calendar import open_market
@@ -33,6 +34,15 @@ from tapewatch.ingest.v1.ingest_service_pb2_grpc import add_IngestServiceService
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _read_sectors(path: Path) -> dict[str, str]:
+    """The file that SECTORS names. Raises: NotConfiguredError when it cannot be used."""
+    try:
+        return read_sectors(path)
+    except InvalidRequestError as error:
+        wrong = "; ".join(violation.description for violation in error.violations)
+        raise NotConfiguredError(wrong, "set SECTORS to a CSV file with the columns symbol and sector") from error
 
 
 def make_source(
@@ -94,7 +104,7 @@ async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]
     lifetime.on_close(queue.close)
     progress = await asyncio.to_thread(open_progress, settings)
     lifetime.on_close(progress.close)
-    sectors = None if settings.sectors is None else await asyncio.to_thread(read_sectors, settings.sectors)
+    sectors = None if settings.sectors is None else await asyncio.to_thread(_read_sectors, settings.sectors)
     source = await asyncio.to_thread(make_source, settings, progress, sectors)
     market = await asyncio.to_thread(open_market, settings.market_calendar)
     tracing = ProducerSpans(settings.queue_name, settings.queue_backend)

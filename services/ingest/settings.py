@@ -49,8 +49,9 @@ class IngestSettings(ServerSettings, QueueSettings):
     sectors: Path | None = Field(
         None,
         description="CSV file with the columns `symbol` and `sector`. Quotes from Yahoo Finance carry the return and "
-        "volume of the sector, which is a symbol there (`XLK`); empty: of a fund, for large US caps. Replayed bars "
-        "carry those of the sector's other symbols; empty: of the symbols that move most like it",
+        "volume of the sector, which must be a symbol there (`XLK`); empty: of a fund, for large US caps. Replayed "
+        "bars carry those of the sector's other symbols; empty: of the symbols that move most like it. Both only "
+        "beside a benchmark",
     )
 
     market_calendar: str = Field(

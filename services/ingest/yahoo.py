@@ -4,15 +4,16 @@ One symbol a request, through a token bucket. A symbol that fails is tried again
 jitter, then reported and left for the next round; it never stops the others. Too many requests (429) end the round and
 lengthen the pause before the next one. A benchmark symbol, if there is one, and the symbols that stand for sectors are
 asked for first in each round, and their returns and volumes over the same minute are stamped on the other symbols'
-quotes; a quote is never held back for them. No news, as when the market is closed, is no error. A volume of 0 is passed
-on as it is: Yahoo prints random zeros, and the features treat 0 as missing.
+quotes; a quote is never held back for them, but what closes during a round waits for the next one. No news, as when the
+market is closed, is no error. A volume of 0 is passed on as it is: Yahoo prints random zeros, and the features treat 0
+as missing.
 """
 
 import asyncio
 import logging
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -108,9 +109,12 @@ class YahooSource:
 
     async def _round(self) -> AsyncIterator[SourceBatch]:
         asked = list(self._series.values())
+        # Of one moment for all: a bar that closes during the round has no closed bar of the market beside it yet.
+        closed = self._clock() - timedelta(seconds=BAR_SECONDS)
         for symbol in sorted({self._benchmark_symbol, *self._sectors.values()} - {""}):
             try:
-                self._movements[symbol] = movements(await self._fetch(symbol))
+                bars = await self._fetch(symbol, attempts=1)  # the quotes do not wait for it
+                self._movements[symbol] = movements(bar for bar in bars if bar.event_time <= closed)
             except TooManyRequestsError as error:
                 self._refusals += 1
                 yield SourceBatch((), dict.fromkeys(asked, f"Yahoo Finance asks to slow down: {error}"))
@@ -127,13 +131,13 @@ class YahooSource:
             except Exception as error:  # yfinance raises whatever its transport raises
                 yield SourceBatch((), {series: f"{type(error).__name__}: {error}"})
                 continue
-            quotes = self._news(series, bars)
+            quotes = self._news(series, bars, closed)
             yield SourceBatch(quotes)
             if quotes:
                 self._seen[series] = quotes[-1].event_time
         self._refusals = 0
 
-    async def _fetch(self, symbol: str) -> Sequence[YahooBar]:
+    async def _fetch(self, symbol: str, attempts: int = _ATTEMPTS) -> Sequence[YahooBar]:
         attempt = 0
         while True:
             await self._sleep(self._bucket.delay(asyncio.get_running_loop().time()))
@@ -143,13 +147,12 @@ class YahooSource:
                 raise
             except Exception:
                 attempt += 1
-                if attempt >= _ATTEMPTS:
+                if attempt >= attempts:
                     raise
                 await self._sleep(_FIRST_BACKOFF_SECONDS * 2.0**attempt * self._jitter())
 
-    def _news(self, series: Series, bars: Sequence[YahooBar]) -> list[Quote]:
-        """The bars that are closed, complete and not given yet, oldest first."""
-        closed = self._clock() - timedelta(seconds=series.interval_seconds)
+    def _news(self, series: Series, bars: Sequence[YahooBar], closed: datetime) -> list[Quote]:
+        """The bars up to `closed` that are complete and not given yet, oldest first."""
         seen = self._seen.get(series)
         quotes = [
             replace(bar.quote(series), **self._beside(series.symbol, bar.event_time))
@@ -159,12 +162,16 @@ class YahooSource:
         return sorted(quotes, key=lambda quote: quote.event_time)
 
     def _beside(self, symbol: str, event_time: datetime) -> dict[str, Any]:
-        """What market and sector did over a bar: fields of Quote. Nothing moves beside itself."""
+        """What market and sector did over a bar: fields of Quote. Nothing moves beside itself.
+
+        The sector only beside the market: no model has learnt it without.
+        """
         found: dict[str, Any] = {}
         for prefix, beside in (("benchmark", self._benchmark_symbol), ("peer", self._sectors.get(symbol, ""))):
             movement = None if beside == symbol else self._movements.get(beside, {}).get(event_time)
-            if movement is not None:
-                found |= {f"{prefix}_return": movement.simple_return, f"{prefix}_volume_ratio": movement.volume_ratio}
+            if movement is None:
+                break
+            found |= {f"{prefix}_return": movement.simple_return, f"{prefix}_volume_ratio": movement.volume_ratio}
         return found
 
 
@@ -176,7 +183,7 @@ class Movement:
     volume_ratio: float | None
 
 
-def movements(bars: Sequence[YahooBar]) -> dict[datetime, Movement]:
+def movements(bars: Iterable[YahooBar]) -> dict[datetime, Movement]:
     """The movement of each bar but the first, by its event_time."""
     whole = sorted((bar for bar in bars if bar.complete), key=lambda bar: bar.event_time)
     logs = np.array([math.log(bar.volume) if bar.volume > 0 else math.nan for bar in whole])

@@ -166,7 +166,7 @@ def evaluate(
                 progress=progress,
                 tell=teller(_console, verbose=verbose),
             )
-            stamp = provenance.stamp(version.metadata, training.sources)
+            stamp = provenance.stamp(version.metadata, training.sources, sectors)
             folder = output.with_suffix("")
             kept = folder / "figures.json"
             others = _others(kept, stamp, only) if only else {}

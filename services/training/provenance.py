@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ def words(source: Source) -> str:
     return f"{len(source.history)} symbols with {bars:,} bars of {source.interval_seconds} s, {first} to {last}"
 
 
-def stamp(metadata: ModelMetadata, sources: Sequence[Source]) -> dict[str, Any]:
+def stamp(metadata: ModelMetadata, sources: Sequence[Source], sectors: Path | None = None) -> dict[str, Any]:
     """What figures are kept with: whose they are, on which data, and what they must not be taken for."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if sectors is None else sectors.read_bytes())
     for source in sources:
         for bars in source.history:
             digest.update(f"{bars.symbol}/{bars.interval_seconds}/{len(bars)}".encode())
@@ -33,13 +34,16 @@ def stamp(metadata: ModelMetadata, sources: Sequence[Source]) -> dict[str, Any]:
         "version": metadata.version,
         "data": [words(source) for source in sources],
         "data_sha256": digest.hexdigest(),
-        "cautions": cautions(metadata, sources),
+        "cautions": cautions(metadata, sources, sectors),
     }
 
 
-def cautions(metadata: ModelMetadata, sources: Sequence[Source]) -> list[str]:
+def cautions(metadata: ModelMetadata, sources: Sequence[Source], sectors: Path | None) -> list[str]:
     """Why bars of the test side are not of tickers and times that nothing was fitted on; nothing when they are."""
     found = []
+    if (sectors is not None) != ("--sectors " in metadata.trained_by):
+        had = "with" if sectors is None else "without"
+        found.append(f"{metadata.version} was trained {had} a file of sectors: its peers were others than here.")
     for source in sources:
         if (said := words(source)) not in metadata.trained_on:
             found.append(

@@ -15,7 +15,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_symbols_and_sectors_in_any_order_of_columns(tmp_path: Path) -> None:
-    text = "\ufeffName,Sector,Symbol\nApple,xlk,aapl\nNo one,,ZZZ\n\nMicrosoft,XLK,MSFT\nApple,XLK,AAPL\n"
+    text = "\ufeffName,Sector,Symbol\nApple,xlk,aapl\nNo one,,ZZZ\n\nMicrosoft,XLK,MSFT\nApple,XLK,AAPL\nApple,,AAPL\n"
     assert read_sectors(write(tmp_path, text)) == {"AAPL": "XLK", "MSFT": "XLK"}
 
 
@@ -26,6 +26,8 @@ def test_symbols_and_sectors_in_any_order_of_columns(tmp_path: Path) -> None:
         ("symbol,industry\nAAPL,Computers\n", "lacks the column sector; its first line has symbol, industry"),
         ("symbol,sector\nAAPL,XLK\n,XLF\n", "has no symbol in line 3"),
         ("symbol,sector\nAAPL,XLK\nAAPL,XLF\n", "names a second sector of AAPL in line 3: 'XLF'"),
+        ("symbol,sector,symbol\nAAPL,XLK,MSFT\n", "has the column symbol twice"),
+        (f"symbol,sector\nAAPL,{'X' * 200_000}\n", "is no CSV file (field larger than field limit (131072))"),
         ("symbol,sector\nAAPL,\n", "names no symbol's sector"),
         ("symbol,sector\n", "names no symbol's sector"),
     ],

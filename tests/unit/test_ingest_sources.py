@@ -16,6 +16,7 @@ from services.domain.quote import Quote, Series
 from services.ingest.archive_source import ArchiveSource
 from services.ingest.csv_file import CsvSource
 from services.ingest.ports import QuoteSource, SourceBatch
+from services.ingest.universe import LARGE_CAPS, SECTOR_FUNDS
 from services.ingest.yahoo import TokenBucket, YahooSource
 
 NOW = datetime(2026, 11, 20, 15, 31, 30, tzinfo=UTC)
@@ -328,7 +329,7 @@ async def test_an_archives_quotes_carry_the_markets_return_also_behind_a_checkpo
 
 async def test_an_archives_quotes_carry_what_their_sector_did(tmp_path: Path) -> None:
     lines = ["symbol,timestamp,open,high,low,close,volume"]
-    for i in range(6):
+    for i in range(10):
         for minute, close in ((30, 100.0), (31, 100.0 + i)):
             lines.append(f"S{i},2024-01-02T14:{minute}:00Z,{close},{close},{close},{close},5")
     (tmp_path / "bars.csv").write_text("\n".join(lines) + "\n")
@@ -338,3 +339,42 @@ async def test_an_archives_quotes_carry_what_their_sector_did(tmp_path: Path) ->
     assert found["S0"] == pytest.approx(0.02)  # the median of 1 %, 2 % and 5 %
     assert found["S5"] == pytest.approx(0.01)
     assert found["S3"] is None
+
+
+async def test_peers_are_stamped_beside_the_market_only(tmp_path: Path) -> None:
+    """Nine symbols are no market: a model that has never seen peers alone is not shown them."""
+    lines = ["symbol,timestamp,open,high,low,close,volume"]
+    lines += [f"S{i},2024-01-02T14:{m}:00Z,9,9,9,9,5" for i in range(9) for m in (30, 31)]
+    (tmp_path / "bars.csv").write_text("\n".join(lines) + "\n")
+    sectors = {f"S{i}": "XLK" for i in range(9)}
+    source = ArchiveSource(str(tmp_path / "bars.csv"), tape="run-1", stop=asyncio.Event(), sectors=sectors)
+    found = [q for batch in [b async for b in source.batches()] for q in batch.quotes]
+    assert len(found) == 18
+    assert {(q.peer_return, q.benchmark_return) for q in found} == {(None, None)}
+
+
+async def test_what_closes_during_a_round_waits_and_a_running_bar_of_the_market_is_never_stamped() -> None:
+    """The market is asked while its newest bar still runs; by the time that the symbol is asked, it has closed."""
+    answers = {"AAPL": [[bar(3), bar(2), bar(1)]], "SPY": [[bar(3), bar(2, close=101.0), bar(1, close=500.0)]]}
+    yahoo = Yahoo(answers)  # type: ignore[arg-type]
+    moments = iter([NOW - timedelta(seconds=60), *[NOW] * 9])
+    source = YahooSource(
+        ["AAPL"],
+        yahoo,
+        interval_seconds=60,
+        requests_per_second=1e9,
+        seen={},
+        clock=lambda: next(moments),
+        benchmark_symbol="SPY",
+        sleep=yahoo.sleep,
+        jitter=lambda: 1.0,
+    )
+    first, second = await take(source, 2)
+    assert [q.event_time for q in first.quotes] == [bar(3).event_time, bar(2).event_time]
+    assert [q.event_time for q in second.quotes] == [bar(1).event_time]
+    assert second.quotes[0].benchmark_return == pytest.approx(500.0 / 101.0 - 1.0)
+
+
+def test_every_large_cap_of_the_index_has_its_sectors_fund() -> None:
+    assert set(LARGE_CAPS) - set(SECTOR_FUNDS) == {"BABA"}
+    assert set(SECTOR_FUNDS) <= set(LARGE_CAPS)

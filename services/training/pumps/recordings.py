@@ -90,7 +90,10 @@ OF_COINS = (
     "buy_share",
     "buy_share_change",
 )
-"""Of these, what the columns here take: named one by one, so that a new feature of the scorer changes no pump model."""
+"""What the columns here take: named one by one, so that a new feature of the scorer changes no pump model.
+
+`relative_return_z`, without a benchmark the same as `return_z`, is among them as it was when they were measured.
+"""
 _SIZES = PUBLISHED[:8]
 """The study's features but its four of the clock."""
 _SOURCE = {
