@@ -2,6 +2,7 @@
 
 import errno
 import os
+import uuid
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +17,14 @@ class StagedFiles(AbstractContextManager["StagedFiles"]):
     def add(self, target: Path) -> Path:
         """Where to write what is to become `target`, in the same folder and with its ending.
 
-        Raises: OSError when the folder cannot be made or written, or the target is a folder.
+        Raises: OSError when the folder cannot be made or written, or the target is a folder, or was given before.
         """
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+        if target.absolute() in (other.absolute() for _, other in self._staged):
+            raise FileExistsError(errno.EEXIST, "is asked for twice", str(target))
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.stem}.new{target.suffix}")
+        scratch = target.with_name(f".{target.stem}.{uuid.uuid4().hex}{target.suffix}")
         scratch.touch()
         self._staged.append((scratch, target))
         return scratch

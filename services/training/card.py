@@ -315,6 +315,12 @@ def _limits(metadata: ModelMetadata) -> str:
 - An index, or any series without volumes, is outside what it was trained on.
 - The time-of-day profile is one table of US sessions for all symbols: it knows no holidays and no other market's hours.
 - A benchmark needs ten symbols, or a feed that stamps it: the bundled tape has none, and the row "feed without a
-  benchmark" says what that costs.
+  benchmark" says what that costs. Nor has it peers, which are stamped beside a benchmark only.{_sectors(metadata)}"""
+
+
+def _sectors(metadata: ModelMetadata) -> str:
+    if "--sectors " in metadata.trained_by:
+        return ""
+    return """
 - No feed here says a symbol's sector: peers are the symbols that moved most alike before. Where a file of sectors, or
   a sector's fund, says what the sector did instead, the same features are used, and this was not measured."""

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from services.archive import version_folder
 from services.domain.errors import NotConfiguredError, TapewatchError
-from services.runtime.errors import exit_code_of
 from services.training import tree_tables
+from services.training.console import LARGEST_SEED, refused
 from services.training.dataset import instructions
 from services.training.networks import tensorflow
 from services.training.pumps import columns, models, protocol, recordings
@@ -113,18 +113,16 @@ def train(
     pumps: Annotated[Path, typer.Option(help="Folder of the labelled pumps.")],
     output: Annotated[Path, typer.Option(help="Folder of versions to add one to.")] = Path("pump-models"),
     feed: Annotated[Feed, typer.Option(help="What is known of the trades in a bar.")] = Feed.TRADES,
-    seed: Annotated[int, typer.Option(help="Of the trees.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the trees.")] = 1,
 ) -> None:
     """Fits a model on all labelled pumps, its parts and thresholds chosen by inner folds, as one TFLite file."""
     try:
         metadata = run(pumps, output, feed, seed=seed)
     except ModuleNotFoundError as error:
         missing = NotConfiguredError(f"training needs {error.name}", "install it with pip install -e '.[train]'")
-        _console.print(missing.message, style="red", highlight=False, soft_wrap=True)
-        raise typer.Exit(exit_code_of(missing)) from error
+        refused(_console, missing)
     except TapewatchError as error:
-        _console.print(error.message, style="red", highlight=False, soft_wrap=True)
-        raise typer.Exit(exit_code_of(error)) from error
+        refused(_console, error)
     typer.echo(
         f"{output / metadata.version}: onset {' + '.join(metadata.onset_parts)}, threshold "
         f"{metadata.onset_threshold:.3f}; alert {' + '.join(metadata.alert_parts)}, threshold "
