@@ -78,7 +78,7 @@ async def test_candidates_are_measured(tmp_path: Path, reader: InMemoryMetricRea
     service.close()
     found = points(reader)
     version = (names.ATTRIBUTE_MODEL, "challenger")
-    assert sum(found[names.SHADOW_QUOTES].values()) == 2 * len(BARS)
-    assert found[names.SHADOW_QUOTES][(names.ATTRIBUTE_AGREEMENT, "agree"), version] > len(BARS)
+    assert sum(found[names.SHADOW_QUOTES].values()) == len(BARS), "what it judged as canary is not compared with itself"
+    assert len(BARS) > found[names.SHADOW_QUOTES][(names.ATTRIBUTE_AGREEMENT, "agree"), version] > 0.9 * len(BARS)
     assert found[names.SHADOW_DIFFERENCE][(version,)] > 0
     assert found[names.CANARY_MODEL_QUOTES] == {(version,): len(BARS)}
