@@ -121,7 +121,7 @@ def write(output: Path, metadata: Metadata, files: dict[str, bytes]) -> Path:
                 return target
             if _whole(target):
                 raise NotConfiguredError(
-                    f"{target} holds other files under this version's name", "move it away, or write to another folder"
+                    f"{target} holds other files under this version's name", "use another folder, or move it away"
                 )
             target.rename(Path(scratch) / "damaged")
         made = Path(scratch) / metadata.version

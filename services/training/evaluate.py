@@ -22,7 +22,6 @@ from services.training.pumps import section
 SECTIONS = ("equities", "days", "left_out", "old_task", "pumps")
 _OF_NO_BARS = {"pumps"}
 """Sections that are measured on no bars of `--data`."""
-_MEASURE_ALL = "name that version and data by --model and --data, or measure all again: the same command without --only"
 _MODELS = Path(__file__).parents[1] / "scorer" / "models"
 
 app = typer.Typer(add_completion=False)
@@ -112,13 +111,17 @@ def _others(kept: Path, stamp: dict[str, Any], only: list[str]) -> dict[str, Any
             f"of {figures['version']} on {'; '.join(figures['data'])}" if "version" in figures else "of unknown origin"
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise NotConfiguredError(f"{kept} cannot be read ({error})", _MEASURE_ALL) from error
+        raise _measure_all(f"{kept} cannot be read ({error})") from error
     same = ["version"] if set(only) <= _OF_NO_BARS else ["version", "data_sha256"]
     if all(figures.get(name) == stamp[name] for name in same):
         return figures
-    raise NotConfiguredError(
-        f"{kept} holds figures {said}, which do not go with those of {stamp['version']} on {'; '.join(stamp['data'])}",
-        _MEASURE_ALL,
+    these = f"{stamp['version']} on {'; '.join(stamp['data'])}"
+    raise _measure_all(f"{kept} holds figures {said}, which do not go with those of {these}")
+
+
+def _measure_all(why: str) -> NotConfiguredError:
+    return NotConfiguredError(
+        why, "name that version and data by --model and --data, or measure all again: the same command without --only"
     )
 
 
