@@ -24,8 +24,6 @@ class VersionFiles:
 
 def names(output: Path) -> list[str]:
     """The folders of versions in a folder of them, newest first; those with unreadable metadata come last."""
-    if not output.is_dir():
-        return []
 
     def age(name: str) -> tuple[float, str]:
         try:
@@ -33,7 +31,12 @@ def names(output: Path) -> list[str]:
         except ModelUnusableError:
             return float("-inf"), name
 
-    return sorted((path.parent.name for path in output.glob(f"*/{METADATA_FILE}")), key=age, reverse=True)
+    return sorted(unordered_names(output), key=age, reverse=True)
+
+
+def unordered_names(output: Path) -> set[str]:
+    """The folders of versions in a folder of them, without a look into them; none where there is no such folder."""
+    return {path.parent.name for path in output.glob(f"*/{METADATA_FILE}")} if output.is_dir() else set()
 
 
 def read_metadata(folder: Path) -> ModelMetadata:

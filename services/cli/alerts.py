@@ -10,12 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from services.cli.tally import pages
-from services.cli.watch import typology_words
-from services.domain.quote import format_time
+from services.cli.watch import described, state_words
 from services.runtime.channels import open_channel
 from services.runtime.errors import error_from_rpc, exit_code_of
 from services.runtime.settings import ClientSettings
-from services.wire.time import timestamp_from_proto
 from tapewatch.gateway.v1 import alert_pb2
 from tapewatch.gateway.v1 import alert_service_pb2 as pb
 from tapewatch.gateway.v1.alert_service_pb2_grpc import AlertServiceStub
@@ -28,18 +26,17 @@ _PAGE = 1_000
 
 def alert_lines(alert: alert_pb2.Alert) -> Text:
     """One alert: its id, what it is and where it stands, and below them the reasons and the practice in EU law."""
-    moment = format_time(timestamp_from_proto(alert.last_event_time)).removesuffix("T00:00:00Z")
-    state = alert_pb2.AlertState.Name(alert.state).removeprefix("ALERT_STATE_").lower()
+    moment, what, reasons = described(alert)
+    state = state_words(alert.state)
     if alert.state == alert_pb2.ALERT_STATE_CLOSED:
         state += f", {alert_pb2.Disposition.Name(alert.disposition).removeprefix('DISPOSITION_').lower()}"
     if alert.assignee:
         state += f", {alert.assignee}"
-    count = f" x{alert.detection_count}" if alert.detection_count > 1 else ""
     practice = f"\n    {alert.regulatory_reference}" if alert.regulatory_reference else ""
     return Text.assemble(
         (alert.alert_id, "bold"),
-        f"  {alert.symbol:<6} {moment:<20} {typology_words(alert.typology)}{count}  {alert.peak_score:.3f}  [{state}]",
-        (f"\n    {'; '.join(reason.text for reason in alert.reasons)}{practice}", "dim"),
+        f"  {alert.symbol:<6} {moment:<20} {what}  {alert.peak_score:.3f}  [{state}]",
+        (f"\n    {reasons}{practice}", "dim"),
     )
 
 

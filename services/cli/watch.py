@@ -102,19 +102,29 @@ def typology_words(typology: "score_pb2.Typology.ValueType") -> str:
     return score_pb2.Typology.Name(typology).removeprefix("TYPOLOGY_").lower().replace("_", " ")
 
 
+def state_words(state: "alert_pb2.AlertState.ValueType") -> str:
+    """Where an alert stands, as an analyst writes it."""
+    return alert_pb2.AlertState.Name(state).removeprefix("ALERT_STATE_").lower()
+
+
+def described(alert: alert_pb2.Alert) -> tuple[str, str, str]:
+    """When an alert's newest detection was, what the alert is and how often it was detected, and why."""
+    moment = format_time(timestamp_from_proto(alert.last_event_time)).removesuffix("T00:00:00Z")
+    count = f" x{alert.detection_count}" if alert.detection_count > 1 else ""
+    return moment, f"{typology_words(alert.typology)}{count}", "; ".join(reason.text for reason in alert.reasons)
+
+
 def line(change: alert_pb2.AlertChange) -> Text:
     """One change as one line: symbol, time, typology, score, and the reason in words."""
     alert = change.alert
-    moment = format_time(timestamp_from_proto(alert.last_event_time)).removesuffix("T00:00:00Z")
+    moment, what, reasons = described(alert)
     kind = alert_pb2.AlertChangeKind.Name(change.kind).removeprefix("ALERT_CHANGE_KIND_").lower().replace("_", " ")
     if change.kind == alert_pb2.ALERT_CHANGE_KIND_TRIAGED:
-        kind = alert_pb2.AlertState.Name(alert.state).removeprefix("ALERT_STATE_").lower()
-    count = f" x{alert.detection_count}" if alert.detection_count > 1 else ""
-    reasons = "; ".join(reason.text for reason in alert.reasons)
+        kind = state_words(alert.state)
     return Text.assemble(
         (f"{alert.symbol:<6}", "bold"),
         f" {moment:<20} ",
-        (f"{typology_words(alert.typology)}{count}", _STYLES.get(change.kind, "")),
+        (what, _STYLES.get(change.kind, "")),
         f"  {alert.peak_score:.3f}  ",
         (reasons, "dim"),
         (f"  [{kind}]", "dim"),

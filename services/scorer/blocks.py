@@ -28,15 +28,7 @@ from services.scorer.deployment_watch import detections
 from services.scorer.ports import Model
 
 COLUMNS = ("open", "high", "low", "close", "volume")
-OPTIONAL_COLUMNS = (
-    "split_ratio",
-    "trades",
-    "buy_volume",
-    "benchmark_return",
-    "benchmark_volume_ratio",
-    "peer_return",
-    "peer_volume_ratio",
-)
+OPTIONAL_COLUMNS = tuple(name for name in BAR_FIELDS if name not in (*COLUMNS, "event_seconds", "interval_seconds"))
 
 _ROWS = 512
 _SHOWN_BARS = 20

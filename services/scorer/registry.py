@@ -6,7 +6,7 @@ from pathlib import Path
 
 from services.archive import version_folder
 from services.domain.errors import ModelUnusableError, NotFoundError
-from services.domain.model import METADATA_FILE, ModelMetadata
+from services.domain.model import ModelMetadata
 from services.scorer.litert import LiteRTModel
 
 PACKAGED_MODELS = Path(__file__).parent / "models"
@@ -81,6 +81,6 @@ class ModelRegistry:
 
     def _find(self, version: str) -> Path:
         # The name is looked up, not joined: a caller cannot leave the folder with it.
-        if version not in {path.parent.name for path in self.folder.glob(f"*/{METADATA_FILE}")}:
+        if version not in version_folder.unordered_names(self.folder):
             raise NotFoundError("model", version)
         return self.folder / version
