@@ -42,15 +42,16 @@ class Benchmark:
     def beside(self, bars: Bars) -> Mapping[str, Array]:
         """The fields of Quote that say what the market, and the symbol's peers, did over each bar.
 
-        float64 (n,) each, NaN where it is not known.
+        float64 (n,) each, NaN where it is not known; peers are known only where the market is.
         """
         found = {
             "benchmark_return": _at(bars, self.event_time, self.simple_return),
             "benchmark_volume_ratio": _at(bars, self.event_time, self.volume_ratio),
         }
         if (group := self.peers.get(bars.symbol)) is not None:
-            found["peer_return"] = _at(bars, group.event_time, group.simple_return)
-            found["peer_volume_ratio"] = _at(bars, group.event_time, group.volume_ratio)
+            unknown = np.isnan(found["benchmark_return"])
+            for name, values in (("peer_return", group.simple_return), ("peer_volume_ratio", group.volume_ratio)):
+                found[name] = np.where(unknown, np.nan, _at(bars, group.event_time, values))
         return found
 
 

@@ -15,11 +15,10 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from numpy.typing import NDArray
 
 from services.archive import bars, bokeh, csv_bars, lake, parquet_bars
 from services.archive.bars import Bars
-from services.archive.benchmark import Benchmark, benchmarks
+from services.archive.benchmark import benchmarks
 from services.archive.errors import unreadable
 from services.archive.filesystem import SCHEMES
 from services.archive.lake_stream import LakeStream
@@ -261,7 +260,7 @@ def quotes(
     _check_symbols(location, wanted, {part.symbol for part in history})
     source = bokeh.SOURCE if location == bokeh.LOCATION else SOURCE
     stamped = bars.quotes(
-        history, tape=tape, source=source, benchmark=lambda part: _stamps(market[part.interval_seconds], part)
+        history, tape=tape, source=source, benchmark=lambda part: market[part.interval_seconds].beside(part)
     )
     all_times = np.concatenate([part.event_time for part in history])
     before = 0 if start is None else int((all_times < _datetime64(start)).sum())
@@ -269,13 +268,6 @@ def quotes(
     total = max(0, until - before)
     _check_any(location, total, start, end)
     return total, islice(stamped, before + first_row, until)
-
-
-def _stamps(benchmark: Benchmark, part: Bars) -> Mapping[str, NDArray[np.float64]]:
-    """What a replay stamps on bars. Peers only beside the market: no model has learnt them without it."""
-    beside = benchmark.beside(part)
-    unknown = np.isnan(beside["benchmark_return"])
-    return {name: np.where(unknown & name.startswith("peer_"), np.nan, values) for name, values in beside.items()}
 
 
 def _datetime64(moment: datetime) -> np.datetime64:

@@ -1,12 +1,11 @@
 """The peers beside each bar: what the symbols of its sector, or those that move like it, did on the median.
 
-Where a symbol's sector is known, its peers are the sector's other symbols. Otherwise, and in a sector of too few, they
-are found in the archive itself: the symbols whose returns beyond the market's went most with its own over the bars
+Where a symbol's sector is known, its peers are the sector's other symbols. Otherwise, and while a sector has too few,
+they are found in the archive itself: the symbols whose returns beyond the market's went most with its own over the bars
 before. Peer groups as a measure of what is unusual for one account or stock: Bolton and Hand 2001; for stock price
 manipulation Kim and Sohn 2012.
 
-As the benchmark's, what a bar's peers did follows from the archive alone and from no bar after it; only whether a
-sector has enough symbols is counted over the whole archive.
+As the benchmark's, what a bar's peers did follows from the archive alone and from no bar after it.
 """
 
 from collections import Counter
@@ -74,14 +73,15 @@ def peers(courses: Sequence[Course], sectors: Mapping[str, str]) -> Mapping[str,
     """
     if len(courses) <= LEAST_PEERS:
         return {}
-    size = Counter(sectors.get(course.symbol, "") for course in courses)
-    known = [sectors.get(course.symbol, "") for course in courses]
-    known = [sector if size[sector] > LEAST_PEERS else "" for sector in known]
+    sector = [sectors.get(course.symbol, "") for course in courses]
+    listed = np.array([course.event_time[0] if len(course.event_time) else np.datetime64("NaT") for course in courses])
     times = np.unique(np.concatenate([course.event_time for course in courses]))
     parts: dict[int, list[Peers]] = {}
     for start in range(0, len(times), RENEWAL_BARS):
         now = times[start : start + RENEWAL_BARS]
         before = times[max(0, start - ESTIMATION_BARS) : start]
+        size = Counter(name for name, since in zip(sector, listed, strict=True) if since <= now[0])
+        known = [name if size[name] > LEAST_PEERS else "" for name in sector]
         groups = dict(_sector_groups(known)) | dict(_alike(_table(courses, before, "excess"), known))
         if not groups:
             continue

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from services.archive.bars import DAY_SECONDS, Bars
-from services.archive.benchmark import benchmarks
+from services.archive.bars import Bars
+from services.archive.benchmark import MIN_SERIES, benchmarks
 from services.archive.peers import LEAST_PEERS, RENEWAL_BARS
+from services.domain.quote import DAY_SECONDS
 from services.training.dataset import cut
 
 N = 2 * RENEWAL_BARS + 20
@@ -86,6 +87,26 @@ def test_changing_the_future_never_changes_the_past() -> None:
         stop = int(bars[0].event_time[at].astype(np.int64))
         shorter = beside([cut(each, 0, stop) for each in bars], "B2", sectors)
         np.testing.assert_array_equal(shorter["peer_return"], before["peer_return"][:at])
+
+
+def test_symbols_that_a_sector_gets_later_change_nothing_before() -> None:
+    bars = history()
+    sectors = {each.symbol: each.symbol[0] for each in bars if each.symbol < "A3"}
+    late = [
+        cut(replace(each, symbol=f"Z{each.symbol}"), int(bars[0].event_time[N - 200].astype(np.int64)), 2**62)
+        for each in bars[:4]
+    ]
+    sectors |= {each.symbol: "A" for each in late}
+    before, after = (beside(part, "A0", sectors)["peer_return"] for part in (bars, [*bars, *late]))
+    np.testing.assert_array_equal(after[: N - 200], before[: N - 200])
+
+
+def test_there_are_no_peers_where_the_market_is_not_known() -> None:
+    bars = history(each=MIN_SERIES // GROUPS)
+    assert LEAST_PEERS < len(bars) < MIN_SERIES
+    found = beside(bars, "A0", {each.symbol: "ONE" for each in bars})
+    assert np.isnan(found["peer_return"]).all()
+    assert np.isnan(found["peer_volume_ratio"]).all()
 
 
 def test_symbols_that_go_their_own_way_have_no_peers() -> None:
