@@ -7,8 +7,11 @@ no training row has.
 
 import ast
 import hashlib
+import itertools
+import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
@@ -68,21 +71,25 @@ class Rows:
         return Rows(*(getattr(self, f.name)[mask] for f in fields(self)))
 
 
-def concatenate(parts: Sequence[Rows]) -> Rows:
-    """All rows of all parts; empty when there are none."""
-    if not parts:
-        none = np.empty(0)
-        return Rows(
-            np.empty((0, len(FEATURES)), np.float32),
-            none.astype(np.int8),
-            none.astype(np.int8),
-            none.astype(np.float32),
-            none.astype(np.int64),
-            none.astype(np.int32),
-            none.astype(np.int32),
-            none.astype("datetime64[us]"),
-        )
-    return Rows(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Rows)))
+def concatenate(parts: list[Rows]) -> Rows:
+    """All rows of all parts, which are taken out of the list one by one: to hold both would take twice the memory."""
+    n = sum(map(len, parts))
+    whole = Rows(
+        np.empty((n, len(FEATURES)), np.float32),
+        np.empty(n, np.int8),
+        np.empty(n, np.int8),
+        np.empty(n, np.float32),
+        np.empty(n, np.int64),
+        np.empty(n, np.int32),
+        np.empty(n, np.int32),
+        np.empty(n, "datetime64[us]"),
+    )
+    while parts:
+        part = parts.pop()
+        for f in fields(Rows):
+            getattr(whole, f.name)[n - len(part) : n] = getattr(part, f.name)
+        n -= len(part)
+    return whole
 
 
 def trainable(history: Sequence[Bars], leave_out: Callable[[Bars, str], None] = lambda bars, why: None) -> list[Bars]:
@@ -195,24 +202,29 @@ def untouched(
         advance: Called after each series.
         benchmark: The market's returns; None is a feed without.
     """
+
+    def rows(number: int, bars: Bars) -> Rows | None:
+        if len(bars) <= LEAD:
+            return None
+        features = np.concatenate([compute(w) for w in bars_windows(_raw(bars, benchmark))])[LEAD:]
+        n = len(features)
+        return Rows(
+            features,
+            np.zeros(n, np.int8),
+            np.zeros(n, np.int8),
+            np.zeros(n, np.float32),
+            np.full(n, -1, np.int64),
+            np.full(n, number, np.int32),
+            np.arange(LEAD, LEAD + n, dtype=np.int32),
+            bars.event_time[LEAD:],
+        )
+
     parts = []
-    for number, bars in enumerate(history):
-        if len(bars) > LEAD:
-            features = np.concatenate([compute(w) for w in bars_windows(_raw(bars, benchmark))])[LEAD:]
-            n = len(features)
-            parts.append(
-                Rows(
-                    features,
-                    np.zeros(n, np.int8),
-                    np.zeros(n, np.int8),
-                    np.zeros(n, np.float32),
-                    np.full(n, -1, np.int64),
-                    np.full(n, number, np.int32),
-                    np.arange(LEAD, LEAD + n, dtype=np.int32),
-                    bars.event_time[LEAD:],
-                )
-            )
-        advance()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy leaves other threads their turn
+        for part in pool.map(rows, itertools.count(), history):
+            if part is not None:
+                parts.append(part)
+            advance()
     return concatenate(parts)
 
 
@@ -292,10 +304,7 @@ def fingerprint(history: Sequence[Bars], settings: str) -> str:
     `train`, which only puts together what these make.
     """
     digest = hashlib.sha256(settings.encode())
-    for bars in history:
-        digest.update(f"{bars.symbol}/{bars.interval_seconds}/{len(bars)}".encode())
-        for name in ("event_time", "open", "high", "low", "close", "volume", "split_ratio"):
-            digest.update(np.ascontiguousarray(getattr(bars, name)).tobytes())
+    add_bars(digest, history)
     services = Path(__file__).parents[1]
     made_by = (
         "calibrate",
@@ -320,6 +329,14 @@ def fingerprint(history: Sequence[Bars], settings: str) -> str:
     for path in sorted(code):
         digest.update(path.name.encode() + instructions(path.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()
+
+
+def add_bars(digest: "hashlib._Hash", history: Iterable[Bars]) -> None:
+    """Let a digest depend on all that these bars say."""
+    for bars in history:
+        digest.update(f"{bars.symbol}/{bars.interval_seconds}/{len(bars)}".encode())
+        for name in ("event_time", "open", "high", "low", "close", "volume", "split_ratio"):
+            digest.update(np.ascontiguousarray(getattr(bars, name)).tobytes())
 
 
 def instructions(source: str) -> str:

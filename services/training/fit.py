@@ -319,7 +319,7 @@ class Training:
     def _classified(
         self, source: Source, normal: Rows, typologies: tuple[Typology, ...], rng: np.random.Generator
     ) -> tuple[Rows, NDArray[np.float32], NDArray[np.int64]]:
-        """What the classifier learns from, in random order, how much each row counts, and the fold of its ticker."""
+        """What the classifier learns from, how much each row counts, and the fold of its ticker."""
         shares: dict[View, float] = {}
         for view, share in NORMAL_SHARES.items():
             shares[_as_of(source, view)] = shares.get(_as_of(source, view), 0.0) + share
@@ -347,13 +347,13 @@ class Training:
         for k, rows in enumerate(parts):  # one after another: all at once would take twice the memory
             parts[k] = rows.where(~dataset.unjudged(rows))
         said = decided(self.labels, source.history, source.benchmark)
-        rows = dataset.concatenate([*parts, said])
-        parts.clear()
-        weight = strength_weight(rows)
+        drawn_rows = sum(map(len, parts))
+        parts.append(said)
+        rows = dataset.concatenate(parts)
+        weight = strength_weight(rows).astype(np.float32)
         fold = rows.series.astype(np.int64) % self.members
-        weight[len(rows) - len(said) :], fold[len(rows) - len(said) :] = DECIDED_WEIGHT, -1
-        order = rng.permutation(len(weight))
-        return rows.where(order), weight[order].astype(np.float32), fold[order]
+        weight[drawn_rows:], fold[drawn_rows:] = DECIDED_WEIGHT, -1
+        return rows, weight, fold
 
     def feeds(self, source: Source, history: Sequence[Bars]) -> Iterator[Rows]:
         """The untouched rows of some of a source's bars as each kind of feed gives them, the feed as it is first."""

@@ -98,7 +98,7 @@ def train_autoencoder(
     gap = (restored - scaled) * informative
     error = ops.sum(gap * gap, axis=1, keepdims=True) / float(max(informative.sum(), 1.0))
     model = keras.Model(raw, error, name="autoencoder")
-    if checkpoint.restore(model.name, model):
+    if checkpoint.restore(model.name, model.variables):
         return model
     model.compile(
         optimizer=keras.optimizers.Adam(_decay(2e-3, epochs, len(normal))),
@@ -113,7 +113,7 @@ def train_autoencoder(
         verbose=0,
         callbacks=[_watch(progress)],
     )
-    checkpoint.save(model.name, model)
+    checkpoint.save(model.name, model.variables)
     return model
 
 
@@ -141,7 +141,7 @@ def train_classifiers(
 ) -> list[Any]:
     """Keras models from raw features to (n, 1 + kinds): the probability, then each typology's share given one.
 
-    They share nothing but the order of the rows, and are fitted beside each other.
+    They share nothing but the order of the rows, which each epoch draws anew, and are fitted beside each other.
 
     Args:
         features: float32 (n, F).
@@ -154,7 +154,7 @@ def train_classifiers(
         epochs: Passes over the rows.
         progress: Called after each epoch.
         name: Of the models, which are numbered.
-        checkpoint: Where the fitted weights are kept, and taken from when they are there.
+        checkpoint: Where the state after each epoch is kept, and taken from when it is there.
     """
     keras = tensorflow().keras
     keras.backend.clear_session()  # else layer names count on, and equal models make different files
@@ -170,9 +170,7 @@ def train_classifiers(
         probability = keras.layers.Dense(1, activation="sigmoid", name=f"probability_{k}")(hidden)
         heads.append((probability, keras.layers.Dense(kinds, activation="softmax", name=f"typology_{k}")(hidden)))
     together = keras.Model(raw, [output for head in heads for output in head])
-    if not checkpoint.restore(name, together):
-        _fit_classifiers(together, features, manipulated, kind, weights, epochs, progress)
-        checkpoint.save(name, together)
+    _fit_classifiers(together, features, manipulated, kind, weights, seed, epochs, progress, name, checkpoint)
     return [keras.Model(raw, keras.ops.concatenate(head, axis=1), name=f"{name}_{k}") for k, head in enumerate(heads)]
 
 
@@ -182,9 +180,13 @@ def _fit_classifiers(
     manipulated: Matrix,
     kind: NDArray[np.int64],
     weights: Sequence[Matrix],
+    seed: int,
     epochs: int,
     progress: Progress,
+    name: str,
+    checkpoint: Checkpoint,
 ) -> None:
+    """Batch by batch: `fit` would hold two further copies of the features, and is no faster."""
     keras = tensorflow().keras
     together.compile(
         optimizer=keras.optimizers.AdamW(_decay(3e-3, epochs, len(features)), weight_decay=0.01),
@@ -192,15 +194,25 @@ def _fit_classifiers(
         loss_weights=[1.0, 0.3] * len(weights),
     )
     of_kind = manipulated * (kind >= 0)
-    together.fit(
-        features,
-        [manipulated, np.maximum(kind, 0)] * len(weights),
-        sample_weight=[part for weight in weights for part in (weight, weight * of_kind)],
-        batch_size=_BATCH,
-        epochs=epochs,
-        verbose=0,
-        callbacks=[_watch(lambda epoch, losses: progress(epoch, {"loss": losses["loss"] / len(weights)}))],
-    )
+    together.optimizer.build(together.trainable_variables)
+    state = [*together.variables, *together.optimizer.variables]
+    done = next((k for k in range(epochs, 0, -1) if checkpoint.restore(f"{name}_epoch_{k}", state)), 0)
+    for epoch in range(done):
+        progress(epoch, {})
+    for epoch in range(done, epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(features))
+        total = 0.0
+        for start in range(0, len(order), _BATCH):
+            batch = order[start : start + _BATCH]
+            losses = together.train_on_batch(
+                features[batch],
+                [manipulated[batch], np.maximum(kind[batch], 0)] * len(weights),
+                sample_weight=[each for w in weights for each in (w[batch], w[batch] * of_kind[batch])],
+                return_dict=True,
+            )
+            total += len(batch) * losses["loss"]
+        progress(epoch, {"loss": total / (len(order) * len(weights))})
+        checkpoint.save(f"{name}_epoch_{epoch + 1}", state)
 
 
 def mean_of(members: Sequence[Any], name: str) -> Any:

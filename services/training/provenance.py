@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from services.domain.model import ModelMetadata
+from services.training import dataset
 from services.training.sources import Source
 
 FEWEST_SYMBOLS = 20
@@ -26,10 +25,7 @@ def stamp(metadata: ModelMetadata, sources: Sequence[Source], sectors: Path | No
     """What figures are kept with: whose they are, on which data, and what they must not be taken for."""
     digest = hashlib.sha256(b"" if sectors is None else sectors.read_bytes())
     for source in sources:
-        for bars in source.history:
-            digest.update(f"{bars.symbol}/{bars.interval_seconds}/{len(bars)}".encode())
-            for name in ("event_time", "open", "high", "low", "close", "volume", "split_ratio"):
-                digest.update(np.ascontiguousarray(getattr(bars, name)).tobytes())
+        dataset.add_bars(digest, source.history)
     return {
         "version": metadata.version,
         "data": [words(source) for source in sources],
