@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from services.archive.bars import DAY_SECONDS, Bars
+from services.archive.bars import Bars
+from services.domain.quote import DAY_SECONDS
 
 
 def series(n: int = 3_000, seed: int = 3, *, symbol: str = "REAL", split: bool = False) -> Bars:

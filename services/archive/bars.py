@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.domain.quote import Quote
+from services.domain.quote import DAY_SECONDS, Quote
 
-DAY_SECONDS = 86_400
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RATIO_NOISE = 5e-4
 """Adjusted closes are printed rounded; smaller ratios are that rounding, not a corporate action."""

@@ -4,8 +4,9 @@ import importlib
 
 import numpy as np
 
-from services.archive.bars import DAY_SECONDS, Bars, causal_split_ratio
+from services.archive.bars import Bars, causal_split_ratio
 from services.domain.errors import NotConfiguredError
+from services.domain.quote import DAY_SECONDS
 
 LOCATION = "bokeh"
 SOURCE = "quandl_wiki"

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from services.domain.feature_definitions import WINDOW
-from services.domain.quote import CANARY_TAPE, Quote, Series
+from services.domain.quote import CANARY_TAPE, DAY_SECONDS, Quote, Series
 from services.domain.typology import Typology
 
 QUIET_BARS = WINDOW - 1
 _PRICE = 100.0
 _VOLUME = 20_000.0
 _LOG_VOLUME_DEVIATION = 0.25
-_DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class Canary:
     typology: Typology
     seed: int
     bars: tuple[Bar, ...]
-    interval_seconds: int = _DAY_SECONDS
+    interval_seconds: int = DAY_SECONDS
     deviation: float = 0.01
 
 
@@ -129,7 +128,7 @@ def at(canary: Canary, now: datetime) -> PlayedCanary:
     source = f"canary-{now:%Y%m%dt%H%M%S%f}"
     rng = random.Random(canary.seed)  # noqa: S311
     last = len(canary.bars) + QUIET_BARS - 1
-    end = now if canary.interval_seconds >= _DAY_SECONDS else _last_midday(now)
+    end = now if canary.interval_seconds >= DAY_SECONDS else _last_midday(now)
     quotes: list[Quote] = []
     close = _PRICE
     for i in range(last + 1):

@@ -271,13 +271,6 @@ def _movement_values(
     }
 
 
-def _slope(past: Array, moves: Array, enough: NDArray[np.bool_], usual: float, most: float) -> Array:
-    """Slope of moves (n, k) on what was past (n, k) through the origin, a third of the way drawn to `usual`."""
-    square = _sum(past * past)
-    drawn = (usual + 2.0 * _sum(past * moves) / square) / 3.0
-    return np.where(enough & (square > 0), np.clip(drawn, -1.0, most), usual)
-
-
 def _relative_values(
     windows: Array, logs: Array, returns: Array, stretch: Array, sigma: Array, known: NDArray[np.bool_]
 ) -> dict[str, Array]:
@@ -290,10 +283,14 @@ def _relative_values(
     step = stretch[:, -1] * sigma
 
     def slope(course: Array, moves: Array, usual: float, most: float) -> tuple[Array, Array]:
+        """Slope of the moves' past on the course's through the origin, a third of the way drawn to `usual`."""
         seen = known & (_count(course[:, :-1]) >= _MIN_BENCHMARK_OBSERVATIONS)
         flat = np.where(np.isnan(course), 0.0, course)
+        before = flat[:, :-1].copy()
         past = np.fmax(np.fmin(moves[:, :-1], bound), -bound)
-        return _slope(flat[:, :-1].copy(), past, seen, usual, most), flat
+        square = _sum(before * before)
+        drawn = (usual + 2.0 * _sum(before * past) / square) / 3.0
+        return np.where(seen & (square > 0), np.clip(drawn, -1.0, most), usual), flat
 
     benchmark = np.log1p(np.ascontiguousarray(windows[:, 1:, _COLUMN["benchmark_return"]]))
     beta, flat = slope(benchmark, returns, 1.0, 4.0)

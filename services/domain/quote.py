@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from services.domain.errors import FieldViolation, shown
 
+DAY_SECONDS = 86_400
 LIVE_TAPE = "live"
 CANARY_TAPE = "canary"
 MAX_CLOCK_SKEW = timedelta(minutes=5)

@@ -9,13 +9,15 @@ series that trades around the clock, features that use this table mean little.
 import numpy as np
 from numpy.typing import NDArray
 
+from services.domain.quote import DAY_SECONDS
+
 Array = NDArray[np.float64]
 
 LONGEST_INTERVAL_SECONDS = 900
 """Longer bars than these span too much of the profile to be set against it."""
 
 _STEP_SECONDS = 300
-_OPEN_SECONDS, _STANDARD_OFFSET, _DAY = 34_200, 18_000, 86_400
+_OPEN_SECONDS, _STANDARD_OFFSET = 34_200, 18_000
 
 LOG_VOLUME = np.array(
     [
@@ -198,7 +200,7 @@ def steps(event_seconds: Array) -> NDArray[np.int64]:
     known = np.isfinite(event_seconds)
     moments = np.where(known, event_seconds, 0.0).astype(np.int64)
     local = moments - _STANDARD_OFFSET + 3_600 * _summer(moments)
-    day, second = np.divmod(local, _DAY)
+    day, second = np.divmod(local, DAY_SECONDS)
     weekday = (day + 3) % 7  # 1970 began on a Thursday; Monday is 0
     step = (second - _OPEN_SECONDS) // _STEP_SECONDS
     inside = known & (weekday < 5) & (step >= 0) & (step < len(LOG_VOLUME))
@@ -209,8 +211,8 @@ def steps(event_seconds: Array) -> NDArray[np.int64]:
 def _summer(moments: NDArray[np.int64]) -> NDArray[np.int64]:
     """1 where US daylight saving time holds: from the second Sunday of March to the first of November, since 2007."""
     year = moments.astype("datetime64[s]").astype("datetime64[Y]")
-    start = _sunday(year, 2, 14) * _DAY + 7 * 3_600
-    stop = _sunday(year, 10, 7) * _DAY + 6 * 3_600
+    start = _sunday(year, 2, 14) * DAY_SECONDS + 7 * 3_600
+    stop = _sunday(year, 10, 7) * DAY_SECONDS + 6 * 3_600
     summer: NDArray[np.int64] = ((moments >= start) & (moments < stop)).astype(np.int64)
     return summer
 

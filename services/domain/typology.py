@@ -2,6 +2,8 @@
 
 from enum import IntEnum
 
+from services.domain.quote import DAY_SECONDS
+
 
 class Typology(IntEnum):
     """What price and volume are consistent with; the numbers are the proto's."""
@@ -26,13 +28,12 @@ class Typology(IntEnum):
         It is one of Delegated Regulation (EU) 2016/522, Annex II; its point is named where that was verified. Price and
         volume show the shape of a practice, never the practice. A bar that ends within a session shows no close.
         """
-        if self is Typology.MARKING_THE_CLOSE and interval_seconds < _DAY_SECONDS:
+        if self is Typology.MARKING_THE_CLOSE and interval_seconds < DAY_SECONDS:
             return ""
         practice = _PRACTICES.get(self)
         return f"Delegated Regulation (EU) 2016/522, Annex II, {practice}" if practice else ""
 
 
-_DAY_SECONDS = 86_400
 _PRACTICES = {
     Typology.PUMP_AND_DUMP: "Section 1, point 4(c), pump and dump",
     Typology.TRASH_AND_CASH: "trash and cash",

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from services.archive.bars import DAY_SECONDS, Bars
+from services.archive.bars import Bars
 from services.archive.benchmark import MIN_SERIES, benchmarks
+from services.domain.quote import DAY_SECONDS
 
 
 def market(symbols: int = MIN_SERIES, n: int = 50, seed: int = 1) -> list[Bars]:

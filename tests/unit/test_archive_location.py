@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.archive import csv_bars, location, parquet_bars
-from services.archive.bars import DAY_SECONDS
 from services.archive.problems import Problem
 from services.domain.errors import InvalidRequestError
+from services.domain.quote import DAY_SECONDS
 
 KAGGLE = "Date,Open,High,Low,Close,Adj Close,Volume\n"
 GENERIC = "symbol,timestamp,open,high,low,close,volume\n"

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from services.archive.bars import DAY_SECONDS, Bars
+from services.archive.bars import Bars
 from services.archive.benchmark import Benchmark, benchmarks
 from services.domain.feature_definitions import FEATURE_NAMES, LAGS, lagged
+from services.domain.quote import DAY_SECONDS
 from services.domain.typology import Typology
 from services.training import dataset
 from services.training.dataset import Part
