@@ -7,12 +7,13 @@ time for certificates, which are renewed while services run (deploy/certificates
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -48,14 +49,14 @@ def write_secret_files(environment: Mapping[str, str]) -> list[Path]:
     Raises: NotConfiguredError when a certificate's path has no PEM, the threshold is damaged, or a file cannot be
     written.
     """
-    written = []
+    contents: dict[str, tuple[Path, str]] = {}
     for path_variable, pem_variable in FILES.items():
         path, pem = environment.get(path_variable, ""), environment.get(pem_variable, "")
         if not path:
             continue
         if not pem:
             raise NotConfiguredError(f"there is nothing to write to {path}", f"set {pem_variable}")
-        written.append(_write(Path(path), pem, path_variable))
+        contents[path_variable] = Path(path), pem
     folder, text = environment.get(THRESHOLD_DIR, ""), environment.get(THRESHOLD_JSON, "")
     if folder and text:
         try:
@@ -64,8 +65,8 @@ def write_secret_files(environment: Mapping[str, str]) -> list[Path]:
             raise NotConfiguredError(
                 f"the threshold {error}", f"set {THRESHOLD_JSON} to what tapewatch calibrate wrote"
             ) from error
-        written.append(_write(Path(folder) / name, text, THRESHOLD_DIR))
-    return written
+        contents[THRESHOLD_DIR] = Path(folder) / name, text
+    return _write(contents)
 
 
 def refresh_secret_files(arn: str, paths: Mapping[str, str]) -> list[Path]:
@@ -88,8 +89,7 @@ def refresh_secret_files(arn: str, paths: Mapping[str, str]) -> list[Path]:
             f"the secret {arn} has not all of {', '.join(FIELDS.values())}",
             f"fill it (python -m deploy.certificates), or set {TLS_SECRET_ARN} to one that is filled",
         ) from error
-    changed = [name for name, pem in pems.items() if not _has(Path(paths[name]), pem)]
-    return [_write(Path(paths[name]), pems[name], name) for name in changed]
+    return _write({name: (Path(paths[name]), pem) for name, pem in pems.items() if not _has(Path(paths[name]), pem)})
 
 
 async def follow_secret(arn: str, paths: Mapping[str, str], seconds: float, draining: asyncio.Event) -> None:
@@ -157,14 +157,29 @@ def _value(arn: str, setting: str) -> str:
     return value
 
 
-def _write(path: Path, pem: str, setting: str) -> Path:
-    """Only the owner may read it, from the first moment."""
-    scratch = path.with_name(f"{path.name}.new")
+def _write(contents: Mapping[str, tuple[Path, str]]) -> list[Path]:
+    """Put content into the files that settings name; only the owner may read them, from the first moment.
+
+    All are written before the first one is put in its place: whoever reads them meanwhile hardly ever finds new beside
+    old ones (TlsWatch waits for that), and where one cannot be written all stay what they were.
+    """
+    scratches: dict[str, Path] = {}
+    for setting, (path, text) in contents.items():
+        with _writable(path, setting):
+            scratches[setting] = path.with_name(f"{path.name}.new")
+            descriptor = os.open(scratches[setting], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+    for setting, scratch in scratches.items():
+        with _writable(contents[setting][0], setting):
+            scratch.replace(contents[setting][0])
+    return [path for path, _ in contents.values()]
+
+
+@contextlib.contextmanager
+def _writable(path: Path, setting: str) -> Iterator[None]:
     try:
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(pem)
-        return scratch.replace(path)
+        yield
     except OSError as error:
         raise NotConfiguredError(
             f"{path} cannot be written ({error.strerror})", f"set {setting} to a file in a folder that may be written"

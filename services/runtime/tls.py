@@ -1,10 +1,12 @@
 """Certificates from files that may be replaced while the process runs.
 
-Whoever rotates certificates (cert-manager, a side-car, an operator) replaces the files; what changed is looked for at
-most once a second, when a connection or a call needs it. A new set that cannot be used, or is only half there, is
-logged and leaves the former one in use. Connections that exist keep the certificates they were made with.
+Whoever rotates certificates (cert-manager, a side-car, an operator) replaces the files, one after another; what changed
+is looked for at most once a second, when a connection or a call needs it. A new set that cannot be used, or is only
+half there, is logged, leaves the former one in use, and is looked at again. Who has no former one, because it starts in
+the midst of a replacement, waits for the end of it. Connections that exist keep the certificates they were made with.
 """
 
+import contextlib
 import logging
 import ssl
 import threading
@@ -17,6 +19,14 @@ from services.domain.errors import NotConfiguredError
 
 LOOK_SECONDS: Final = 1.0
 """How often, at most, the files are looked at."""
+
+SETTLE_SECONDS: Final = 1.0
+"""A file that is younger may be one of a set whose others are still to be replaced."""
+
+_WAIT_SECONDS: Final = 3.0
+"""How long a start waits, at most, for files that are replaced again and again."""
+
+_AGAIN_SECONDS: Final = 0.02
 
 _log = logging.getLogger(__name__)
 
@@ -40,14 +50,45 @@ class TlsMaterial:
     authority: bytes | None
 
 
-def load(files: TlsFiles) -> TlsMaterial:
-    """Read and check the files.
+_Signature = tuple[tuple[int, int, int] | None, ...]
 
-    Raises: NotConfiguredError for a file that cannot be read or is no PEM, a key that is not the certificate's or has
-    a passphrase, and a certificate that is not valid now.
+
+def _load(files: TlsFiles) -> tuple[_Signature, TlsMaterial]:
+    """Read and check the files, and wait where they are just being replaced: seldom more than a few milliseconds.
+
+    Raises: NotConfiguredError for a certificate without a key, a file that cannot be read or is no PEM, a key that is
+    not the certificate's or has a passphrase, and a certificate that is not valid now.
     """
     if (files.certificate is None) != (files.key is None):
         raise NotConfiguredError("TLS needs a certificate and its key", "set both TLS_CERT_FILE and TLS_KEY_FILE")
+    until = time.monotonic() + _WAIT_SECONDS
+    while True:
+        signature, found = _look(files)
+        if isinstance(found, TlsMaterial):
+            return signature, found
+        if time.monotonic() > until or (found is not None and _settled(files)):
+            raise found or NotConfiguredError(
+                f"TLS finds {files.certificate or files.authority} replaced again and again",
+                "leave the files of TLS in place for a second at least",
+            )
+        time.sleep(_AGAIN_SECONDS)
+
+
+def _look(files: TlsFiles) -> tuple[_Signature, TlsMaterial | NotConfiguredError | None]:
+    """Which files there are, and their content or what is wrong with it; None when they were replaced meanwhile.
+
+    OpenSSL reads the files itself. That it has judged what was read here is known by nothing having changed.
+    """
+    before = _signature(files)
+    found: TlsMaterial | NotConfiguredError
+    try:
+        found = _checked(files)
+    except NotConfiguredError as error:
+        found = error
+    return before, found if _signature(files) == before else None
+
+
+def _checked(files: TlsFiles) -> TlsMaterial:
     authority = None
     if files.authority is not None:
         authority = _read(files.authority, files.authority_setting)
@@ -82,8 +123,12 @@ def _check_pair(certificate: Path, key: Path) -> None:
         raise NotConfiguredError(f"TLS wants no passphrase, and {key} has one", "set TLS_KEY_FILE to a plain key")
 
     shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the certificate itself is all that is trusted
     try:
         shown.load_cert_chain(certificate, key, no_passphrase)
+        trusting.load_verify_locations(certificate)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise NotConfiguredError(
@@ -93,10 +138,11 @@ def _check_pair(certificate: Path, key: Path) -> None:
             f"TLS finds no certificate in {certificate}, or no key in {key}",
             "set TLS_CERT_FILE and TLS_KEY_FILE to PEM files",
         ) from error
-    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    trusting.check_hostname = False
-    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the certificate itself is all that is trusted
-    trusting.load_verify_locations(certificate)
+    except OSError as error:
+        raise NotConfiguredError(
+            f"TLS cannot read {certificate} or {key} ({error.strerror})",
+            "set TLS_CERT_FILE and TLS_KEY_FILE to readable files",
+        ) from error
     try:
         _handshake(shown, trusting)
     except ssl.SSLCertVerificationError as error:
@@ -126,37 +172,47 @@ def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
 class TlsWatch:
     """The content of the files as it is now; may be asked from any thread.
 
+    Making it waits, a second or so, where the files are just being replaced and are not a set that can be used.
+
     Raises: NotConfiguredError, when it is made with files that cannot be used.
     """
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._lock = threading.Lock()
-        self._seen = self._signature()
-        self._material = load(files)
+        self._seen, self._material = _load(files)
+        self._refused = ""
         self._look_at = time.monotonic() + LOOK_SECONDS
 
     def current(self) -> TlsMaterial:
-        """What to use for a new connection. The object is the same as before unless a file changed."""
+        """What to use for a new connection; never waits. The object is the same as before unless a file changed."""
         with self._lock:
             now = time.monotonic()
-            if now < self._look_at:
-                return self._material
-            self._look_at = now + LOOK_SECONDS
-            signature = self._signature()
-            if signature != self._seen:
-                self._seen = signature
-                try:
-                    self._material = load(self._files)
-                except NotConfiguredError as error:
-                    _log.warning("the former certificates stay in use: %s", error.message)
-                else:
-                    _log.info("certificates were replaced: %s", self._files.certificate or self._files.authority)
+            if now >= self._look_at:
+                self._look_at = now + LOOK_SECONDS
+                self._follow()
             return self._material
 
-    def _signature(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """What changes whenever a file is replaced or written, through symbolic links as well."""
-        return tuple(_identity(path) for path in (self._files.certificate, self._files.key, self._files.authority))
+    def _follow(self) -> None:
+        """Take what is in the files; what cannot be used yet is looked at again the next time."""
+        if not self._refused and _signature(self._files) == self._seen:
+            return
+        signature, found = _look(self._files)
+        if isinstance(found, TlsMaterial):
+            self._seen, self._material, self._refused = signature, found, ""
+            _log.info("certificates were replaced: %s", self._files.certificate or self._files.authority)
+        elif found is not None and (signature, found.message) != (self._seen, self._refused):
+            self._seen, self._refused = signature, found.message
+            _log.warning("the former certificates stay in use: %s", found.message)
+
+
+def _paths(files: TlsFiles) -> list[Path | None]:
+    return [files.certificate, files.key, files.authority]
+
+
+def _signature(files: TlsFiles) -> _Signature:
+    """What changes whenever a file is replaced or written, through symbolic links as well."""
+    return tuple(_identity(path) for path in _paths(files))
 
 
 def _identity(path: Path | None) -> tuple[int, int, int] | None:
@@ -167,3 +223,13 @@ def _identity(path: Path | None) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _settled(files: TlsFiles) -> bool:
+    """Whether no file was written or put in its place within the last second."""
+    newest = 0.0
+    for path in filter(None, _paths(files)):
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            newest = max(newest, found.st_mtime, found.st_ctime)
+    return time.time() - newest > SETTLE_SECONDS
