@@ -101,12 +101,15 @@ class DeployedMesh:
             [*TAPEWATCH, *arguments], env=environment, capture_output=True, text=True, timeout=120, cwd=REPOSITORY
         )
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+    def wait_for(
+        self, condition: Callable[[], bool], seconds: float, what: str, state: Callable[[], str] = lambda: ""
+    ) -> None:
+        """Wait for the condition while all processes run; a failure says what `state` does, and the logs."""
         deadline = time.monotonic() + seconds
         while not condition():
             ended = [name for name, process in self.processes.items() if process.poll() is not None]
             assert not ended, f"{ended}: {self.log(ended[0])}"
-            assert time.monotonic() < deadline, f"{what} did not come within {seconds} s: {self.logs()}"
+            assert time.monotonic() < deadline, f"{what} did not come within {seconds} s: {state()}\n{self.logs()}"
             time.sleep(0.1)
 
     def log(self, service: str) -> str:

@@ -17,6 +17,7 @@ import pytest
 from deploy.network import PORTS
 from deploy.policies import Templates
 from services.domain.quote import CANARY_TAPE
+from services.domain.score import RecordedQuote
 from services.gateway.dynamodb import DynamoDbStore
 from services.gateway.ports import AlertQuery, QuoteQuery
 from services.runtime.dynamodb_table import DynamoDbTable
@@ -241,8 +242,31 @@ class Flow:
     def _serves(self, service: str) -> bool:
         return self.mesh.command(service, "health", self.mesh.address(service)).returncode == 0
 
+    def quotes(self, tape: str) -> list[RecordedQuote]:
+        return list(self.store.list_quotes(QuoteQuery(tape, "XYZ"), 1_000, None).items)
+
     def bars(self, tape: str) -> int:
-        return len(self.store.list_quotes(QuoteQuery(tape, "XYZ"), 1_000, None).items)
+        return len(self.quotes(tape))
+
+    def state(self, tape: str) -> str:
+        """How many of a tape's bars came, what the queues hold, and what the function last said."""
+        sqs, lambda_, logs = (self.deployed.client(name) for name in ("sqs", "lambda", "logs"))
+        lines = [f"{self.bars(tape)} of {BARS} bars of {tape}; the lake holds what came up to {self.archived()}"]
+        for name in ("market_queue.fifo", "market_queue_dead.fifo"):
+            url = sqs.get_queue_url(QueueName=name)["QueueUrl"]
+            held = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+            counts = {key: value for key, value in held.items() if key.startswith("ApproximateNumber")}
+            lines.append(f"{name}: {counts}")
+        url = sqs.get_queue_url(QueueName="market_queue_dead.fifo")["QueueUrl"]
+        letters = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, MessageAttributeNames=["All"])
+        lines += [f"dead letter: {letter}" for letter in letters.get("Messages", [])]
+        (mapping,) = lambda_.list_event_source_mappings(FunctionName="tapewatch-dispatch")["EventSourceMappings"]
+        lines.append(f"the function's last batch: {mapping.get('LastProcessingResult')}")
+        group = lambda_.get_function_configuration(FunctionName="tapewatch-dispatch")["LoggingConfig"]["LogGroup"]
+        for stream in logs.describe_log_streams(logGroupName=group)["logStreams"]:
+            events = logs.get_log_events(logGroupName=group, logStreamName=stream["logStreamName"])["events"]
+            lines += [event["message"].rstrip() for event in events[-40:]]
+        return "\n".join(lines)
 
     def an_alert_has_grown(self) -> bool:
         """Whether an alert has a second detection; only the canaries raise any here."""
@@ -254,7 +278,7 @@ class Flow:
         return f"s3://{bucket}/lake"
 
     def archived(self) -> int:
-        """How many rows the parts in the lake have, by their names."""
+        """The last sequence that the parts in the lake hold, by their names: every tape's rows count, canaries too."""
         found = self.deployed.client("s3").list_objects_v2(Bucket=self.lake().split("/")[2], Prefix="lake/quotes/")
         return max((int(entry["Key"].removesuffix(".parquet")[-12:]) for entry in found.get("Contents", [])), default=0)
 
@@ -283,10 +307,13 @@ def test_quotes_go_through_the_deployed_stack(flow: Flow, tmp_path: Path) -> Non
     mesh = flow.mesh
     played = mesh.command("dispatch", "replay", "--from", str(file), "--tape", "first")
     assert played.returncode == 0, played.stdout + played.stderr
-    mesh.wait_for(lambda: flow.bars("first") == BARS, 90, "the recorded quotes")
-    mesh.wait_for(lambda: flow.archived() >= BARS, 30, "the lake's parts")
-    times = [r.scored.quote.event_time for r in flow.store.list_quotes(QuoteQuery("first", "XYZ"), 1_000, None).items]
+    assert f"{BARS} quotes published, 1 rejected" in played.stdout
+    mesh.wait_for(lambda: flow.bars("first") == BARS, 90, "the recorded quotes", partial(flow.state, "first"))
+    recorded = flow.quotes("first")
+    times = [each.scored.quote.event_time for each in recorded]
     assert times == sorted(set(times))
+    last = max(each.sequence for each in recorded)
+    mesh.wait_for(lambda: flow.archived() >= last, 30, f"the lake's parts up to {last}", partial(flow.state, "first"))
 
     queue = flow.deployed.client("sqs")
     url = queue.get_queue_url(QueueName="market_queue.fifo")["QueueUrl"]
@@ -298,11 +325,17 @@ def test_quotes_go_through_the_deployed_stack(flow: Flow, tmp_path: Path) -> Non
         found = queue.get_queue_attributes(QueueUrl=dead, AttributeNames=names)["Attributes"]
         return int(found["ApproximateNumberOfMessages"])
 
-    mesh.wait_for(lambda: letters() == 2, 60, "the dead letters, one of ingest and one of the Lambda")
+    mesh.wait_for(
+        lambda: letters() == 2,
+        60,
+        "the dead letters, one of ingest and one of the Lambda",
+        partial(flow.state, "first"),
+    )
 
     again = mesh.command("dispatch", "replay", "--from", flow.lake(), "--tape", "again")
     assert again.returncode == 0, again.stdout + again.stderr
-    mesh.wait_for(lambda: flow.bars("again") == BARS, 90, "the lake's quotes once more")
+    assert f"{BARS} quotes published" in again.stdout, "the lake holds them all"
+    mesh.wait_for(lambda: flow.bars("again") == BARS, 90, "the lake's quotes once more", partial(flow.state, "again"))
     mesh.wait_for(flow.an_alert_has_grown, 90, "a canary's second detection")
 
 
