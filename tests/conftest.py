@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import botocore.session
+import hypothesis
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -26,6 +27,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Each new session would read its services' descriptions again, megabytes of JSON: hundreds of tests open one.
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)
+
+# How long a machine takes for an example is no property of what is tested.
+hypothesis.settings.register_profile(
+    "tapewatch", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tapewatch")
 
 MUST_RUN = ("tests/e2e/", "tests/contract/", "tests/integration/", "tests/deploy/", "tests/unit/test_queue_sqs")
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.archive import bokeh
@@ -77,7 +77,7 @@ async def test_one_by_one_is_as_all_at_once_and_needs_no_rebuild() -> None:
     assert any(score.detection for score in expected.values())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(st.data())
 async def test_redeliveries_restarts_and_rerouting_change_no_score(data: st.DataObject) -> None:
     """At every step: a fresh scorer, one of two scorers, or a batch that goes back to what is recorded already."""

@@ -59,7 +59,7 @@ def batch(quotes: list[Quote]) -> NDArray[np.float32]:
 
 
 @given(tapes(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_stream_batch_and_restored_from_snapshot_agree_bit_for_bit(quotes: list[Quote], data: st.DataObject) -> None:
     whole = batch(quotes)
     state, streamed = SeriesState(), []
@@ -72,7 +72,7 @@ def test_stream_batch_and_restored_from_snapshot_agree_bit_for_bit(quotes: list[
 
 
 @given(tapes(least=2), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_state_rebuilt_from_the_last_window_only_gives_the_same_features(
     quotes: list[Quote], data: st.DataObject
 ) -> None:
@@ -82,7 +82,7 @@ def test_state_rebuilt_from_the_last_window_only_gives_the_same_features(
 
 
 @given(tapes(least=2), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_changing_the_future_never_changes_the_past(quotes: list[Quote], data: st.DataObject) -> None:
     at = data.draw(st.integers(1, len(quotes) - 1))
     changed = quotes[:at] + [
@@ -93,7 +93,7 @@ def test_changing_the_future_never_changes_the_past(quotes: list[Quote], data: s
 
 
 @given(tapes())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_always_finite_and_the_input_is_left_alone(quotes: list[Quote]) -> None:
     windows = SeriesState().windows(quotes)
     before = windows.copy()
@@ -105,7 +105,7 @@ def test_always_finite_and_the_input_is_left_alone(quotes: list[Quote]) -> None:
 
 
 @given(tapes(least=20), st.sampled_from([0.001, 0.5, 3.0, 1000.0]), st.sampled_from([0.25, 3.0, 1000.0]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_scaling_prices_and_volumes_changes_nothing(quotes: list[Quote], price: float, volume: float) -> None:
     scaled = [
         replace(
@@ -128,7 +128,7 @@ def test_scaling_prices_and_volumes_changes_nothing(quotes: list[Quote], price: 
 
 
 @given(tapes(least=WINDOW + 10, most=WINDOW + 40), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_split_adds_nothing(quotes: list[Quote], data: st.DataObject) -> None:
     plain = [replace(q, split_ratio=1.0) for q in quotes]
     at = data.draw(st.integers(1, len(plain) - 1))

@@ -246,7 +246,7 @@ DELIVERIES = st.lists(
 """Of each symbol: how many quotes before the next one come again, and how many follow. Then: is the answer lost?"""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tape=TAPES, failures=st.lists(FAILURES, max_size=30), deliveries=DELIVERIES)
 def test_any_redelivery_gives_the_same_store(
     tape: dict[str, list[tuple[int, str]]],

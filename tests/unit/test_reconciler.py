@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -533,7 +533,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80)
 @given(actions=ACTIONS, poison=st.sets(st.integers(0, 12), max_size=2), invalid=st.sets(st.integers(0, 12), max_size=2))
 def test_whatever_happens_nothing_is_lost_or_doubled_and_order_holds(
     actions: list[tuple[str, Any]], poison: set[int], invalid: set[int]

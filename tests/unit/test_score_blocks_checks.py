@@ -37,7 +37,7 @@ def refused_one_by_one(block: Block) -> bool:
         return True
 
 
-@settings(max_examples=1_500, deadline=None)
+@settings(max_examples=1_500)
 @given(blocks())
 def test_the_glance_agrees_with_the_rule(block: Block) -> None:
     assert bool(violations_of(block, None, NOW)) == refused_one_by_one(block)
