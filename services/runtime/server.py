@@ -32,11 +32,8 @@ from services.runtime.tls import TlsFiles, TlsMaterial, TlsWatch
 
 _log = logging.getLogger(__name__)
 
-_NEED_CHECK_SECONDS = 5.0
-"""How often health looks at what a service cannot work without: on AWS each look is a request that costs."""
-
 _MISSING_CHECK_SECONDS = 1.0
-"""And while it is missing, so that a mesh's start does not wait for the next look."""
+"""How often health looks, at least, at what is missing, so that a mesh's start does not wait for the next look."""
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on a busy port must fail, not share it
@@ -59,11 +56,12 @@ class Mount:
 class Lifetime:
     """What a service may ask of its process: background tasks, clean-up, health, and when to drain."""
 
-    def __init__(self, name: str, token: str = "") -> None:
+    def __init__(self, name: str, settings: ServerSettings) -> None:
         self.name = name
+        self._check_seconds = settings.health_check_seconds
         self.draining = asyncio.Event()
         """Set when shutdown begins: streams end with UNAVAILABLE, loops finish what they hold."""
-        self.health = HealthService(token)
+        self.health = HealthService(settings.auth_token.get_secret_value())
         self.failure: BaseException | None = None
         self.service_names: list[str] = []
         self._started = False
@@ -113,8 +111,8 @@ class Lifetime:
                     _log.info("%s is there again: %s", self.name, name)
                     self._missing.pop(name)
             await self._tell_health()
-            pause = _MISSING_CHECK_SECONDS if name in self._missing else _NEED_CHECK_SECONDS
-            await stopped_within(pause, self.draining)
+            longest = _MISSING_CHECK_SECONDS if name in self._missing else self._check_seconds
+            await stopped_within(min(longest, self._check_seconds), self.draining)
 
     async def started(self) -> None:
         """Let health answer for the server and each of its services: SERVING unless something needed is missing."""
@@ -251,7 +249,7 @@ async def serve(name: str, settings: ServerSettings, build: Build, started: Call
 
     `started` is told the port once the server answers. Returns the process's exit code: 0 after a clean drain.
     """
-    lifetime = Lifetime(name, settings.auth_token.get_secret_value())
+    lifetime = Lifetime(name, settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifetime.draining.set)

@@ -92,6 +92,9 @@ class ServerSettings(TelemetrySettings, ClientSettings):
     )
     tls_refresh_seconds: float = Field(300.0, gt=0, description="how often that secret is asked, seconds")
     shutdown_grace_seconds: float = Field(10.0, ge=0, description="time that calls in flight have on shutdown, seconds")
+    health_check_seconds: float = Field(
+        5.0, gt=0, description="how often health looks at what a service needs (on AWS each look costs), seconds"
+    )
     exit_with_parent: int = Field(
         0, ge=0, description="process id of what started this one: drain when it is gone; 0 stays"
     )

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -26,6 +27,9 @@ from services.scorer import main as scorer
 from services.scorer.settings import ScorerSettings
 from tests.integration.runtime_server import running
 from tests.servers.in_process import served
+
+OFTEN: dict[str, Any] = {"grpc_port": 0, "shutdown_grace_seconds": 8, "health_check_seconds": 0.2}
+"""A free port, and a health that soon sees what changes."""
 
 STATUSES = health_pb2.HealthCheckResponse
 
@@ -61,9 +65,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("file", ["queue.db", "ingest.db"])
 async def test_ingest_needs_to_write_its_queue_and_its_progress(tmp_path: Path, file: str) -> None:
-    settings = IngestSettings(
-        grpc_port=0, queue_path=tmp_path / "queue.db", ingest_path=tmp_path / "ingest.db", shutdown_grace_seconds=8
-    )
+    settings = IngestSettings(queue_path=tmp_path / "queue.db", ingest_path=tmp_path / "ingest.db", **OFTEN)
     service = "tapewatch.ingest.v1.IngestService"
     async with served("ingest", settings, lambda lifetime: ingest.build(lifetime, settings)) as server:
         await becomes(server.address, service, STATUSES.SERVING)
@@ -73,7 +75,7 @@ async def test_ingest_needs_to_write_its_queue_and_its_progress(tmp_path: Path, 
 
 
 async def test_the_gateway_needs_to_write_its_store(tmp_path: Path) -> None:
-    settings = GatewaySettings(grpc_port=0, store_path=tmp_path / "store.db", lake_uri="", shutdown_grace_seconds=8)
+    settings = GatewaySettings(store_path=tmp_path / "store.db", lake_uri="", **OFTEN)
     service = "tapewatch.gateway.v1.DetectionService"
     async with served("gateway", settings, lambda lifetime: gateway.build(lifetime, settings)) as server:
         await becomes(server.address, service, STATUSES.SERVING)
@@ -86,7 +88,7 @@ async def test_the_gateway_needs_to_write_its_store(tmp_path: Path) -> None:
 
 
 async def test_a_name_that_health_does_not_know_is_told_with_those_that_it_knows(tmp_path: Path) -> None:
-    settings = GatewaySettings(grpc_port=0, store_path=tmp_path / "store.db", lake_uri="", shutdown_grace_seconds=8)
+    settings = GatewaySettings(store_path=tmp_path / "store.db", lake_uri="", **OFTEN)
     async with served("gateway", settings, lambda lifetime: gateway.build(lifetime, settings)) as server:
         with pytest.raises(InvalidRequestError) as raised:
             await address_health(server.address, ClientSettings(), service="NOSUCH")
@@ -110,11 +112,7 @@ async def test_the_dispatcher_needs_its_queue_and_a_scorer(tmp_path: Path) -> No
 
     async with served("scorer", scorer_settings, lambda it: scorer.build(it, scorer_settings)) as pool:
         settings = DispatchSettings(
-            grpc_port=0,
-            queue_path=tmp_path / "queue.db",
-            scorer_addresses=pool.address,
-            event_source="none",
-            shutdown_grace_seconds=8,
+            queue_path=tmp_path / "queue.db", scorer_addresses=pool.address, event_source="none", **OFTEN
         )
         service = "tapewatch.dispatch.v1.DispatchService"
         async with served("dispatch", settings, lambda it: dispatch.build(it, settings)) as server:
@@ -130,7 +128,7 @@ async def test_a_dispatcher_without_a_scorer_is_not_serving_until_one_comes(tmp_
     probe.close()
     await probe.wait_closed()
     settings = DispatchSettings(
-        grpc_port=0, queue_path=tmp_path / "queue.db", scorer_addresses=f"127.0.0.1:{port}", event_source="none"
+        queue_path=tmp_path / "queue.db", scorer_addresses=f"127.0.0.1:{port}", event_source="none", **OFTEN
     )
     service = "tapewatch.dispatch.v1.DispatchService"
     async with served("dispatch", settings, lambda it: dispatch.build(it, settings)) as server:

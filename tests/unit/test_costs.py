@@ -31,7 +31,7 @@ from services.costs.model import (
 )
 from services.dispatch.settings import DispatchSettings
 from services.domain.errors import InvalidRequestError
-from services.runtime import server as bootstrap
+from services.runtime.settings import ServerSettings
 
 PRICES, _ = read_prices("us-east-1")
 
@@ -61,7 +61,7 @@ def test_what_always_runs_is_counted() -> None:
     assert month["services"] == pytest.approx(tasks + 2 * 780_000 * 730 / 24 * 1.25e-7 + looks)
     more = task_per_batch(Load(), PRICES)["services"] - month["services"]
     assert more == pytest.approx(730 * 720 * 1.25e-7), "the ledger is looked for"
-    assert Load().health_seconds == bootstrap._NEED_CHECK_SECONDS
+    assert Load().health_seconds == ServerSettings.model_fields["health_check_seconds"].default
     assert month["endpoints"] == pytest.approx(12 * 730 * 0.01)
     assert task_per_batch(Load(), PRICES)["endpoints"] == pytest.approx(14 * 730 * 0.01)
     assert scoring(month) == pytest.approx(
