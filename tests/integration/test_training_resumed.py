@@ -1,5 +1,6 @@
-"""A training that is stopped goes on behind its last epoch, and makes what it would have made."""
+"""One seed, one artefact: also of a training that was stopped, and goes on behind its last epoch."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE, ModelMetadata
+from services.scorer.registry import ModelRegistry
 from services.training import networks, train
 from services.training.checkpoint import Checkpoint
 
@@ -21,10 +23,37 @@ def run(output: Path) -> ModelMetadata:
     return train.run(["bokeh"], output, seed=3, epochs=2, passes=1, members=2, console=Console(quiet=True))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, ModelMetadata]]:
+    """A training from beginning to end on the bundled tape: its folder, and what it says of itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+        folder = tmp_path_factory.mktemp("whole")
+        yield folder, run(folder)
+
+
+def check_same(whole: tuple[Path, ModelMetadata], folder: Path, made: ModelMetadata) -> None:
+    """Folder and metadata are a training's that made the same files, and nothing else is left in the folder."""
+    expected, metadata = whole
+    assert made.to_json() == metadata.to_json()
+    for file in (AUTOENCODER_FILE, CLASSIFIER_FILE):
+        assert (folder / made.version / file).read_bytes() == (expected / made.version / file).read_bytes()
+    assert [path.name for path in folder.iterdir()] == [made.version]
+
+
 @pytest.mark.slow
-def test_a_stopped_training_goes_on_and_makes_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    whole = run(tmp_path / "whole")
+def test_two_trainings_with_one_seed_are_identical_and_can_be_served(
+    whole: tuple[Path, ModelMetadata], tmp_path: Path
+) -> None:
+    made = run(tmp_path)
+    check_same(whole, tmp_path, made)
+    assert ModelRegistry(tmp_path).load().metadata == made
+
+
+@pytest.mark.slow
+def test_a_stopped_training_goes_on_and_makes_the_same_files(
+    whole: tuple[Path, ModelMetadata], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fitted: list[str] = []
     save = Checkpoint.save
 
@@ -40,18 +69,12 @@ def test_a_stopped_training_goes_on_and_makes_the_same_files(tmp_path: Path, mon
     for last in ("autoencoder", "member_86400s_epoch_1"):
         stop_behind(last)
         with pytest.raises(StoppedError):
-            run(tmp_path / "stopped")
-        assert [path.name for path in (tmp_path / "stopped").iterdir()] == [
-            f".unfinished-{whole.training_fingerprint[:16]}"
-        ]
+            run(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [f".unfinished-{whole[1].training_fingerprint[:16]}"]
     stop_behind("")
-    resumed = run(tmp_path / "stopped")
+    resumed = run(tmp_path)
     assert fitted == ["autoencoder", "member_86400s_epoch_1", "member_86400s_epoch_2"]
-    assert resumed.to_json() == whole.to_json()
-    for file in (AUTOENCODER_FILE, CLASSIFIER_FILE):
-        one, other = ((tmp_path / name / whole.version / file).read_bytes() for name in ("whole", "stopped"))
-        assert one == other
-    assert [path.name for path in (tmp_path / "stopped").iterdir()] == [whole.version]
+    check_same(whole, tmp_path, resumed)
 
 
 def test_a_damaged_state_counts_as_none(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A whole small training on the bundled tape: one seed, one artefact; bad input ends in one sentence."""
+"""What a small training learns from and says; bad input ends in one sentence."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from rich.progress import Progress
 from typer.testing import CliRunner
 
 from services.domain.feature_definitions import FEATURE_NAMES
-from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE, METADATA_FILE
+from services.domain.model import METADATA_FILE
 from services.scorer.registry import ModelRegistry
 from services.training import networks, train
 from services.training.checkpoint import Checkpoint
@@ -23,23 +23,6 @@ from services.training.held_out import unseen
 from tests.daily_bars import series
 
 pytest.importorskip("tensorflow")
-
-
-@pytest.mark.slow
-def test_two_trainings_with_one_seed_are_identical_and_can_be_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    made = [
-        train.run(["bokeh"], tmp_path / name, seed=3, epochs=1, passes=1, members=2, console=Console(quiet=True))
-        for name in ("one", "two")
-    ]
-    assert made[0].to_json() == made[1].to_json()
-    for file in (AUTOENCODER_FILE, CLASSIFIER_FILE):
-        one, two = ((tmp_path / name / made[0].version / file).read_bytes() for name in ("one", "two"))
-        assert one == two
-    assert ModelRegistry(tmp_path / "one").load().metadata == made[0]
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [made[0].version]
 
 
 def test_the_exported_classifier_is_the_mean_of_its_members() -> None:
