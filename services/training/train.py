@@ -112,7 +112,7 @@ def run(
 ) -> ModelMetadata:
     """Trains, calibrates, measures and writes a version under `output`; no version is left half-written.
 
-    A run that is stopped leaves its fitted networks in a hidden folder there, and the same run goes on behind them.
+    A run that is stopped leaves its networks in a hidden folder there, and the same run goes on behind the last epoch.
 
     Args:
         locations: What the networks learn from, one for each bar length.

@@ -4,6 +4,7 @@ A stack's status proves little, so each resource is asked of its own service. Wh
 out and printed.
 """
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -263,9 +264,10 @@ class Flow:
         (mapping,) = lambda_.list_event_source_mappings(FunctionName="tapewatch-dispatch")["EventSourceMappings"]
         lines.append(f"the function's last batch: {mapping.get('LastProcessingResult')}")
         group = lambda_.get_function_configuration(FunctionName="tapewatch-dispatch")["LoggingConfig"]["LogGroup"]
-        for stream in logs.describe_log_streams(logGroupName=group)["logStreams"]:
-            events = logs.get_log_events(logGroupName=group, logStreamName=stream["logStreamName"])["events"]
-            lines += [event["message"].rstrip() for event in events[-40:]]
+        with contextlib.suppress(logs.exceptions.ResourceNotFoundException):  # it has not said anything yet
+            for stream in logs.describe_log_streams(logGroupName=group)["logStreams"]:
+                events = logs.get_log_events(logGroupName=group, logStreamName=stream["logStreamName"])["events"]
+                lines += [event["message"].rstrip() for event in events[-40:]]
         return "\n".join(lines)
 
     def an_alert_has_grown(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -75,6 +76,35 @@ def test_a_stopped_training_goes_on_and_makes_the_same_files(
     resumed = run(tmp_path)
     assert fitted == ["autoencoder", "member_86400s_epoch_1", "member_86400s_epoch_2"]
     check_same(whole, tmp_path, resumed)
+
+
+def test_an_epoch_that_is_damaged_is_fitted_again_and_makes_the_same_networks(tmp_path: Path) -> None:
+    rows = np.random.default_rng(1).normal(size=(5_000, 6)).astype(np.float32)
+    seen: list[bool] = []
+
+    def fitted(name: str) -> list[bytes]:
+        members = networks.train_classifiers(
+            rows,
+            (rows[:, 0] > 1.0).astype(np.float32),
+            (rows[:, 1] > 0).astype(np.int64),
+            [np.ones(len(rows), np.float32)] * 2,
+            networks.standardise(rows),
+            kinds=2,
+            seed=1,
+            epochs=3,
+            progress=lambda _, losses: seen.append("loss" in losses),
+            name=name,
+            checkpoint=Checkpoint(tmp_path),
+        )
+        return [networks.export(member) for member in members]
+
+    whole = [fitted("long"), fitted("short")]
+    assert seen == [True] * 6
+    newest = tmp_path / "short_epoch_3.npz"
+    newest.write_bytes(newest.read_bytes()[:100])
+    seen.clear()
+    assert [fitted("long"), fitted("short")] == whole
+    assert seen == [False] * 5 + [True]
 
 
 def test_a_damaged_state_counts_as_none(tmp_path: Path) -> None:

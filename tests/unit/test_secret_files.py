@@ -51,6 +51,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write_secret_files(paths(tmp_path / "nowhere") | PEMS)
 
 
+def test_where_one_cannot_be_written_all_stay_what_they_were(tmp_path: Path) -> None:
+    write_secret_files(paths(tmp_path) | PEMS)
+    (tmp_path / "TLS_CA_FILE.pem.new").mkdir()
+    with pytest.raises(NotConfiguredError, match="TLS_CA_FILE"):
+        write_secret_files(paths(tmp_path) | {name: f"another {pem}" for name, pem in PEMS.items()})
+    assert [Path(path).read_text() for path in paths(tmp_path).values()] == list(PEMS.values())
+
+
 def test_nothing_asked_is_nothing_done(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("TLS_SECRET_ARN", "TOKEN_SECRET_ARN", "AUTH_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
