@@ -146,6 +146,7 @@ async def test_subscribers_hear_what_they_asked_for_and_can_go_on_from_it(api: A
         await record(gateway, *(spike(minute) for minute in range(7)), spike(0, symbol="IBM"), spike(0, tape="run-1"))
         await record(gateway, spike(0, tape=CANARY_TAPE), spike(7))
         await heard.has(every, 9)
+        await heard.has(one, 8)
         await heard.has(replays, 1)
         assert sorted(heard.symbols(every)) == ["AAPL"] * 8 + ["IBM"]
         assert heard.symbols(one) == ["AAPL"] * 8
