@@ -195,10 +195,10 @@ async def test_undecodable_bytes_end_the_stream(server: Server) -> None:
 
     call = publish(requests())
     responses = aiter(call)
-    first = await asyncio.wait_for(anext(responses), 5)
+    first = await asyncio.wait_for(anext(responses), 30)
     assert first.results[0].HasField("acknowledgement")
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await asyncio.wait_for(anext(responses), 5)
+        await asyncio.wait_for(anext(responses), 30)
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert [v.field for v in details(raised.value).field_violations] == ["request"]
 
@@ -224,12 +224,12 @@ async def test_streams_end_with_unavailable_on_the_drain(server: Server) -> None
 
     call = server.stub.PublishQuotes(requests())
     responses = aiter(call)
-    first = await asyncio.wait_for(anext(responses), 5)
+    first = await asyncio.wait_for(anext(responses), 30)
     assert first.results[0].HasField("acknowledgement")
     server.lifetime.draining.set()
-    assert await asyncio.wait_for(ending(listening), 5) == grpc.StatusCode.UNAVAILABLE
+    assert await asyncio.wait_for(ending(listening), 30) == grpc.StatusCode.UNAVAILABLE
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await asyncio.wait_for(anext(responses), 5)
+        await asyncio.wait_for(anext(responses), 30)
     assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
@@ -259,7 +259,7 @@ async def test_a_listener_that_falls_behind_is_ended(tmp_path: Path) -> None:
 
 
 async def ended_replay(server: Server, tape: str) -> replay_pb2.Replay:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             replay: replay_pb2.Replay = (await server.stub.GetReplay(pb.GetReplayRequest(tape=tape))).replay
             if replay.state != replay_pb2.REPLAY_STATE_RUNNING:
@@ -322,12 +322,15 @@ async def test_a_csv_source_is_followed_and_remembered(tmp_path: Path) -> None:
         + "".join(f"A,{(START + timedelta(minutes=i)).isoformat()},1,1,1,1,1\n" for i in range(5))
     )
     options = {"source": "csv", "csv_path": path, "poll_interval_seconds": 0.05}
-    async with serving(tmp_path, **options) as server, asyncio.timeout(10):
-        while server.queue.depth().ready < 5:  # noqa: ASYNC110
+    async with serving(tmp_path, **options) as server, asyncio.timeout(30):
+        coverages: list[coverage_pb2.Coverage] = []
+        while sum(each.accepted_quotes for each in coverages) < 5:
             await asyncio.sleep(0.02)
+            coverages = list((await server.stub.GetCoverage(pb.GetCoverageRequest())).coverages)
         await asyncio.sleep(0.2)
         (coverage,) = (await server.stub.GetCoverage(pb.GetCoverageRequest())).coverages
         assert (coverage.series.symbol, coverage.accepted_quotes) == ("A", 5)
+        assert server.queue.depth().ready == 5
     async with serving(tmp_path, **options) as server:
         await asyncio.sleep(0.3)
         assert server.queue.statistics().deduplicated == 0

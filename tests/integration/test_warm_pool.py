@@ -100,6 +100,9 @@ class Scorers:
     running: dict[str, AsyncExitStack] = field(default_factory=dict)
     seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     asked: asyncio.Event = field(default_factory=asyncio.Event)
+    held: set[str] = field(default_factory=set)
+    """Addresses whose scorers read nothing more until `released`."""
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def target(self) -> str:
@@ -123,6 +126,8 @@ class Scorers:
             async for request in requests:
                 self.seen[address].update(each.symbol for each in request.quotes)
                 self.asked.set()
+                if address in self.held:
+                    await self.released.wait()
                 yield request
 
         async def score_noted(
@@ -251,12 +256,14 @@ async def test_a_scorer_that_leaves_its_name_ends_what_it_was_given(scorers: Sco
     leaving = [s for s in SYMBOLS if before[s] == "127.0.0.2"]
     quotes = [quote(minute, leaving[0]) for minute in range(1, 3_001)]
     scorers.asked.clear()
+    scorers.held.add("127.0.0.2")
     given = asyncio.create_task(pool.score(quotes, {}))
     await scorers.asked.wait()
     answer = ["127.0.0.1"]
     assert all(isinstance(result, Score) for result in await play(pool, 3_001))
     assert pool.addresses == (scorers.at("127.0.0.1"),)
     assert not given.done(), "it was still at work when its name was gone"
+    scorers.released.set()
     assert all(isinstance(result, Score) for result in await given)
     await pool.close()
 
