@@ -21,7 +21,7 @@ PREFIX = "tapewatch.gateway.v1.AlertService"
 
 
 async def served(spans: InMemorySpanExporter, method: str) -> ReadableSpan:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             for span in spans.get_finished_spans():
                 if span.kind is SpanKind.SERVER and span.name == f"{PREFIX}/{method}":
