@@ -99,7 +99,7 @@ def environment(name: str = "one", **more: str) -> dict[str, str]:
 
 
 def ended(launcher: TaskLauncher, task: str) -> TaskStatus:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (status := launcher.describe([task])[task]).phase is not TaskPhase.STOPPED:
         assert time.monotonic() < deadline, "the task did not end"
         time.sleep(0.05)
@@ -113,7 +113,7 @@ def lines(folder: Path, name: str = "one") -> list[str]:
 
 def started(folder: Path, name: str = "one") -> int:
     """The process id of the running task."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not lines(folder, name):
         assert time.monotonic() < deadline, "the task did not start"
         time.sleep(0.02)
@@ -282,9 +282,11 @@ def test_the_validator_refuses_what_aws_refuses(validator: FaultyEcs, deployment
 
 def test_the_validator_holds_the_launch_rate(validator: FaultyEcs) -> None:
     refused = 0
+    began = time.monotonic()
     for _ in range(120):
         try:
             validator._spend(1)
         except RefusedError:
             refused += 1
-    assert 15 <= refused <= 20, "a bucket of 100, refilled with 20 a second"
+    refilled = 20 * (time.monotonic() - began)
+    assert 20 - refilled - 1 <= refused <= 20, "a bucket of 100, refilled with 20 a second"
