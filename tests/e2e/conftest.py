@@ -1,13 +1,18 @@
 """The mesh of the end-to-end tests."""
 
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from services.domain.quote import CANARY_TAPE
 from tests.e2e.processes import Mesh
+
+AAPL_BARS = 3_270
 
 
 @pytest.fixture
@@ -27,9 +32,20 @@ def running_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     try:
         made.start("up", "--source", "replay", "--symbols", "AAPL")
         made.wait_serving()
+        made.wait_for(lambda: played(made, "AAPL") == AAPL_BARS, 150, "AAPL's bars")
         yield made
     finally:
         made.stop()
+
+
+def played(mesh: Mesh, symbol: str) -> int:
+    """How many bars of the symbol are recorded, the canaries' apart."""
+    with closing(sqlite3.connect(f"file:{mesh.folder / 'store.db'}?mode=ro", uri=True)) as store:
+        return int(
+            store.execute(
+                "SELECT count(*) FROM quotes WHERE symbol = ? AND tape <> ?", (symbol, CANARY_TAPE)
+            ).fetchone()[0]
+        )
 
 
 @pytest.fixture

@@ -276,7 +276,7 @@ def test_poison_goes_to_the_dead_letters_and_its_neighbours_are_scored(running_m
     queue = SqliteQueue(running_mesh.folder / "queue.db")
     bodies = [body(31, 10.0), body(32, -3), "not json", body(33, "ten"), body(34, 10.1)]
     queue.send([OutgoingMessage(b, "market-data-QQQ", f"poison-{i}") for i, b in enumerate(bodies)])
-    running_mesh.wait_for(lambda: queue.depth().ready + queue.depth().in_flight == 0, 30, "an empty queue")
+    running_mesh.wait_for(lambda: (depth := queue.depth()).ready + depth.in_flight == 0, 60, "an empty queue")
     store = SqliteStore(running_mesh.folder / "store.db")
     assert len(store.list_quotes(QuoteQuery("live", "QQQ"), 100, None).items) == 2
     store.close()

@@ -94,7 +94,7 @@ def test_a_scorer_that_reads_the_queue_itself(
             del running_mesh.environment[name]
     queue = SqliteQueue(tmp_path / "queue.db")
     queue.send([market_message.encode(quote(i, symbol, tape="own")) for i in range(80) for symbol in ("OWNA", "OWNB")])
-    running_mesh.wait_for(lambda: queue.depth().ready + queue.depth().in_flight == 0, 60, "an empty queue")
+    running_mesh.wait_for(lambda: (depth := queue.depth()).ready + depth.in_flight == 0, 60, "an empty queue")
     queue.close()
     for symbol in ("OWNA", "OWNB"):
         assert len(stored(gateway, "own", symbol)) == 80
