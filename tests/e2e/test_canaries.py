@@ -51,25 +51,30 @@ def test_a_blind_model_turns_the_canaries_red_and_nobody_is_paged(mesh: Mesh) ->
         canaries = DispatchServiceStub(dispatch)
         models = ModelServiceStub(scorer)
 
-        def state() -> int:
-            return canaries.GetCanaries(dispatch_pb.GetCanariesRequest(), timeout=5).state
+        def report() -> dispatch_pb.GetCanariesResponse:
+            return canaries.GetCanaries(dispatch_pb.GetCanariesRequest(), timeout=30)
 
         def health() -> int:
             request = health_pb2.HealthCheckRequest(service="tapewatch.canary")
             stub = health_pb2_grpc.HealthStub(dispatch)
-            return int(stub.Check(request, timeout=5).status)  # type: ignore[attr-defined]
+            return int(stub.Check(request, timeout=30).status)  # type: ignore[attr-defined]
 
-        def seconds_until(wanted: int) -> float:
+        def seconds_until(wanted: int) -> tuple[float, dispatch_pb.GetCanariesResponse]:
             begun = time.monotonic()
-            mesh.wait_for(lambda: state() == wanted, 4 * INTERVAL_SECONDS, f"canary state {wanted}")
-            return time.monotonic() - begun
+            seen: list[dispatch_pb.GetCanariesResponse] = []
 
-        seconds_until(GREEN)
-        report = canaries.GetCanaries(dispatch_pb.GetCanariesRequest(), timeout=5)
-        assert [result.name for result in report.results] == [canary.name for canary in CANARIES]
-        assert all(result.alerted and result.alert_id for result in report.results)
-        assert report.interval.seconds == INTERVAL_SECONDS
-        mesh.wait_for(lambda: health() == health_pb2.HealthCheckResponse.SERVING, 2, "health of the canaries")
+            def has_come() -> bool:
+                seen.append(report())
+                return seen[-1].state == wanted
+
+            mesh.wait_for(has_come, 8 * INTERVAL_SECONDS, f"canary state {wanted}")
+            return time.monotonic() - begun, seen[-1]
+
+        _, green = seconds_until(GREEN)
+        assert [result.name for result in green.results] == [canary.name for canary in CANARIES]
+        assert all(result.alerted and result.alert_id for result in green.results)
+        assert green.interval.seconds == INTERVAL_SECONDS
+        mesh.wait_for(lambda: health() == health_pb2.HealthCheckResponse.SERVING, 20, "health of the canaries")
         assert mesh.command("health", mesh.dispatch, "--service", "tapewatch.canary").returncode == 0
         played = mesh.command("canary")
         assert played.returncode == 0, played.stdout + played.stderr
@@ -79,8 +84,8 @@ def test_a_blind_model_turns_the_canaries_red_and_nobody_is_paged(mesh: Mesh) ->
         file = blinding(mesh.folder)
         reloaded = models.ReloadModel(model_service_pb2.ReloadModelRequest(), timeout=20).model
         assert reloaded.threshold_calibration.source == "test"
-        assert seconds_until(RED) <= 2 * INTERVAL_SECONDS
-        mesh.wait_for(lambda: health() == health_pb2.HealthCheckResponse.NOT_SERVING, 2, "health of the canaries")
+        assert seconds_until(RED)[0] <= 2 * INTERVAL_SECONDS
+        mesh.wait_for(lambda: health() == health_pb2.HealthCheckResponse.NOT_SERVING, 20, "health of the canaries")
         assert mesh.command("health", mesh.dispatch).returncode == 0, "the dispatcher itself serves"
         assert mesh.command("health", mesh.dispatch, "--service", "tapewatch.canary").returncode == 1
         missed = mesh.command("canary", "price-spike")
@@ -92,7 +97,7 @@ def test_a_blind_model_turns_the_canaries_red_and_nobody_is_paged(mesh: Mesh) ->
 
         file.unlink()
         models.ReloadModel(model_service_pb2.ReloadModelRequest(), timeout=20)
-        assert seconds_until(GREEN) <= 2 * INTERVAL_SECONDS
+        assert seconds_until(GREEN)[0] <= 2 * INTERVAL_SECONDS
         unknown = mesh.command("canary", "no-such-bird")
         assert unknown.returncode == 2
         assert "there are pump-and-dump" in unknown.stdout
