@@ -172,7 +172,7 @@ async def test_a_refused_key_is_told_by_health_while_recording_goes_on(
     async with running_gateway(tmp_path, **api.settings(appsync_api_key="da2-wrong")) as gateway:
         await record(gateway, spike(0))
         await becomes(gateway, False)
-        assert await address_serving(gateway.address, ClientSettings()), "the gateway itself serves"
+        assert await address_serving(gateway.address, ClientSettings(), timeout_seconds=30), "the gateway itself serves"
         await record(gateway, spike(1), spike(2))
     assert "refuses the key" in caplog.text
     assert "APPSYNC_API_KEY" in caplog.text

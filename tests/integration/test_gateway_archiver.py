@@ -271,7 +271,7 @@ async def test_a_gateway_whose_lake_is_away_serves_and_health_says_so_by_name(
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setattr("services.gateway.main._LAKE_SECONDS", 0.5)
     async with running_gateway(tmp_path, lake_uri="s3://bucket/lake") as gateway:
-        assert await address_serving(gateway.address, ClientSettings())
+        assert await address_serving(gateway.address, ClientSettings(), timeout_seconds=30)
         words = ""
         async with asyncio.timeout(60):
             while not words.startswith("not serving"):

@@ -221,7 +221,7 @@ async def test_everything_is_replaced_under_load(tmp_path: Path, caplog: pytest.
         stranger.trust(new)
         assert not await address_serving(server.address, stranger.client(), timeout_seconds=1.0), "old authority"
         assert not await address_serving(server.address, ClientSettings(tls_ca_file=tmp_path / "client-ca.pem"), 1.0)
-        assert await address_serving(server.address, client_party.client())
+        assert await address_serving(server.address, client_party.client(), timeout_seconds=30)
         server.lifetime.draining.set()
         last = await stream.read()
         assert isinstance(last, pb.WatchAlertsResponse)

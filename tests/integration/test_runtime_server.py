@@ -38,7 +38,7 @@ async def caught(call: Any) -> tuple[grpc.StatusCode, Exception]:
 
 async def test_health_and_reflection() -> None:
     async with running(ServerSettings()) as server:
-        assert await address_serving(server.address, ClientSettings())
+        assert await address_serving(server.address, ClientSettings(), timeout_seconds=30)
         async with open_channel(server.address, ClientSettings()) as channel:
             stub = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
             request = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -96,7 +96,7 @@ async def test_idempotent_calls_are_retried_and_have_deadlines() -> None:
 
 async def test_a_token_is_asked_for_but_not_by_health() -> None:
     async with running(ServerSettings(auth_token="sesame")) as server:
-        assert await address_serving(server.address, ClientSettings())
+        assert await address_serving(server.address, ClientSettings(), timeout_seconds=30)
         for token, expected in (("sesame", None), ("guess", grpc.StatusCode.UNAUTHENTICATED), ("", "same")):
             settings = ClientSettings(auth_token=token)
             async with open_channel(server.address, settings) as channel:
