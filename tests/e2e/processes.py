@@ -81,6 +81,23 @@ class Mesh:
             assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
             time.sleep(0.02)
 
+    def kill_at_work(self, name: str, in_flight: Callable[[], int]) -> int:
+        """Kill a process of the mesh while messages are in flight; how many.
+
+        It is stopped for each look, so that they are not done with before it is killed.
+        """
+        counts: list[int] = []
+
+        def killed() -> bool:
+            pid = self.pids()[name]
+            os.kill(pid, signal.SIGSTOP)
+            counts.append(in_flight())
+            os.kill(pid, signal.SIGKILL if counts[-1] > 0 else signal.SIGCONT)
+            return counts[-1] > 0
+
+        self.wait_for(killed, 60, f"work in flight at {name}")
+        return counts[-1]
+
     def wait_serving(self) -> None:
         for address in (self.gateway, *self.pool, self.dispatch, self.ingest):
             self.wait_for(lambda a=address: serving(a), 60, f"{address} serving")  # type: ignore[misc]
@@ -108,8 +125,10 @@ def serving(address: str) -> bool:
 
 
 def alive(pid: int) -> bool:
+    """Whether a thread of it is left: a zombie with others beside it still holds files and ports."""
+    process = Path(f"/proc/{pid}")
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" or len(list((process / "task").iterdir())) > 1
+    except (FileNotFoundError, ProcessLookupError):  # it ended, maybe between two looks
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
