@@ -4,6 +4,7 @@ A task is a process that loads the model, about a second here. The queue gives t
 batches that wait behind a running task go on in one, so that the whole tape takes some tens of tasks.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -63,9 +64,10 @@ def local_tasks(folder: Path) -> list[int]:
     """Process ids of the tasks that this machine's launcher has running."""
     pids = []
     for record in folder.glob("*.json"):
-        pid = json.loads(record.read_text()).get("pid")
-        if pid is not None and alive(pid) and b"run-once" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            pids.append(pid)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the task ended between two looks
+            pid = json.loads(record.read_text()).get("pid")
+            if pid is not None and alive(pid) and b"run-once" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                pids.append(pid)
     return pids
 
 
@@ -278,7 +280,7 @@ def dispatched(stub: DispatchServiceStub, symbol: str, mode: "pb.DispatchMode.Va
 def test_by_hand_by_task_and_what_the_rpcs_tell_of_it(up: Mesh) -> None:
     with grpc.insecure_channel(up.dispatch) as channel:
         stub = DispatchServiceStub(channel)
-        watching = stub.WatchTasks(pb.WatchTasksRequest(), timeout=60)
+        watching = stub.WatchTasks(pb.WatchTasksRequest(), timeout=120)
         while next(watching).WhichOneof("event") != "synchronized":
             pass
         by_task = dispatched(stub, "TASK", pb.DISPATCH_MODE_TASK)
