@@ -63,10 +63,10 @@ def test_one_command_starts_and_stops_everything(
     table = DynamoDbTable.connect("tapewatch", REGION)
     store = DynamoDbStore(table)
     mesh.wait_for(lambda: store.last_quote() >= GOOG_BARS, 150, "every bar in DynamoDB")
-    assert store.last_change() > 0, "alerts"
+    mesh.wait_for(lambda: store.last_change() > 0, 60, "alerts")
     push = ["health", mesh.gateway, "--service", "tapewatch.gateway.push"]
-    mesh.wait_for(lambda: mesh.command(*push).returncode == 0, 30, "alerts pushed to AppSync Events")
-    mesh.wait_for(lambda: store.archived("push").last >= store.last_change(), 30, "every change pushed")
+    mesh.wait_for(lambda: mesh.command(*push).returncode == 0, 60, "alerts pushed to AppSync Events")
+    mesh.wait_for(lambda: store.archived("push").last >= store.last_change(), 60, "every change pushed")
     store.close()
     dispatched = (mesh.folder / "logs" / "dispatch.log").read_text()
     assert "messages wait" not in dispatched, "the function dispatches, not this process"
@@ -84,7 +84,7 @@ def test_one_command_starts_and_stops_everything(
     assert "what it held was in memory and is gone, and the same command begins anew" in output
     assert "goes on" not in output
     assert "is kept" not in output
-    mesh.wait_for(lambda: all(gone(pid) for pid in below), 10, "no process left")
+    mesh.wait_for(lambda: all(gone(pid) for pid in below), 30, "no process left")
     assert not listens(port)
 
 
