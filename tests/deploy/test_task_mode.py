@@ -269,7 +269,7 @@ def test_the_reconcilers_rules_call_it(flow: TaskFlow, capsys: pytest.CaptureFix
     flow.mesh.wait_for(lambda: not flow.validator.pids(), 60, "the end of its task")
     assert len(flow.ledger.open()) == 1
     events.enable_rule(Name=f"{NAME}-reconcile")
-    flow.mesh.wait_for(lambda: not flow.ledger.open(), 90, "the schedule's call")
+    flow.mesh.wait_for(lambda: not flow.ledger.open(), 150, "the schedule's call")
     events.disable_rule(Name=f"{NAME}-reconcile")
     flow.check(bars("BYSCHEDULE", 0, 4))
 
