@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.domain.quote import CANARY_TAPE
-from tests.e2e.processes import Mesh
-
-AAPL_BARS = 3_270
+from tests.e2e.processes import AAPL_BARS, Mesh
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from tests.servers.process import REPOSITORY as REPOSITORY
 from tests.servers.process import free_ports
 
 TAPEWATCH = (sys.executable, "-m", "services.cli.main")
+AAPL_BARS = 3_270
+"""Of the bundled tape."""
 
 
 @dataclass

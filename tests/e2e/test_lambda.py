@@ -72,6 +72,7 @@ def test_a_run_through_the_function_with_the_gateway_killed(function: Function) 
     assert process.returncode == 0, output
     assert re.search(rf"published={FB_BARS} scored={FB_BARS} stored={FB_BARS} lost=0 duplicated=0", output), output
     assert recorded < FB_BARS, "the gateway was killed too late"
+    assert in_flight > 0, "the kill hit nothing"
     times = [r.scored.quote.event_time for r in store.quotes_after(0, 1_000)]
     assert times == sorted(set(times)), "order within the series"
     store.close()

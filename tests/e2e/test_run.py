@@ -15,7 +15,7 @@ from services.domain.errors import TapewatchError
 from services.gateway.ports import DetectionQuery
 from services.gateway.sqlite import SqliteStore
 from services.queue.sqlite import SqliteQueue
-from tests.e2e.processes import REPOSITORY, Mesh, alive
+from tests.e2e.processes import AAPL_BARS, REPOSITORY, Mesh, alive
 
 BARS = 12_154
 LAST_LINE = re.compile(
@@ -126,6 +126,7 @@ def test_kills_in_the_middle_lose_and_double_nothing(tmp_path: Path, scorers: in
         output, _ = process.communicate(timeout=200)
         assert process.returncode == 0, output
         assert_complete(output)
+        assert all(count > 0 for count in in_flight_at_kill.values()), in_flight_at_kill
         repeated = queue.statistics().deliveries_repeated
         assert repeated > 0, "no message was delivered twice: the kills hit nothing"
         queue.close()
@@ -219,16 +220,16 @@ def test_up_goes_on_with_its_replay_at_another_speed_and_starts_a_new_one_after_
     assert recorded(mesh.folder) < 3_000, "it was over before the interrupt"
 
     process = mesh.start("up", "--source", "replay", "--symbols", "AAPL")
-    mesh.wait_for(lambda: recorded(mesh.folder) == 3_270, 150, "the rest of the tape")
+    mesh.wait_for(lambda: recorded(mesh.folder) == AAPL_BARS, 150, "the rest of the tape")
     time.sleep(2)
-    assert recorded(mesh.folder) == 3_270
+    assert recorded(mesh.folder) == AAPL_BARS
     output = stop(process)
     assert "going on with" in output
     assert "starts a new tape" in output
     assert len(tapes()) == 1
 
     process = mesh.start("up", "--source", "replay", "--symbols", "AAPL")
-    mesh.wait_for(lambda: recorded(mesh.folder) == 2 * 3_270, 150, "the tape once more")
+    mesh.wait_for(lambda: recorded(mesh.folder) == 2 * AAPL_BARS, 150, "the tape once more")
     stop(process)
     assert len(tapes()) == 2
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -12,6 +11,7 @@ from services.domain.model import AUTOENCODER_FILE, CLASSIFIER_FILE, ModelMetada
 from services.scorer.registry import ModelRegistry
 from services.training import networks, train
 from services.training.checkpoint import Checkpoint
+from tests import classifier_members
 
 pytest.importorskip("tensorflow")
 
@@ -79,23 +79,14 @@ def test_a_stopped_training_goes_on_and_makes_the_same_files(
 
 
 def test_an_epoch_that_is_damaged_is_fitted_again_and_makes_the_same_networks(tmp_path: Path) -> None:
-    rows = np.random.default_rng(1).normal(size=(5_000, 6)).astype(np.float32)
+    rows = classifier_members.rows(5_000)
     seen: list[bool] = []
 
     def fitted(name: str) -> list[bytes]:
-        members = networks.train_classifiers(
-            rows,
-            (rows[:, 0] > 1.0).astype(np.float32),
-            (rows[:, 1] > 0).astype(np.int64),
-            [np.ones(len(rows), np.float32)] * 2,
-            networks.standardise(rows),
-            kinds=2,
-            seed=1,
-            epochs=3,
-            progress=lambda _, losses: seen.append("loss" in losses),
-            name=name,
-            checkpoint=Checkpoint(tmp_path),
-        )
+        def watch(_: int, losses: dict[str, float]) -> None:
+            seen.append("loss" in losses)
+
+        members = classifier_members.members(rows, epochs=3, name=name, folder=tmp_path, progress=watch)
         return [networks.export(member) for member in members]
 
     whole = [fitted("long"), fitted("short")]

@@ -15,33 +15,19 @@ from services.domain.feature_definitions import FEATURE_NAMES
 from services.domain.model import METADATA_FILE
 from services.scorer.registry import ModelRegistry
 from services.training import networks, train
-from services.training.checkpoint import Checkpoint
 from services.training.console import LARGEST_SEED
 from services.training.dataset import Part
 from services.training.fit import Training
 from services.training.held_out import unseen
+from tests import classifier_members
 from tests.daily_bars import series
 
 pytest.importorskip("tensorflow")
 
 
 def test_the_exported_classifier_is_the_mean_of_its_members() -> None:
-    rng = np.random.default_rng(1)
-    rows = rng.normal(size=(2_000, 6)).astype(np.float32)
-    manipulated = (rows[:, 0] > 1.0).astype(np.float32)
-    members = networks.train_classifiers(
-        rows,
-        manipulated,
-        (rows[:, 1] > 0).astype(np.int64),
-        [np.ones(len(rows), np.float32)] * 2,
-        networks.standardise(rows),
-        kinds=2,
-        seed=1,
-        epochs=2,
-        progress=lambda _, __: None,
-        name="member",
-        checkpoint=Checkpoint(None),
-    )
+    rows = classifier_members.rows(2_000)
+    members = classifier_members.members(rows, epochs=2)
     alone = [networks.run_tflite(networks.export(member), rows) for member in members]
     assert np.abs(alone[0] - alone[1]).max() > 0.01
     together = networks.run_tflite(networks.export(networks.mean_of(members, "mean")), rows)
