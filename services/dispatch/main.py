@@ -40,14 +40,14 @@ async def build(lifetime: Lifetime, settings: DispatchSettings) -> Sequence[Moun
     gateway = GatewayClient(channel)
     queue = await asyncio.to_thread(open_queue, settings)
     lifetime.on_close(queue.close)
-    lifetime.need("the queue", lambda: asyncio.to_thread(queue.check))
+    lifetime.need_blocking("the queue", queue.check)
     wake = asyncio.Event()
     mode, tasks = await asyncio.to_thread(_open_tasks, settings, gateway, queue, _waking(wake))
     if mode == "warm":
         lifetime.need("a scorer", pool.check)
     if tasks is not None:
         lifetime.on_close(tasks.close)
-        lifetime.need("the ledger", lambda: asyncio.to_thread(tasks.ledger.check))
+        lifetime.need_blocking("the ledger", tasks.ledger.check)
         lifetime.spawn(tasks.reconciler.run(lifetime.draining, wake), "reconciler")
     warm = ScoreThenRecord(pool, gateway)
     if settings.event_source == "embedded":

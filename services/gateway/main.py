@@ -135,7 +135,7 @@ async def build(lifetime: Lifetime, settings: GatewaySettings) -> Sequence[Mount
     lifetime.on_close(store.close)
     if settings.lake:
         await _start_archiver(lifetime, settings, store)
-    lifetime.need("the store", lambda: asyncio.to_thread(store.check))
+    lifetime.need_blocking("the store", store.check)
     feed = ChangeFeed(store)
     lifetime.spawn(feed.follow(lifetime.draining), "change feed")
     if settings.appsync_endpoint:

@@ -127,8 +127,8 @@ async def build(lifetime: Lifetime, settings: IngestSettings) -> Sequence[Mount]
 
     lifetime.spawn(stop_replays(), "stop replays")
     lifetime.spawn(measure_silence(coverage, market, _now, lifetime.draining), "silence")
-    lifetime.need("the queue", lambda: asyncio.to_thread(queue.check))
-    lifetime.need("the progress", lambda: asyncio.to_thread(progress.check))
+    lifetime.need_blocking("the queue", queue.check)
+    lifetime.need_blocking("the progress", progress.check)
     if source is not None:
         lifetime.spawn(service.follow(source, progress, lifetime.draining), f"source {settings.source}")
     await replays.resume()

@@ -65,7 +65,7 @@ class EmbeddedDatabase:
         self._reader_slots = threading.BoundedSemaphore(_READERS_LIMIT)
         self._idle_readers: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
         self._closed = False
-        self._committed = float("-inf")
+        self._committed = self._refused = float("-inf")
         self._opened: dict[Path, os.stat_result] = {}
         with self._translated(opening=True):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,9 +128,7 @@ class EmbeddedDatabase:
             yield
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY_CODES:
-                raise DependencyUnavailableError(
-                    self._subject, f"{self.path} is locked by another process; end it, or set {self._setting}"
-                ) from error
+                raise self._locked_by_another() from error
             if opening or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
                 raise NotConfiguredError(
                     f"{self._subject} cannot use {self.path} ({error})", f"set {self._setting} to a writable file"
@@ -140,6 +138,10 @@ class EmbeddedDatabase:
             raise NotConfiguredError(
                 f"{self._subject} cannot make {self.path} ({error.strerror})", f"set {self._setting} to a writable file"
             ) from error
+
+    def _locked_by_another(self) -> DependencyUnavailableError:
+        words = f"{self.path} is locked by another process; end it, or set {self._setting}"
+        return DependencyUnavailableError(self._subject, words)
 
     @property
     def _files(self) -> tuple[Path, Path, Path]:
@@ -168,9 +170,14 @@ class EmbeddedDatabase:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A read-and-write transaction: committed at the end, rolled back when an error leaves the block."""
-        with self._lock, self._translated():
+        with self._lock, self._locked_transaction() as connection:
+            yield connection
+
+    @contextmanager
+    def _locked_transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._translated():
             self._check_in_place()
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
@@ -180,6 +187,14 @@ class EmbeddedDatabase:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    def _begin(self) -> None:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF in _BUSY_CODES:
+                self._refused = time.monotonic()
+            raise
+
     def check_writable(self) -> None:
         """Return when a transaction can be made now: a read alone succeeds while another process holds the lock.
 
@@ -187,10 +202,20 @@ class EmbeddedDatabase:
         FileLostError when it is no longer in its place.
         """
         self._check_in_place()
-        # A recent commit proves it, without queueing behind the writers at work.
-        if time.monotonic() - self._committed > _PROVEN_SECONDS:
-            with self.transaction():
+        began = time.monotonic()
+        if began - self._committed < _PROVEN_SECONDS:
+            return
+        # What becomes of the writers that wait before this one answers for it: each may wait for `busy_seconds`.
+        while not self._lock.acquire(timeout=_POLL_SECONDS):
+            if self._committed > began:
+                return
+            if self._refused > began:
+                raise self._locked_by_another()
+        try:
+            with self._locked_transaction():
                 pass
+        finally:
+            self._lock.release()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:

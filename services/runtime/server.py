@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,16 @@ class Lifetime:
         A FileLostError takes the server down: the next start makes a new file.
         """
         self.spawn(self._watch_need(name, check), f"health: {name}")
+
+    def need_blocking(self, name: str, check: Callable[[], None]) -> None:
+        """`need` with a check that blocks: it never waits for a thread behind calls that wait for the same thing."""
+        thread = ThreadPoolExecutor(1, thread_name_prefix=f"health: {name}")
+
+        async def checked() -> None:
+            await asyncio.get_running_loop().run_in_executor(thread, check)
+
+        self.on_close(lambda: thread.shutdown(wait=False))
+        self.need(name, checked)
 
     async def _watch_need(self, name: str, check: Callable[[], Awaitable[None]]) -> None:
         while not self.draining.is_set():

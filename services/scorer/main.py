@@ -78,7 +78,7 @@ async def build(lifetime: Lifetime, settings: ScorerSettings) -> Sequence[Mount]
             raise NotConfiguredError("USE_SQS_DATA_SOURCE needs a gateway to record to", "set GATEWAY_ADDRESS")
         queue = await asyncio.to_thread(open_queue, settings)
         lifetime.on_close(queue.close)
-        lifetime.need("the queue", lambda: asyncio.to_thread(queue.check))
+        lifetime.need_blocking("the queue", queue.check)
         handler = SqsBatchHandler(ScoreThenRecord(service, gateway), queue, settings.queue_name)
         lifetime.spawn(
             consume(queue, handler, batch_size=settings.source_batch_size, draining=lifetime.draining), "event source"

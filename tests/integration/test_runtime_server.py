@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,23 @@ async def test_a_failing_background_task_ends_the_server() -> None:
 
     async with running(ServerSettings(), lambda lifetime: lifetime.spawn(fail(), "doomed")) as server:
         assert await server.done == 1
+
+
+async def test_a_blocking_check_waits_for_no_thread_that_calls_hold() -> None:
+    loop, checked, released = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def check() -> None:
+        loop.call_soon_threadsafe(checked.set)
+
+    calls = [asyncio.create_task(asyncio.to_thread(released.wait, 60)) for _ in range(64)]
+    await asyncio.sleep(0)  # they hold every thread of the loop's own
+    try:
+        async with running(ServerSettings(), lambda lifetime: lifetime.need_blocking("the store", check)):
+            await asyncio.wait_for(checked.wait(), 30)
+        assert not any(call.done() for call in calls)
+    finally:
+        released.set()
+        await asyncio.gather(*calls)
 
 
 async def test_a_lost_file_ends_the_server_and_a_missing_peer_does_not(caplog: pytest.LogCaptureFixture) -> None:

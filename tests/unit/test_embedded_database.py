@@ -1,20 +1,24 @@
 """A SQLite file that is no longer in its place: SQLite itself would write on into what nobody finds again."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from services.domain.errors import FileLostError
+from services.domain.errors import DependencyUnavailableError, FileLostError
 from services.runtime.embedded_database import EmbeddedDatabase
 
 
-def opened(path: Path) -> EmbeddedDatabase:
-    return EmbeddedDatabase(path, "CREATE TABLE notes (text)", 1, subject="the notes", setting="NOTES_PATH")
+def opened(path: Path, busy_seconds: float = 5.0) -> EmbeddedDatabase:
+    return EmbeddedDatabase(
+        path, "CREATE TABLE notes (text)", 1, subject="the notes", setting="NOTES_PATH", busy_seconds=busy_seconds
+    )
 
 
 @pytest.fixture
@@ -113,6 +117,27 @@ def test_a_log_stays_in_place_while_others_come_and_go(database: EmbeddedDatabas
         with database.transaction() as connection:  # more than the log takes before it is written back
             connection.executemany("INSERT INTO notes VALUES (?)", [("x" * 4_000,)] * 1_100)
     read(database)
+
+
+def test_whether_it_is_writable_is_known_while_many_wait_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them waits in turn until it is refused; the look at it does not wait for them all."""
+    monkeypatch.setattr("services.runtime.embedded_database._PROVEN_SECONDS", 0.0)
+    database = opened(tmp_path / "notes.db", busy_seconds=0.1)
+    holder = sqlite3.connect(database.path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(40) as threads:
+        waiting = [threads.submit(write, database) for _ in range(40)]
+        with pytest.raises(DependencyUnavailableError, match="locked by another process"):
+            database.check_writable()
+        assert any(not write.done() for write in waiting), "it answers before their turn is over"
+        assert all(isinstance(write.exception(), DependencyUnavailableError) for write in waiting)
+        holder.close()
+        waiting = [threads.submit(write, database) for _ in range(40)]
+        database.check_writable()
+    assert all(write.exception() is None for write in waiting)
+    database.close()
 
 
 def test_who_opens_after_a_log_is_gone_never_meets_those_who_had_it(tmp_path: Path) -> None:
