@@ -102,6 +102,7 @@ def dispatch_function(scope: Construct, scene: Scene, code: Path) -> MeshFunctio
         what="Scores and records the batches of the quote queue",
     )
     made.allow("EventSource", _POLLER, storage.queue.queue_arn)
+    made.allow("Returned", ("sqs:ChangeMessageVisibility",), storage.queue.queue_arn)
     made.allow("DeadLetters", _DEAD_LETTERS, storage.dead_letters.queue_arn)
     lambda_.EventSourceMapping(
         made,

@@ -2,11 +2,13 @@
 
 Wired on the first call of a warm environment and kept: channels, clients and the event loop live across invocations.
 boto3 takes as long to import as everything else together, so it waits until AWS is needed: for the certificates and the
-token, where TLS_SECRET_ARN or TOKEN_SECRET_ARN is set, as `deploy/` does; else for the first dead letter.
+token, where TLS_SECRET_ARN or TOKEN_SECRET_ARN is set, as `deploy/` does; else for the first message that is a dead
+letter or must come again.
 """
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -18,9 +20,11 @@ from services.pipeline.score_then_record import ScoreThenRecord
 from services.pipeline.sqs_handler import SqsBatchHandler
 from services.pipeline.warm_pool import WarmPool
 from services.queue.open import open_queue
-from services.queue.ports import DeadLetter, DeadLetters
+from services.queue.ports import DeadLetter, Queue
+from services.queue.redelivery import Returned, deliver_again
 from services.queue.settings import QueueSettings
 from services.runtime import telemetry_names as names
+from services.runtime.backoff import backoff_seconds
 from services.runtime.channels import open_channel
 from services.runtime.secret_files import LambdaSecrets
 from services.runtime.telemetry import Telemetry
@@ -30,6 +34,15 @@ SPARE_SECONDS = 1.0
 
 DEAD_LETTER_SECONDS = 1.0
 """What of the rest is kept for messages that can never be scored."""
+
+ANSWER_SECONDS = 0.5
+"""What is left at least when everything is done but the answer."""
+
+SOON_RECEIVES = 8
+"""So often a group comes again before the queue's visibility timeout, which is long so that no batch comes twice at
+once. Later it waits that long: it is no moment's trouble, and each delivery counts towards the dead-letter queue."""
+
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 128.0
 
 _log = logging.getLogger(__name__)
 
@@ -46,17 +59,38 @@ class LambdaContext(Protocol):
 
 
 class OpenedWhenNeeded:
-    """The configured queue's dead letters; the queue is opened with the first one."""
+    """The configured queue, opened by the first use."""
 
     def __init__(self, settings: QueueSettings) -> None:
         self._settings = settings
-        self._opened: DeadLetters | None = None
+        self._opened: Queue | None = None
+
+    def _queue(self) -> Queue:
+        if self._opened is None:
+            self._opened = open_queue(self._settings)
+        return self._opened
 
     def send_dead_letter(self, letter: DeadLetter) -> None:
         """Keep the letter."""
-        if self._opened is None:
-            self._opened = open_queue(self._settings)
-        self._opened.send_dead_letter(letter)
+        self._queue().send_dead_letter(letter)
+
+    def change_visibility(self, receipt_handles: Sequence[str], visibility_seconds: float) -> None:
+        """Keep delivered messages invisible for that much longer from now."""
+        self._queue().change_visibility(receipt_handles, visibility_seconds)
+
+
+def _returned(record: Mapping[str, Any]) -> Returned:
+    attributes = record["attributes"]
+    return Returned(
+        record["receiptHandle"], attributes.get("MessageGroupId", ""), int(attributes["ApproximateReceiveCount"])
+    )
+
+
+def redelivery_seconds(receives: int) -> float | None:
+    """How long messages wait that were delivered so often; None: as long as the queue's visibility timeout."""
+    if receives > SOON_RECEIVES:
+        return None
+    return backoff_seconds(receives, _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS)
 
 
 class _Environment:
@@ -69,17 +103,17 @@ class _Environment:
         self._cold = True
         self.loop = asyncio.new_event_loop()
         self.tasks: TaskMode | None = None
+        self._queue = OpenedWhenNeeded(settings)
         self.handler = self.loop.run_until_complete(self._wire(settings))
 
     async def _wire(self, settings: DispatchSettings) -> SqsBatchHandler:
         channel = open_channel(settings.gateway_address, settings, health_service=HEALTH_SERVICE)
         gateway = GatewayClient(channel)
         pool = WarmPool(settings.pool, settings)
-        letters = OpenedWhenNeeded(settings)
         if settings.dispatch_mode != "warm":
-            self.tasks = open_task_mode(settings, gateway, letters)
+            self.tasks = open_task_mode(settings, gateway, self._queue)
         carrier = carrier_of(settings.dispatch_mode, ScoreThenRecord(pool, gateway), pool, self.tasks)
-        return SqsBatchHandler(carrier, letters, settings.queue_name)
+        return SqsBatchHandler(carrier, self._queue, settings.queue_name)
 
     async def launch(self, seconds: float) -> None:
         """Launch what entered the ledger, while there is time; the reconciler's Lambda does the rest."""
@@ -113,6 +147,23 @@ class _Environment:
             _log.warning("%d messages come again: out of time", len(event["Records"]))
             return {"batchItemFailures": [{"itemIdentifier": record["messageId"]} for record in event["Records"]]}
 
+    async def deliver_again_soon(
+        self, event: dict[str, Any], response: dict[str, list[dict[str, str]]], seconds: float
+    ) -> None:
+        """Let what is returned come again before the queue's visibility timeout, if that is done in so many seconds."""
+        failed = {item["itemIdentifier"] for item in response["batchItemFailures"]}
+        returned = [_returned(record) for record in event["Records"] if record["messageId"] in failed]
+        if not returned or seconds <= 0:
+            return
+        change_visibility = self._queue.change_visibility
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.to_thread(deliver_again, returned, redelivery_seconds, change_visibility)
+        except TimeoutError:
+            _log.warning("%d messages wait for the queue's visibility timeout: out of time", len(returned))
+        except TapewatchError as error:
+            _log.warning("%d messages wait for the queue's visibility timeout: %s", len(returned), error.message)
+
 
 @cache
 def _environment() -> _Environment:
@@ -126,6 +177,9 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, l
     response = environment.loop.run_until_complete(environment.process(event, context))
     environment.loop.run_until_complete(
         environment.launch(context.get_remaining_time_in_millis() / 1_000 - SPARE_SECONDS)
+    )
+    environment.loop.run_until_complete(
+        environment.deliver_again_soon(event, response, context.get_remaining_time_in_millis() / 1_000 - ANSWER_SECONDS)
     )
     environment.telemetry.flush()
     return response

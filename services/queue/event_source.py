@@ -8,7 +8,6 @@ import asyncio
 import functools
 import hashlib
 import logging
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from services.domain.errors import UNUSABLE, DependencyUnavailableError, TapewatchError
 from services.queue.ports import Queue, ReceivedMessage
+from services.queue.redelivery import Returned, deliver_again
 from services.runtime.backoff import backoff_seconds, pause_seconds
 
 _log = logging.getLogger(__name__)
@@ -225,14 +225,9 @@ class _EventSource:
                 _log.warning("cannot extend the visibility of %d messages: %s", len(handles), error.message)
 
     async def _retry_later(self, failed: Sequence[ReceivedMessage]) -> None:
-        """Make failed messages visible after a backoff; all of a group at once, by its first one's receive count."""
-        counts: dict[str, int] = {}
-        handles: dict[int, list[str]] = defaultdict(list)
-        for message in failed:
-            count = counts.setdefault(message.group_id, message.receive_count)
-            handles[count].append(message.receipt_handle)
-        for count, group in handles.items():
-            await self._call(self._queue.change_visibility, group, backoff_seconds(count))
+        """Make failed messages visible after a backoff."""
+        returned = [Returned(message.receipt_handle, message.group_id, message.receive_count) for message in failed]
+        await self._call(deliver_again, returned, backoff_seconds, self._queue.change_visibility)
 
     async def _release(self, messages: Sequence[ReceivedMessage]) -> None:
         with suppress(*UNUSABLE):

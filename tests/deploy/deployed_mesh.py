@@ -118,11 +118,13 @@ class DeployedMesh:
     def logs(self) -> str:
         return "\n".join(f"== {service}\n{self.log(service)}" for service in self.processes)
 
-    def stop(self) -> None:
-        for process in self.processes.values():
+    def stop(self, *services: str) -> None:
+        """Stop these, or all of them; `start` starts one again."""
+        ending = {name: self.processes.pop(name) for name in services or list(self.processes)}
+        for process in ending.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
+        for process in ending.values():
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:

@@ -16,7 +16,7 @@ import botocore.exceptions
 import pytest
 
 from deploy.network import PORTS
-from deploy.policies import Templates
+from deploy.policies import ACCOUNT, Templates
 from services.domain.quote import CANARY_TAPE
 from services.domain.score import RecordedQuote
 from services.gateway.dynamodb import DynamoDbStore
@@ -339,6 +339,22 @@ def test_quotes_go_through_the_deployed_stack(flow: Flow, tmp_path: Path) -> Non
     assert f"{BARS} quotes published" in again.stdout, "the lake holds them all"
     mesh.wait_for(lambda: flow.bars("again") == BARS, 90, "the lake's quotes once more", partial(flow.state, "again"))
     mesh.wait_for(flow.an_alert_has_grown, 90, "a canary's second detection")
+
+
+def test_what_the_function_returns_comes_again_soon(flow: Flow, tmp_path: Path) -> None:
+    """Not only after the queue's visibility timeout of three minutes."""
+    file = tmp_path / "bar.csv"
+    file.write_text("symbol,timestamp,open,high,low,close,volume\nXYZ,2024-01-03T15:00:00Z,100,104,99,101,1000\n")
+    mesh = flow.mesh
+    mesh.stop("scorer")
+    played = mesh.command("dispatch", "replay", "--from", str(file), "--tape", "later")
+    assert played.returncode == 0, played.stdout + played.stderr
+    url = flow.deployed.client("sqs").get_queue_url(QueueName="market_queue.fifo")["QueueUrl"]
+    name = url.rpartition("/")[2]
+    returned = Call(LAMBDA_KEY, "sqs:ChangeMessageVisibility", f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}")
+    mesh.wait_for(lambda: returned in flow.recorder.calls, 60, "the bar's return", partial(flow.state, "later"))
+    mesh.start("scorer")
+    mesh.wait_for(lambda: flow.bars("later") == 1, 90, "the returned bar's score", partial(flow.state, "later"))
 
 
 def test_every_call_is_allowed_and_every_permission_used(flow: Flow, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ TASK_MODE_UNUSED: dict[str, str] = {
     "*ExecutionRole :logs:*": _AGENT,
     "*ExecutionRole :secretsmanager:*": _AGENT,
     "Mesh/DispatcherRole EventSource:sqs:*Message": _POLLER,
+    "Mesh/DispatcherRole Returned:sqs:ChangeMessageVisibility": "only for what the function returns: nothing, here",
     "Mesh/*Role Log:logs:*": _LOG,
     "Mesh/*Role NetworkInterfaces:ec2:*": _VPC,
     "Mesh/TasksRole BatchesListing:s3:ListBucket": "only for a manifest that is gone, which S3 else calls forbidden",

@@ -24,7 +24,7 @@ from services.domain.quote import Quote
 from services.pipeline.warm_pool import rank
 from services.queue.event_source import sqs_event
 from services.queue.market_message import encode
-from services.queue.ports import ReceivedMessage
+from services.queue.ports import OutgoingMessage, ReceivedMessage
 from services.queue.sqs import SqsQueue
 from tapewatch.gateway.v1 import detection_service_pb2
 from tapewatch.gateway.v1.detection_service_pb2_grpc import DetectionServiceStub
@@ -177,6 +177,20 @@ def test_a_pool_that_is_away_returns_everything_at_once(deployment: Deployment) 
     assert failures(invocation) == [f"message-{i}" for i in range(5)]
     assert invocation.ended - invocation.began < 15
     assert deployment.recorded("lambda-away", "AWAY") == []
+
+
+def test_what_is_returned_comes_again_before_the_visibility_timeout(deployment: Deployment) -> None:
+    sent = [encode(quote) for quote in quotes("lambda-returned", "BACK", 3)]
+    deployment.queue.send([OutgoingMessage(m.body, m.group_id, f"returned-{i}") for i, m in enumerate(sent)])
+    received = deployment.queue.receive(10, visibility_seconds=3_600, wait_seconds=10)
+    assert len(received) == 3
+    (port,) = free_ports(1)
+    with deployment.function(SCORER_ADDRESSES=f"127.0.0.1:{port}") as function:
+        invocation = function.invoke(sqs_event(received), seconds=30.0)
+    assert failures(invocation) == [message.message_id for message in received]
+    again = deployment.queue.receive(10, visibility_seconds=60, wait_seconds=20)
+    assert [message.body for message in again] == [message.body for message in received], "all of the group, in order"
+    assert {message.receive_count for message in again} == {2}
 
 
 class MuteScorer(ScorerServiceServicer):
