@@ -29,20 +29,25 @@ from services.runtime.channels import open_channel
 from services.runtime.secret_files import LambdaSecrets
 from services.runtime.telemetry import Telemetry
 
-SPARE_SECONDS = 1.0
+SPARE_SECONDS = 1.5
 """What is left of the function's time when it stops waiting, to answer before Lambda ends it."""
 
 DEAD_LETTER_SECONDS = 1.0
 """What of the rest is kept for messages that can never be scored."""
 
-ANSWER_SECONDS = 0.5
-"""What is left at least when everything is done but the answer."""
+ANSWER_SECONDS = 1.0
+"""What is left at least when everything is done but the telemetry, which takes up to half of it, and the answer."""
 
 SOON_RECEIVES = 8
 """So often a group comes again before the queue's visibility timeout, which is long so that no batch comes twice at
 once. Later it waits that long: it is no moment's trouble, and each delivery counts towards the dead-letter queue."""
 
-_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 128.0
+_FIRST_WAIT_SECONDS = 1.0
+_LONGEST_WAIT_SECONDS = 30.0
+"""No queue that `deploy/` makes has a shorter visibility timeout."""
+
+_REDELIVERY_SECONDS = 5.0
+"""Longest that the function is kept for what only saves time, while others of its events wait."""
 
 _log = logging.getLogger(__name__)
 
@@ -157,12 +162,11 @@ class _Environment:
             return
         change_visibility = self._queue.change_visibility
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(min(seconds, _REDELIVERY_SECONDS)):
                 await asyncio.to_thread(deliver_again, returned, redelivery_seconds, change_visibility)
-        except TimeoutError:
-            _log.warning("%d messages wait for the queue's visibility timeout: out of time", len(returned))
-        except TapewatchError as error:
-            _log.warning("%d messages wait for the queue's visibility timeout: %s", len(returned), error.message)
+        except (TimeoutError, TapewatchError) as error:
+            why = str(error) or "out of time"
+            _log.warning("some of %d messages may wait for the queue's visibility timeout: %s", len(returned), why)
 
 
 @cache

@@ -184,7 +184,8 @@ class _EventSource:
             # Only after the acknowledgement: a heartbeat must not hide again what is released now.
             heartbeat.cancel()
             await asyncio.gather(heartbeat, return_exceptions=True)
-            await self._retry_later([message for message in messages if message.message_id in failed])
+            if failed:
+                await self._retry_later([message for message in messages if message.message_id in failed])
             if done:
                 self._failed_in_a_row = 0
             else:

@@ -212,6 +212,8 @@ class EmbeddedDatabase:
             if self._refused > began:
                 raise self._locked_by_another()
         try:
+            if self._refused > began:
+                raise self._locked_by_another()
             with self._locked_transaction():
                 pass
         finally:

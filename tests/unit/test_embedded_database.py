@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -137,6 +138,25 @@ def test_whether_it_is_writable_is_known_while_many_wait_to_write(
         waiting = [threads.submit(write, database) for _ in range(40)]
         database.check_writable()
     assert all(write.exception() is None for write in waiting)
+    database.close()
+
+
+def test_what_refuses_one_writer_is_not_waited_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.runtime.embedded_database._PROVEN_SECONDS", 0.0)
+    database = opened(tmp_path / "notes.db", busy_seconds=0.5)
+    holder = sqlite3.connect(database.path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    statements: list[str] = []
+    database._connection.set_trace_callback(statements.append)
+    with ThreadPoolExecutor(1) as thread:
+        writer = thread.submit(write, database)
+        while not statements:
+            time.sleep(0.001)
+        with pytest.raises(DependencyUnavailableError, match="locked by another process"):
+            database.check_writable()
+    assert isinstance(writer.exception(), DependencyUnavailableError)
+    assert statements == ["BEGIN IMMEDIATE"], "the writer's"
+    holder.close()
     database.close()
 
 
