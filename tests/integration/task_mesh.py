@@ -103,11 +103,16 @@ class TaskMesh:
         for i, fault in enumerate(faults):
             (self.faults / f"{fault}-{i}").touch()
 
+    @property
+    def laid(self) -> list[Path]:
+        """Faults that no task has met yet."""
+        return list(self.faults.glob("*-*"))
+
     async def receive(self, quotes: Sequence[Quote]) -> None:
         """One event; all of it must be acknowledged."""
         assert await self.handler(event(quotes)) == {"batchItemFailures": []}
 
-    async def settle(self, *reconcilers: Reconciler, seconds: float = 90) -> list[str]:
+    async def settle(self, *reconcilers: Reconciler, seconds: float = 240) -> list[str]:
         """Step until no batch is open. What stood in the way meanwhile."""
         problems: list[str] = []
         async with asyncio.timeout(seconds):
