@@ -196,5 +196,6 @@ def _environment(folder: Path, gateway: Gateway, location: str, more: Mapping[st
         "GATEWAY_ADDRESS": gateway.address,
         "BATCHES_URI": location,
         "PYTHONPATH": ":".join(sys.path),
+        "RPC_TIMEOUT_SECONDS": "60",
         **more,
     }

@@ -5,7 +5,7 @@ A task is a process that loads the model, so it takes about a second: a few batc
 
 import dataclasses
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 
 from services.dispatch.batch import MAX_CRASHES, TaskState
 from services.dispatch.ports import NoCapacity, TaskStatus
-from services.dispatch.reconciler import CLAIM_SECONDS, TaskLimits
+from services.dispatch.reconciler import CLAIM_SECONDS, Reconciler
 from services.dispatch.task_environment import MAX_OVERRIDE_CHARACTERS
 from tests.integration.gateway_server import Gateway, running_gateway
 from tests.integration.task_mesh import COMMAND, TaskMesh, aws, bars, embedded
@@ -166,9 +166,11 @@ async def test_no_capacity_and_throttling_leave_the_batch_in_the_ledger(
     for entry in (waiting, rider):
         assert (entry.state, entry.attempt, entry.shared) == (TaskState.WAITING, 1, None)
         assert "Capacity is unavailable" in entry.reason
-    assert waiting.not_before is not None
+    due = waiting.not_before
+    assert due is not None
     assert rider.failures == 0
-    assert await mesh.reconciler.step() == 2, "not before its time"
+    early = mesh.another(clock=lambda: due - timedelta(microseconds=1))
+    assert await early.step() == 2, "not before its time"
     assert not mesh.launches
     validator.throttled = 4  # more often than boto3 asks
     while (entry := mesh.ledger.open()[0]).attempt == 1:
@@ -185,11 +187,9 @@ async def test_a_task_that_never_starts_is_launched_again(
     tmp_path: Path, gateway: Gateway, validator: FaultyEcs
 ) -> None:
     mesh = aws(tmp_path, gateway, validator)
-    mesh.limits = TaskLimits(timeout_seconds=15)
-    mesh.reconciler = mesh.another()
     validator.never_starts = 1
     await mesh.receive(bars("AAPL", 0, 5))
-    late = mesh.another(clock=lambda: datetime.now(UTC) + timedelta(seconds=16))
+    late = mesh.another(clock=lambda: datetime.now(UTC) + timedelta(seconds=mesh.limits.timeout_seconds + 1))
     await mesh.reconciler.step()
     await late.step()  # stops it
     await mesh.settle()
@@ -213,7 +213,7 @@ async def test_a_task_that_hangs_is_ended_and_launched_again(local: TaskMesh) ->
 async def test_a_quote_that_kills_every_task_is_isolated(tmp_path: Path, gateway: Gateway) -> None:
     poison = bars("AAPL", 0, 4)[1]
     mesh = embedded(tmp_path, gateway, POISON=poison.quote_id)
-    mesh.reconciler = mesh.another(clock=_hurried())
+    mesh.reconciler = _hurried(mesh)
     await mesh.receive(bars("AAPL", 0, 4))
     await mesh.settle()
     mesh.check(bars("AAPL", 0, 4), dead=1)
@@ -240,7 +240,7 @@ async def test_a_quote_that_kills_every_task_is_isolated_from_the_batches_beside
 ) -> None:
     poison = bars("AAPL", 0, 12)[7]
     mesh = embedded(tmp_path, gateway, POISON=poison.quote_id)
-    mesh.reconciler = mesh.another(clock=_hurried())
+    mesh.reconciler = _hurried(mesh)
     for start in range(0, 12, 2):
         await mesh.receive(bars("AAPL", start, start + 2))
     await mesh.settle()
@@ -262,7 +262,7 @@ async def test_a_quote_that_can_never_be_scored_is_found_in_its_batch(tmp_path: 
 
 async def test_what_may_pass_is_never_given_up(local: TaskMesh) -> None:
     local.lay(*["away"] * (MAX_CRASHES + 2))
-    local.reconciler = local.another(clock=_hurried())
+    local.reconciler = _hurried(local)
     await local.receive(bars("AAPL", 0, 2))
     await local.settle()
     local.check(bars("AAPL", 0, 2))
@@ -296,7 +296,9 @@ async def test_a_dispatcher_that_died_while_launching_is_taken_over_with_the_sam
         await mesh.another(launcher=Dying()).step()
     left = mesh.ledger.open()
     assert {entry.state for entry in left} == {TaskState.LAUNCHING}
-    assert await mesh.reconciler.step() == batches
+    claimed = left[0].launch_time
+    assert claimed is not None
+    assert await mesh.another(clock=lambda: claimed + timedelta(seconds=CLAIM_SECONDS)).step() == batches
     assert mesh.ledger.open() == left, "it is not taken over at once"
     late = mesh.another(clock=lambda: datetime.now(UTC) + timedelta(seconds=CLAIM_SECONDS + 1))
     await late.step()
@@ -320,11 +322,14 @@ async def test_no_more_tasks_at_once_than_allowed(local: TaskMesh) -> None:
     for symbol in ("AAPL", "MSFT"):
         await local.receive(bars(symbol, 0, 2))
     await local.reconciler.step()
-    await local.reconciler.step()
     states = sorted(entry.state for entry in local.ledger.open())
     assert states == [TaskState.WAITING, TaskState.RUNNING]
     await local.settle()
     local.check([*bars("AAPL", 0, 2), *bars("MSFT", 0, 2)])
+    (_, stopped), (launched, _) = sorted((entry.launch_time, entry.stop_time) for entry in local.ledger.list(10))
+    assert launched is not None
+    assert stopped is not None
+    assert launched >= stopped
 
 
 async def test_a_batch_too_large_for_an_override_is_read_from_its_manifest(mesh: TaskMesh) -> None:
@@ -337,7 +342,8 @@ async def test_a_batch_too_large_for_an_override_is_read_from_its_manifest(mesh:
     assert len(mesh.launches) == 1
 
 
-def _hurried() -> Callable[[], datetime]:
-    """A clock that runs ten times as fast: no test waits out a long backoff, and no task seems to take too long."""
+def _hurried(mesh: TaskMesh) -> Reconciler:
+    """Its clock runs ten times as fast: no test waits out a long backoff, and no task seems to take too long."""
     began = datetime.now(UTC)
-    return lambda: began + (datetime.now(UTC) - began) * 10
+    limits = dataclasses.replace(mesh.limits, timeout_seconds=10 * mesh.limits.timeout_seconds)
+    return mesh.another(clock=lambda: began + (datetime.now(UTC) - began) * 10, limits=limits)
