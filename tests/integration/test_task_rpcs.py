@@ -137,7 +137,7 @@ async def test_a_watcher_is_told_what_is_open_then_what_changes(dispatcher: Disp
     recorded(ledger, quick)
     recorded(ledger, old)
     told: dict[str, int] = {}
-    while told.get(old) != TaskState.RECORDED or new not in told or quick not in told:
+    while told.get(old) != TaskState.RECORDED or new not in told or told.get(quick) != TaskState.RECORDED:
         event = await anext(stream)
         if event.WhichOneof("event") == "task":
             told[event.task.task_id] = event.task.state
