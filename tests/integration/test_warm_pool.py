@@ -21,7 +21,7 @@ from services.domain.errors import (
 )
 from services.domain.quote import Series
 from services.domain.score import Score
-from services.pipeline import pool_addresses
+from services.pipeline import pool_addresses, warm_pool
 from services.pipeline.warm_pool import WarmPool, rank
 from services.runtime.server import Lifetime, Mount
 from services.runtime.settings import ClientSettings, ServerSettings
@@ -78,7 +78,8 @@ async def test_a_refused_batch_waits_and_is_not_taken_for_invalid_quotes() -> No
         await pool.close()
 
 
-async def test_an_unreachable_scorer_rests_while_others_are_there() -> None:
+async def test_an_unreachable_scorer_rests_while_others_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_pool, "REST_SECONDS", 600.0)
     pool = WarmPool(["127.0.0.1:1", "127.0.0.1:2"], ClientSettings(rpc_timeout_seconds=2))
     series = quote(0).series
     first = pool.route(series)
@@ -162,7 +163,7 @@ async def scorers(tmp_path: Path) -> AsyncIterator[Scorers]:
         tls_key_file=key,
         tls_client_ca_file=tmp_path / "ca.pem",
         tls_ca_file=tmp_path / "ca.pem",
-        rpc_timeout_seconds=30,
+        rpc_timeout_seconds=120,
     )
     made = Scorers(settings)
     yield made
@@ -174,6 +175,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names are looked up at each call."""
     monkeypatch.setattr(pool_addresses, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(pool_addresses, "SOONEST_SECONDS", 0.0)
+    monkeypatch.setattr(pool_addresses, "_ANSWER_SECONDS", 60.0)
 
 
 SYMBOLS = [f"SYM{i}" for i in range(40)]
@@ -236,15 +238,16 @@ async def test_each_address_of_a_name_is_a_scorer_and_keeps_its_series(scorers: 
     await pool.close()
 
 
-async def test_a_scorer_that_dies_before_its_name_does_loses_nothing(scorers: Scorers) -> None:
+async def test_a_scorer_that_dies_before_its_name_does_loses_nothing(
+    scorers: Scorers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await scorers.start("127.0.0.1", "127.0.0.2")
     stale = scorers.resolve(NAME)
-    pool = WarmPool(
-        [scorers.target], scorers.settings.model_copy(update={"rpc_timeout_seconds": 10.0}), lambda _: stale
-    )
+    pool = WarmPool([scorers.target], scorers.settings, lambda _: stale)
     await warmed(pool, scorers)
     assert all(isinstance(result, Score) for result in await play(pool, 0))
     before = homes(scorers)
+    monkeypatch.setattr(warm_pool, "REST_SECONDS", 600.0)
     await scorers.stop("127.0.0.2")
     results = await play(pool, 1)
     failed = {symbol for symbol, result in zip(SYMBOLS, results, strict=True) if not isinstance(result, Score)}
