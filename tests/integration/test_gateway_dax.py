@@ -47,7 +47,7 @@ def table(dynamodb_local: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
 
 @pytest.fixture
 def node(table: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[DaxNode]:
-    monkeypatch.setattr("services.gateway.dax._ANSWER_SECONDS", 5.0)  # a busy machine is no absent cluster
+    monkeypatch.setattr("services.gateway.dax._ANSWER_SECONDS", 30.0)  # a busy machine is no absent cluster
     made = DaxNode().start()
     monkeypatch.setenv("DAX_ENDPOINT", made.endpoint)
     yield made
@@ -62,11 +62,11 @@ async def record(gateway: Gateway) -> None:
 
 async def detection(gateway: Gateway) -> detection_service_pb2.Detection:
     request = detection_service_pb2.GetDetectionRequest(quote_id=ITEM.quote.quote_id)
-    answer: detection_service_pb2.GetDetectionResponse = await gateway.detections.GetDetection(request, timeout=10)
+    answer: detection_service_pb2.GetDetectionResponse = await gateway.detections.GetDetection(request, timeout=90)
     return answer.detection
 
 
-async def until(condition: Callable[[], bool], gateway: Gateway, seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], gateway: Gateway, seconds: float = 90.0) -> None:
     """Get the detection, again and again, until the condition holds: each answer must be right."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -119,7 +119,7 @@ async def test_an_encrypted_cluster_must_show_a_certificate_that_is_trusted(
     roots = tmp_path / "roots.pem"
     roots.write_bytes((authority if trusted else other).pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(roots))  # what the system trusts
-    monkeypatch.setattr("services.gateway.dax._ANSWER_SECONDS", 5.0)
+    monkeypatch.setattr("services.gateway.dax._ANSWER_SECONDS", 30.0)
     node = DaxNode(certificate=authority.issue("node").write(tmp_path, "node")).start()
     monkeypatch.setenv("DAX_ENDPOINT", node.endpoint)
     async with running_gateway(tmp_path) as gateway:
@@ -135,7 +135,7 @@ async def test_a_cluster_that_is_away_costs_a_line_and_no_answer(
 ) -> None:
     """The real client at a closed port: the gateway starts and answers, and uses the cluster once it is there."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("services.gateway.dax._ANSWER_SECONDS", 5.0)
+    monkeypatch.setattr("services.gateway.dax._ANSWER_SECONDS", 30.0)
     node = DaxNode(free_port())
     monkeypatch.setenv("DAX_ENDPOINT", node.endpoint)
     async with running_gateway(tmp_path) as gateway:
@@ -144,13 +144,13 @@ async def test_a_cluster_that_is_away_costs_a_line_and_no_answer(
         began = time.monotonic()
         for _ in range(20):
             assert (await detection(gateway)).quote_id == ITEM.quote.quote_id
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         (line,) = lines(caplog, logging.WARNING)
         assert node.endpoint in line
         assert "read from the table" in line
         assert lines(caplog, logging.INFO) == []
         node.start()
-        await until(lambda: bool(node.asked), gateway)
+        await until(lambda: bool(node.asked and lines(caplog, logging.INFO)), gateway)
         assert len(lines(caplog, logging.WARNING)) == len(lines(caplog, logging.INFO)) == 1
     node.stop()
     assert not [r for r in caplog.records if r.name.startswith("amazondax")], "said once, and not by the client too"
@@ -167,7 +167,7 @@ async def test_a_node_that_goes_and_comes_back(node: DaxNode, tmp_path: Path, ca
         assert len(lines(caplog, logging.WARNING)) == 1
         asked = len(node.asked)
         node.start()
-        await until(lambda: len(node.asked) > asked, gateway)
+        await until(lambda: len(node.asked) > asked and len(lines(caplog, logging.INFO)) > 1, gateway)
         assert len(lines(caplog, logging.INFO)) == 2, "when it was found, and when it was back"
         assert not [r for r in caplog.records if r.name.startswith("amazondax")]
 
@@ -175,19 +175,18 @@ async def test_a_node_that_goes_and_comes_back(node: DaxNode, tmp_path: Path, ca
 async def test_a_node_that_does_not_answer_delays_one_read(
     node: DaxNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("services.gateway.dax._ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr("services.gateway.dax._ANSWER_SECONDS", 5.0)
     monkeypatch.setattr("services.gateway.dax._FIRST_PAUSE_SECONDS", 30.0)
     async with running_gateway(tmp_path) as gateway:
         await record(gateway)
         await until(lambda: bool(node.asked), gateway)
         node.hangs = True
-        took = []
-        for _ in range(5):
-            began = time.monotonic()
+        asked, began = len(node.asked), time.monotonic()
+        assert (await detection(gateway)).quote_id == ITEM.quote.quote_id
+        assert time.monotonic() - began > 4.9
+        for _ in range(4):
             assert (await detection(gateway)).quote_id == ITEM.quote.quote_id
-            took.append(time.monotonic() - began)
-        assert 2.9 < took[0] < 9
-        assert max(took[1:]) < 2.9
+        assert len(node.asked) <= asked + 2, "one read, which the client repeats by itself"
         (line,) = lines(caplog, logging.WARNING)
         assert "timed out" in line
         node.hangs = False
