@@ -254,11 +254,11 @@ async def test_watch_sees_the_past_and_what_follows(gateway: Gateway) -> None:
     await record(gateway, spike(0))
     stream = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(from_start=True))
     assert (await read(stream)).WhichOneof("event") == "heartbeat"
-    assert (await read(stream)).change.kind == alert_pb2.ALERT_CHANGE_KIND_OPENED
+    assert (await read_change(stream)).kind == alert_pb2.ALERT_CHANGE_KIND_OPENED
     await record(gateway, spike(1))
-    response = await read(stream)
-    assert (response.change.sequence, response.change.kind) == (2, alert_pb2.ALERT_CHANGE_KIND_DETECTION_ADDED)
-    assert response.change.alert.detection_count == 2
+    change = await read_change(stream)
+    assert (change.sequence, change.kind) == (2, alert_pb2.ALERT_CHANGE_KIND_DETECTION_ADDED)
+    assert change.alert.detection_count == 2
     stream.cancel()
 
 
@@ -270,7 +270,7 @@ async def test_watch_begins_now_and_resumes(gateway: Gateway) -> None:
     await record(gateway, spike(1), spike(2))
     resumed = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(resume_token=token, from_start=True))
     await read(resumed)
-    assert [(await read(resumed)).change.sequence for _ in range(2)] == [2, 3]
+    assert [(await read_change(resumed)).sequence for _ in range(2)] == [2, 3]
     resumed.cancel()
 
 
@@ -315,7 +315,7 @@ async def test_drain_ends_watches_with_unavailable_and_archives_the_rest(tmp_pat
         stream = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest())
         await read(stream)
         gateway.lifetime.draining.set()
-        code, reason, _ = await refusal(read(stream))
+        code, reason, _ = await refusal(read_change(stream))
         assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
     assert layout.read_quotes(str(tmp_path / "lake")) == [scored(0).quote, spike(1).quote]
     assert len(list((tmp_path / "lake" / "changes").rglob("*.parquet"))) == 1
@@ -333,5 +333,5 @@ async def test_restart_keeps_everything_and_resumes(tmp_path: Path) -> None:
         await record(gateway, spike(1))
         resumed = gateway.alerts.WatchAlerts(alert_service_pb2.WatchAlertsRequest(resume_token=token))
         await read(resumed)
-        assert (await read(resumed)).change.sequence == 2
+        assert (await read_change(resumed)).sequence == 2
         resumed.cancel()
