@@ -242,20 +242,24 @@ def test_readers_see_whole_parts_while_they_are_replaced(tmp_path: Path) -> None
     part = quotes(1, 300)
     lake.write_quotes(part)
     done = threading.Event()
+    writes = reads = 0
 
     def rewrite() -> None:
-        for _ in range(40):
+        nonlocal writes
+        while not done.is_set():
             lake.write_quotes(part)
-        done.set()
+            writes += 1
 
     writer = threading.Thread(target=rewrite)
     writer.start()
-    reads = 0
-    while not done.is_set():
-        assert layout.read_table(str(tmp_path)).num_rows == 300
-        reads += 1
-    writer.join()
-    assert reads > 5
+    try:
+        while writes < 40 or reads <= 5:
+            assert layout.read_table(str(tmp_path)).num_rows == 300
+            assert writer.is_alive()
+            reads += 1
+    finally:
+        done.set()
+        writer.join()
 
 
 def test_place_that_cannot_be_written_may_pass(tmp_path: Path) -> None:
