@@ -1,7 +1,6 @@
 """Certificates and their authority renewed in Secrets Manager while services that follow their secrets are called."""
 
 import asyncio
-import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -84,14 +83,15 @@ async def test_renewal_fails_no_call_and_leaves_the_former_authority_behind(
     follower = client_settings(paths)
     _, former = files(tmp_path / "scorer", secrets, "dispatch")
     done = asyncio.Event()
-    calls = itertools.count()
+    calls = 0
 
     async def keep_calling(channel: grpc.aio.Channel) -> None:
+        nonlocal calls
         stub = AlertServiceStub(channel)
         while not done.is_set():
             await stub.GetAlert(pb.GetAlertRequest(alert_id="fine"), timeout=30)
             await call(served, follower)
-            next(calls)
+            calls += 1
 
     def serial() -> int:
         return x509.load_pem_x509_certificate(Path(paths["TLS_CERT_FILE"]).read_bytes()).serial_number
@@ -101,7 +101,7 @@ async def test_renewal_fails_no_call_and_leaves_the_former_authority_behind(
 
     def pause(step: str) -> None:
         """Until both sides have what their secrets have, as 600 s are long enough for in earnest."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         for service in ("gateway", "scorer"):
             secret = secrets.get_secret_value(SecretId=f"{SETTINGS.name}/tls/{service}")["SecretString"]
             wanted = json.loads(secret)
@@ -109,7 +109,11 @@ async def test_renewal_fails_no_call_and_leaves_the_former_authority_behind(
                 assert time.monotonic() < deadline, f"{service} did not follow"
                 time.sleep(0.05)
         time.sleep(2 * LOOK_SECONDS)
-        steps.append((step, next(calls)))
+        wanted = calls + 2  # the first of them may have begun before
+        while calls < wanted:
+            assert time.monotonic() < deadline, "calls went on in each step"
+            time.sleep(0.05)
+        steps.append((step, calls))
 
     following = asyncio.create_task(follow_secret(arn, paths, REFRESH_SECONDS, done))
     async with open_channel(served, follower) as channel:
@@ -122,7 +126,7 @@ async def test_renewal_fails_no_call_and_leaves_the_former_authority_behind(
 
     assert serial() != before
     assert [step for step, _ in steps[:2]] == ["all trust the new authority too", "all show new certificates"]
-    assert 0 < steps[0][1] < steps[1][1] - 1 < steps[2][1] - 2, "calls went on in each step"
+    assert 0 < steps[0][1] < steps[1][1] < steps[2][1], "calls went on in each step"
     await call(served, follower)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call(served, client_settings(former))
