@@ -76,7 +76,11 @@ def test_what_is_used_is_what_was_checked_whenever_the_files_are_replaced(look: 
 
 
 @pytest.mark.parametrize("first", ["server.pem", "server.key"])
-def test_a_start_within_a_replacement_waits_for_its_end(first: str, tmp_path: Path) -> None:
+def test_a_start_within_a_replacement_waits_for_its_end(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds in ("SETTLE_SECONDS", "_WAIT_SECONDS"):
+        monkeypatch.setattr(f"services.runtime.tls.{seconds}", 120.0)
     authority = Authority("authority")
     certificate = written(tmp_path, authority)
     issued = authority.issue("server")
