@@ -70,9 +70,9 @@ async def test_a_cancelled_stream_ends_its_span_and_logs_nothing(
                 await asyncio.sleep(0.2)
                 call.cancel()
             await asyncio.sleep(0.2)
+            span = await served(spans, "WatchAlerts")
             gc.collect()
             await asyncio.sleep(0.1)
-        span = await served(spans, "WatchAlerts")
     assert span.end_time is not None
     assert span.attributes is not None
     assert span.attributes["rpc.grpc.status_code"] == grpc.StatusCode.CANCELLED.value[0]
