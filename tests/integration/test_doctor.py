@@ -11,7 +11,8 @@ from services.domain.errors import DependencyUnavailableError
 from services.gateway.sqlite import SqliteStore
 from services.queue.ports import OutgoingMessage
 from services.queue.sqlite import SqliteQueue
-from services.runtime.settings import ServerSettings
+from services.runtime.health import Health, address_health
+from services.runtime.settings import ClientSettings, ServerSettings
 from tests.integration.runtime_server import running
 
 
@@ -90,11 +91,18 @@ async def test_files_that_the_mesh_would_refuse_are_bad(tmp_path: Path, name: st
     await refused("format 99")
 
 
-async def test_a_service_that_does_not_serve_is_bad_with_its_reason(tmp_path: Path) -> None:
+async def test_a_service_that_does_not_serve_is_bad_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def away() -> None:
         raise DependencyUnavailableError("store", "locked")
 
     async with running(ServerSettings(), lambda lifetime: lifetime.need("the store", away)) as server:
+
+        async def patient(address: str, settings: ClientSettings, timeout_seconds: float) -> Health:
+            return await address_health(address, settings, 30.0 if address == server.address else timeout_seconds)
+
+        monkeypatch.setattr("services.cli.doctor.address_health", patient)
         found = await findings(tmp_path, server.address)
     assert found["gateway"] == Finding("gateway", "bad", f"{server.address}: not serving: store: locked")
     assert found["ingest"].state == "off"

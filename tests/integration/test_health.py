@@ -91,7 +91,7 @@ async def test_a_name_that_health_does_not_know_is_told_with_those_that_it_knows
     settings = GatewaySettings(store_path=tmp_path / "store.db", lake_uri="", **OFTEN)
     async with served("gateway", settings, lambda lifetime: gateway.build(lifetime, settings)) as server:
         with pytest.raises(InvalidRequestError) as raised:
-            await address_health(server.address, ClientSettings(), service="NOSUCH")
+            await address_health(server.address, ClientSettings(), 30.0, "NOSUCH")
         names = "tapewatch.gateway.v1.AlertService, tapewatch.gateway.v1.DetectionService"
         assert raised.value.message == f"service: health knows no 'NOSUCH' here; it knows {names}"
         assert exit_code_of(raised.value) == EXIT_MISCONFIGURED
