@@ -52,6 +52,7 @@ class Api:
 def made(server: Server, modes: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Api:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("services.gateway.appsync._ANSWER_SECONDS", 60)  # what is late is published twice
     appsync: Any = boto3.Session(region_name=REGION).client("appsync", endpoint_url=server.url)
     config = {
         "authProviders": modes,
@@ -85,7 +86,7 @@ class Subscriber:
         return [int(event["change"]["sequence"]) for event in self.events[channel]]
 
     async def has(self, channel: str, count: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.events[channel]) < count:  # noqa: ASYNC110 - events come over a socket
                 await asyncio.sleep(0.02)
 
@@ -100,6 +101,7 @@ async def subscribed(api: Api, *channels: str) -> AsyncIterator[Subscriber]:
         f"ws://{api.realtime}/event/realtime",
         host="127.0.0.1",
         port=api.server.port,
+        open_timeout=60,
         subprotocols=[Subprotocol("aws-appsync-event-ws"), Subprotocol(f"header-{header}")],
     ) as socket:
         await socket.send(json.dumps({"type": "connection_init"}))
@@ -134,7 +136,7 @@ async def push_serving(gateway: Gateway) -> bool:
 
 
 async def becomes(gateway: Gateway, serving: bool) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await push_serving(gateway) is not serving:  # noqa: ASYNC110 - health is another server's
             await asyncio.sleep(0.05)
 
