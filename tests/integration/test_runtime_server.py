@@ -86,13 +86,13 @@ async def test_errors_are_rich_and_faults_tell_nothing() -> None:
 
 
 async def test_idempotent_calls_are_retried_and_have_deadlines() -> None:
-    settings = ClientSettings(rpc_timeout_seconds=7)
+    settings = ClientSettings(rpc_timeout_seconds=45)
     async with running(ServerSettings()) as server, open_channel(server.address, settings) as channel:
         stub = AlertServiceStub(channel)
         await stub.GetAlert(pb.GetAlertRequest(alert_id="once"))
         assert server.servicer.calls == 2
         remaining = server.servicer.remaining
-        assert all(0 < seconds <= 7.1 for seconds in remaining), "gRPC rounds timeouts up on the wire"
+        assert all(0 < seconds <= 45.1 for seconds in remaining), "gRPC rounds timeouts up on the wire"
 
 
 async def test_a_token_is_asked_for_but_not_by_health() -> None:
@@ -203,6 +203,6 @@ async def test_a_lost_file_ends_the_server_and_a_missing_peer_does_not(caplog: p
         await asyncio.sleep(0.1)
         assert not server.done.done()
     async with running(ServerSettings(), lambda lifetime: lifetime.need("the store", lost)) as server:
-        assert await asyncio.wait_for(server.done, 10) == 1
-    assert "ends: the store: store.db was deleted or replaced while in use" in caplog.messages[-1]
+        assert await asyncio.wait_for(server.done, 60) == 1
+    assert "ends: the store: store.db was deleted or replaced while in use" in caplog.text
     assert not any(record.exc_info for record in caplog.records), "somebody's deleting is no fault of ours"
