@@ -130,7 +130,7 @@ def test_a_task_has_its_environment_and_ends_with_its_code(launcher: TaskLaunche
 
 
 def test_it_runs_until_it_ends(launcher: TaskLauncher, tmp_path: Path) -> None:
-    task = launched(launcher, "token-1", environment(SECONDS="30"))
+    task = launched(launcher, "token-1", environment(SECONDS="300"))
     started(tmp_path)
     assert launcher.describe([task])[task].phase is TaskPhase.RUNNING
     launcher.stop(task, "enough")
@@ -156,21 +156,21 @@ def test_a_token_used_for_something_else_is_refused(launcher: TaskLauncher, tmp_
 
 
 def test_a_killed_task_says_so(launcher: TaskLauncher, tmp_path: Path) -> None:
-    task = launched(launcher, "token-1", environment(SECONDS="30"))
+    task = launched(launcher, "token-1", environment(SECONDS="300"))
     os.kill(started(tmp_path), signal.SIGKILL)
     assert ended(launcher, task).exit_code == 128 + signal.SIGKILL
 
 
 def test_another_launcher_knows_the_tasks(make: MakeLauncher, tmp_path: Path) -> None:
     first, second = make(), make()
-    running = launched(first, "token-1", environment(SECONDS="30"))
+    running = launched(first, "token-1", environment(SECONDS="300"))
     quick = launched(first, "token-2", environment("two"))
     started(tmp_path)
     ended(first, quick)
     seen = second.describe([running, quick])
     assert seen[running].phase is TaskPhase.RUNNING
     assert (seen[quick].phase, seen[quick].exit_code) == (TaskPhase.STOPPED, 0)
-    assert launched(second, "token-1", environment(SECONDS="30")) == running
+    assert launched(second, "token-1", environment(SECONDS="300")) == running
     second.stop(running, "not needed")
     assert ended(second, running).phase is TaskPhase.STOPPED
     assert len(lines(tmp_path)) == 1
@@ -214,7 +214,7 @@ def test_a_task_that_aws_took_away_has_no_exit_code(
 ) -> None:
     validator.stop_code = "SpotInterruption"
     launcher = EcsLauncher.connect(*deployment, CONTAINER, ["subnet-1"], [])
-    task = launched(launcher, "token-1", environment(SECONDS="30"))
+    task = launched(launcher, "token-1", environment(SECONDS="300"))
     os.kill(started(tmp_path), signal.SIGKILL)
     status = ended(launcher, task)
     assert (status.exit_code, status.reason.partition(":")[0]) == (None, "SpotInterruption")
