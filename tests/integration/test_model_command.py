@@ -67,7 +67,7 @@ async def test_every_scorer_changes_and_says_what_it_does(pool: MeshSettings) ->
 
 async def test_a_scorer_that_is_away_fails_the_command_and_not_the_others(pool: MeshSettings) -> None:
     out = io.StringIO()
-    settings = MeshSettings(scorer_addresses=f"{pool.pool()[0]},127.0.0.1:1", rpc_timeout_seconds=2)
+    settings = MeshSettings(scorer_addresses=f"{pool.pool()[0]},127.0.0.1:1")
     assert await model.shadow(settings, "challenger", Console(file=out, width=200)) == 1
     assert out.getvalue().count("judges as shadow") == 1
     assert "127.0.0.1:1" in out.getvalue()
