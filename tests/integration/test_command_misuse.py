@@ -23,7 +23,7 @@ TAPEWATCH = (sys.executable, "-m", "services.cli.main")
 
 def tapewatch(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "COLUMNS": "200", **environment}
-    return subprocess.run([*TAPEWATCH, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([*TAPEWATCH, *arguments], env=environment, capture_output=True, text=True, timeout=240)
 
 
 def without(folder: Path, module: str) -> str:

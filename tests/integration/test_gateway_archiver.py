@@ -240,7 +240,7 @@ async def test_a_lake_that_cannot_be_written_is_told_before_there_is_a_part_and_
     archiver = Archiver(store, FileSystemLake(str(lake)), flush_rows=10, flush_seconds=0.1, on_health=told.append)
     draining = asyncio.Event()
     running = asyncio.create_task(archiver.run(draining))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not told:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert "the lake cannot be written" in told[0]

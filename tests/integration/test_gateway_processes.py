@@ -85,11 +85,11 @@ class Process:
 
     def kill(self) -> None:
         self._process.kill()
-        assert self._process.wait(10) == -signal.SIGKILL
+        assert self._process.wait(60) == -signal.SIGKILL
 
     def terminate(self) -> int:
         self._process.terminate()
-        return self._process.wait(30)
+        return self._process.wait(60)
 
     def log(self) -> str:
         return self._log.read_text()
@@ -144,7 +144,7 @@ class Play:
             turn += 1
             stub = DetectionServiceStub(self.channels[turn % len(self.channels)])
             try:
-                answer = await stub.RecordScores(request, timeout=30, wait_for_ready=len(self.channels) == 1)
+                answer = await stub.RecordScores(request, timeout=90, wait_for_ready=len(self.channels) == 1)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
@@ -186,7 +186,7 @@ class Play:
         """Kill one gateway after another at moments when it works."""
         for number in range(KILLS):
             threshold = total * (number + 1) // (KILLS + 2)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 while self.recorded < threshold:  # noqa: ASYNC110
                     await asyncio.sleep(0.002)
             await asyncio.sleep(random.uniform(0, 0.03))
@@ -220,7 +220,7 @@ async def test_killed_gateways_lose_and_double_nothing(
     with processes(tmp_path, replicas) as gateways:
         play = Play(gateways)
         await play.ready()
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(240):
             await asyncio.gather(
                 *(play.dispatch(symbol) for symbol in SYMBOLS),
                 play.watch(detections),
@@ -266,7 +266,7 @@ async def test_killed_gateways_lose_and_double_nothing(
 async def test_unusable_store_ends_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "store.db").write_text("not a database, but quite some text instead of one" * 10)
     with processes(tmp_path, 1) as (gateway,):
-        code = await asyncio.to_thread(gateway._process.wait, 30)
+        code = await asyncio.to_thread(gateway._process.wait, 120)
         assert code == 2
         lines = gateway.log().strip().splitlines()
         assert len(lines) == 1, gateway.log()

@@ -36,7 +36,7 @@ STATUSES = health_pb2.HealthCheckResponse
 
 async def becomes(address: str, service: str, status: int) -> None:
     """Wait until health says so of the server and of its service."""
-    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(30):
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(90):
         stub = health_pb2_grpc.HealthStub(channel)
         for name in ("", service):
             request = health_pb2.HealthCheckRequest(service=name)
@@ -47,7 +47,7 @@ async def becomes(address: str, service: str, status: int) -> None:
 async def becomes_in_words(address: str, wanted: str, service: str = "", token: str = "") -> None:
     """Wait until `tapewatch health` would say so."""
     settings = ClientSettings(auth_token=SecretStr(token))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while (await address_health(address, settings, service=service)).words != wanted:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 

@@ -351,7 +351,7 @@ def memory(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     endpoint = request.getfixturevalue("ministack").url
     environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint, "INGEST_BACKEND": "dynamodb", "INGEST_TABLE": name}
     command = [sys.executable, "-m", "services.cli.main", "ingest", "create-table"]
-    subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=60)
+    subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=120)
     return environment
 
 
@@ -375,8 +375,8 @@ async def test_a_killed_replay_goes_on_by_itself(tmp_path: Path, memory: dict[st
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             request = pb.StartReplayRequest(location="bokeh", tape="run-1")
             stub: Any = IngestServiceStub(channel)
-            await stub.StartReplay(request, wait_for_ready=True, timeout=30)
-            async with asyncio.timeout(60):
+            await stub.StartReplay(request, wait_for_ready=True, timeout=90)
+            async with asyncio.timeout(120):
                 while queue.statistics().sent < 3_000:  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
         process.send_signal(signal.SIGKILL)
@@ -384,7 +384,7 @@ async def test_a_killed_replay_goes_on_by_itself(tmp_path: Path, memory: dict[st
         sent = queue.statistics().sent
         assert 3_000 <= sent < 12_154
         process = start_process(tmp_path, port, memory, ready=100_000)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(60):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(120):
             stub = IngestServiceStub(channel)
             await stub.GetReplay(pb.GetReplayRequest(tape="run-1"), wait_for_ready=True)
             while True:
@@ -397,4 +397,4 @@ async def test_a_killed_replay_goes_on_by_itself(tmp_path: Path, memory: dict[st
         assert queue.statistics().sent == queue.depth().ready == 12_154
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0

@@ -41,5 +41,5 @@ async def served(name: str, settings: ServerSettings, build: Build) -> AsyncIter
     finally:
         ended = done.done()
         lifetimes[0].draining.set()
-        code = await asyncio.wait_for(done, 20)
+        code = await asyncio.wait_for(done, 60)
     assert ended or code == 0  # one that ended by itself is the test's own matter

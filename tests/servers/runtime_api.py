@@ -22,7 +22,7 @@ from tests.servers.process import CREDENTIALS, INSTALLED, REGION, installed
 
 _PREFIX = "/2018-06-01/runtime/"
 _ARN = f"arn:aws:lambda:{REGION}:000000000000:function:dispatch"
-_START_SECONDS = 30.0
+_START_SECONDS = 120.0
 
 
 class FunctionFailedError(Exception):
