@@ -1,5 +1,6 @@
 import asyncio
 import hashlib
+import itertools
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -30,15 +31,16 @@ def messages(count: int, groups: int = 3) -> list[OutgoingMessage]:
 @asynccontextmanager
 async def consuming(queue: SqliteQueue, handler: Handler, **options: Any) -> AsyncIterator[asyncio.Event]:
     draining = asyncio.Event()
-    task = asyncio.create_task(consume(queue, handler, draining=draining, **options))
+    # Long, so that a message comes again only when its consumer says so.
+    task = asyncio.create_task(consume(queue, handler, draining=draining, **({"visibility_seconds": 600.0} | options)))
     try:
         yield draining
     finally:
         draining.set()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
 
-async def until(check: Callable[[], bool], seconds: float = 10) -> None:
+async def until(check: Callable[[], bool], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not check():  # noqa: ASYNC110 the state lies in a file
             await asyncio.sleep(0.01)
@@ -49,6 +51,7 @@ def failing(records: Sequence[Event]) -> dict[str, Any]:
 
 
 def test_events_are_those_of_lambda(queue: SqliteQueue) -> None:
+    began = time.time()
     queue.send([OutgoingMessage("größe", "market-data-AAPL", "id-1", {"traceparent": "00-a", "tracestate": "v=1"})])
     (message,) = queue.receive(1, 30)
     (record,) = sqs_event([message])["Records"]
@@ -63,7 +66,7 @@ def test_events_are_those_of_lambda(queue: SqliteQueue) -> None:
     assert record["attributes"]["ApproximateReceiveCount"] == "1"
     assert record["attributes"]["MessageGroupId"] == "market-data-AAPL"
     assert record["attributes"]["MessageDeduplicationId"] == "id-1"
-    assert abs(int(record["attributes"]["SentTimestamp"]) / 1_000 - time.time()) < 10
+    assert began - 0.001 <= int(record["attributes"]["SentTimestamp"]) / 1_000 <= time.time()
     assert record["messageAttributes"]["tracestate"] == {
         "stringValue": "v=1",
         "stringListValues": [],
@@ -95,6 +98,7 @@ async def test_everything_is_handled_once_and_in_order(queue: SqliteQueue) -> No
 async def test_concurrent_batches_never_hold_one_group(queue: SqliteQueue) -> None:
     held: Counter[str] = Counter()
     most = 0
+    overlap = asyncio.Event()
 
     async def handler(event: Event) -> dict[str, Any]:
         nonlocal most
@@ -102,6 +106,9 @@ async def test_concurrent_batches_never_hold_one_group(queue: SqliteQueue) -> No
         held.update(groups)
         assert max(held.values()) == 1
         most = max(most, sum(held.values()))
+        if most > 1:
+            overlap.set()
+        await overlap.wait()  # the first one for another
         await asyncio.sleep(0.01)
         held.subtract(groups)
         return DONE
@@ -156,25 +163,43 @@ async def test_everything_comes_again_when_the_handler(queue: SqliteQueue, fault
 
 
 async def test_a_handler_that_always_fails_is_not_called_in_a_tight_loop(queue: SqliteQueue) -> None:
-    calls = 0
+    times: dict[str, list[float]] = defaultdict(list)
 
     async def handler(event: Event) -> dict[str, Any]:
-        nonlocal calls
-        calls += 1
+        for record in event["Records"]:
+            times[record["messageId"]].append(time.time())
         return failing(event["Records"])
 
     queue.send(messages(3))
     async with consuming(queue, handler):
-        await asyncio.sleep(1.5)
-    assert 2 <= calls <= 8
+        await until(lambda: len(times) == 3 and all(len(each) >= 4 for each in times.values()))
+    for each in times.values():
+        gaps = [after - before for before, after in itertools.pairwise(each)]
+        assert all(gap > 0.049 * 2**i for i, gap in enumerate(gaps[:3]))
 
 
-async def test_a_slow_handler_keeps_its_messages_by_heartbeat(queue: SqliteQueue) -> None:
+async def test_a_slow_handler_keeps_its_messages_by_heartbeat(
+    queue: SqliteQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue's time passes with the heartbeats, less at each than it gives."""
+    now, beats, extend = time.time(), 0, queue.change_visibility
+
+    def beat(receipt_handles: Sequence[str], visibility_seconds: float) -> None:
+        nonlocal beats
+        extend(receipt_handles, visibility_seconds)
+        beats += 1
+
     async def handler(event: Event) -> dict[str, Any]:
-        await asyncio.sleep(1.2)
+        nonlocal now
+        for _ in range(4):
+            now += 0.3
+            # The second one has begun since.
+            await until(lambda before=beats: beats >= before + 2)  # type: ignore[misc]
         return DONE
 
     queue.send(messages(2))
+    monkeypatch.setattr(queue, "change_visibility", beat)
+    monkeypatch.setattr("services.queue.sqlite.time.time", lambda: now)
     async with consuming(queue, handler, visibility_seconds=0.4):
         await until(lambda: queue.statistics().acknowledged == 2)
     assert queue.statistics().deliveries_repeated == 0
@@ -205,7 +230,7 @@ async def test_a_cancelled_consumer_releases_its_messages(queue: SqliteQueue) ->
         return DONE
 
     queue.send(messages(5))
-    task = asyncio.create_task(consume(queue, handler, draining=asyncio.Event()))
+    task = asyncio.create_task(consume(queue, handler, draining=asyncio.Event(), concurrency=1))
     await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
