@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from opentelemetry import metrics
@@ -25,9 +26,26 @@ from services.pipeline.ports import Cursors
 from services.runtime import telemetry_names as names
 from tapewatch.dispatch.v1 import dispatch_service_pb2 as pb
 
+START = datetime(2026, 11, 20, 15, 30, tzinfo=UTC)
+
 
 def now() -> datetime:
-    return datetime.now(UTC)
+    return START + timedelta(seconds=asyncio.get_running_loop().time())
+
+
+@pytest.fixture(autouse=True)
+async def idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's time passes only while all wait, and at once: a busy machine takes none of it."""
+    loop: Any = asyncio.get_running_loop()
+    select, passed = loop._selector.select, 0.0
+
+    def skip(seconds: float | None) -> Any:
+        nonlocal passed
+        passed += seconds or 0.0
+        return select(seconds and 0.0)
+
+    monkeypatch.setattr(loop, "time", lambda: passed)
+    monkeypatch.setattr(loop._selector, "select", skip)
 
 
 def alert_of(quote: Quote, typology: Typology = Typology.PRICE_SPIKE) -> Alert:
@@ -108,7 +126,7 @@ async def test_alerts_of_other_plays_and_of_the_history_do_not_count() -> None:
         path.found += [alert_of(quote) for quote in quotes if quote.volume < 60_000 and len(quotes) > 100]
 
     path.publish = publish  # type: ignore[method-assign]
-    outcomes = await play(path, CANARIES, now, 5.0)
+    outcomes = await play(path, CANARIES, lambda: now() + timedelta(seconds=1), 5.0)
     assert not any(outcome.alerted for outcome in outcomes)
 
 
