@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,26 @@ def another(path: Path) -> Iterator[Other]:
         yield other
     finally:
         other.end()
+
+
+class NoticedLock:
+    """A database's lock. `awaited` is set once a look at the database has begun to wait for it."""
+
+    def __init__(self, database: EmbeddedDatabase) -> None:
+        self._lock = database._lock
+        self.awaited = threading.Event()
+        self.release = self._lock.release
+        database._lock = self  # type: ignore[assignment]
+
+    def acquire(self, timeout: float) -> bool:
+        self.awaited.set()
+        return self._lock.acquire(timeout=timeout)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def write(database: EmbeddedDatabase) -> None:
@@ -128,11 +149,21 @@ def test_whether_it_is_writable_is_known_while_many_wait_to_write(
     database = opened(tmp_path / "notes.db", busy_seconds=0.1)
     holder = sqlite3.connect(database.path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
+    lock, begun, answered = NoticedLock(database), threading.Event(), threading.Event()
+
+    def begin(_: str) -> None:
+        lock.awaited.wait(30)
+        if begun.is_set():  # what became of the first one is answer enough
+            answered.wait(30)
+        begun.set()
+
+    database._connection.set_trace_callback(begin)
     with ThreadPoolExecutor(40) as threads:
         waiting = [threads.submit(write, database) for _ in range(40)]
         with pytest.raises(DependencyUnavailableError, match="locked by another process"):
             database.check_writable()
         assert any(not write.done() for write in waiting), "it answers before their turn is over"
+        answered.set()
         assert all(isinstance(write.exception(), DependencyUnavailableError) for write in waiting)
         holder.close()
         waiting = [threads.submit(write, database) for _ in range(40)]
@@ -146,8 +177,13 @@ def test_what_refuses_one_writer_is_not_waited_for_again(tmp_path: Path, monkeyp
     database = opened(tmp_path / "notes.db", busy_seconds=0.5)
     holder = sqlite3.connect(database.path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    statements: list[str] = []
-    database._connection.set_trace_callback(statements.append)
+    lock, statements = NoticedLock(database), list[str]()
+
+    def begin(statement: str) -> None:
+        statements.append(statement)
+        lock.awaited.wait(60)
+
+    database._connection.set_trace_callback(begin)
     with ThreadPoolExecutor(1) as thread:
         writer = thread.submit(write, database)
         while not statements:
