@@ -108,7 +108,7 @@ def test_failures_at_the_same_time_are_one(cluster: Cluster) -> None:
     together = threading.Barrier(8)
 
     def fail() -> dict[str, Any]:
-        together.wait(10)
+        together.wait(60)
         raise TimeoutError
 
     cluster.answer = fail
@@ -128,17 +128,17 @@ def test_while_one_tries_the_others_do_not_wait(cluster: Cluster) -> None:
 
     def hang() -> dict[str, Any]:
         trying.set()
-        assert release.wait(10)
+        assert release.wait(60)
         return {"Item": item(DETECTION)}
 
     cluster.answer = hang
     with ThreadPoolExecutor(1) as pool:
         tried = pool.submit(detections.get, QUOTE_ID)
-        assert trying.wait(10)
+        assert trying.wait(60)
         assert detections.get(QUOTE_ID) is None
         assert cluster.calls == 2
         release.set()
-        assert tried.result(10) is not None
+        assert tried.result(60) is not None
 
 
 def test_a_cluster_is_looked_for_with_pauses_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,9 +152,10 @@ def test_a_cluster_is_looked_for_with_pauses_until_it_is_closed(monkeypatch: pyt
     detections = DaxDetections(CLUSTER, "t", open_client)
     with pytest.raises(DependencyUnavailableError, match="DAX: daxs://c in eu-central-1: ConnectionRefusedError"):
         detections.check()
-    time.sleep(0.5)
-    assert 2 <= len(attempts) <= 6
-    assert all(after - before >= 0.025 for before, after in itertools.pairwise(attempts))
+    while len(attempts) < 4:
+        time.sleep(0.01)
+    gaps = [after - before for before, after in itertools.pairwise(attempts)]
+    assert all(gap >= 0.025 * 2**i for i, gap in enumerate(gaps[:3]))
     assert detections.get(QUOTE_ID) is None
     detections.close()
     ended = len(attempts)
@@ -167,14 +168,14 @@ def test_a_client_that_connects_after_the_end_is_closed() -> None:
 
     def open_client() -> Any:
         connecting.set()
-        assert found.wait(10)
+        assert found.wait(60)
         return cluster
 
     detections = DaxDetections(CLUSTER, "t", open_client)
-    assert connecting.wait(10)
+    assert connecting.wait(60)
     detections.close()
     found.set()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not cluster.closed:
         assert time.monotonic() < deadline
         time.sleep(0.01)
