@@ -1,6 +1,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,9 @@ from services.ingest.replay import Replays
 from services.ingest.service import IngestService
 from services.ingest.subscribers import Subscribers
 from services.queue import market_message
+from services.queue.ports import QueueDepth
 from services.queue.sqlite import SqliteQueue
+from services.runtime.stopping import stopped_within
 
 HEADER = "symbol,timestamp,open,high,low,close,volume\n"
 
@@ -40,6 +43,8 @@ class World:
         self.progress = SqliteProgress(folder / "ingest.db")
         service = IngestService(self.queue, CoverageBook(now), Subscribers(), NoTraces(), now)
         self.tasks: set[asyncio.Task[None]] = set()
+        self.threads = ThreadPoolExecutor()
+        asyncio.get_running_loop().set_default_executor(self.threads)
 
         def spawn(work: Coroutine[Any, Any, None], name: str) -> None:
             self.tasks.add(asyncio.create_task(work, name=name))
@@ -51,9 +56,10 @@ class World:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.threads.shutdown()
 
     async def ended(self, tape: str) -> Replay:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (replay := await self.replays.get(tape)).state is ReplayState.RUNNING:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         return replay
@@ -83,7 +89,7 @@ def drained(queue: SqliteQueue) -> list[Quote]:
 
 
 async def until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not check():  # noqa: ASYNC110 the state lies in a file
             await asyncio.sleep(0.005)
 
@@ -174,12 +180,21 @@ async def test_an_empty_tape_makes_a_new_one(tmp_path: Path) -> None:
             assert (await w.ended(tape)).state is ReplayState.SUCCEEDED
 
 
-async def test_a_full_queue_holds_the_replay_back(tmp_path: Path) -> None:
+async def test_a_full_queue_holds_the_replay_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     location = str(write_csv(tmp_path / "bars.csv", 100))
     async with world(tmp_path, batch_quotes=10, max_ready=30) as w:
         await w.replays.start(location, "run-1", [], 0)
-        await asyncio.sleep(0.5)
-        assert w.queue.depth().ready == 30
+        await until(lambda: w.queue.depth().ready >= 30)
+        depth, looks = w.queue.depth, 0
+
+        def look() -> QueueDepth:
+            nonlocal looks
+            looks += 1
+            return depth()
+
+        monkeypatch.setattr(w.queue, "depth", look)
+        await until(lambda: looks >= 5)
+        assert depth().ready == 30
         assert (await w.replays.get("run-1")).published_quotes == 30
         taken = 0
         while taken < 100:
@@ -188,15 +203,26 @@ async def test_a_full_queue_holds_the_replay_back(tmp_path: Path) -> None:
         assert (await w.ended("run-1")).state is ReplayState.SUCCEEDED
 
 
-async def test_speed_paces_the_quotes(tmp_path: Path) -> None:
+async def test_speed_paces_the_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     location = str(write_csv(tmp_path / "bars.csv", 7))
+    waits: list[float] = []
+    sent: list[int] = []
+
+    async def waited(seconds: float, stop: asyncio.Event) -> bool:
+        waits.append(seconds)
+        sent.append(w.queue.statistics().sent)
+        return await stopped_within(seconds, stop)
+
+    monkeypatch.setattr("services.ingest.archive_source.stopped_within", waited)
     async with world(tmp_path) as w:
         began = time.monotonic()
         await w.replays.start(location, "run-1", [], 600)  # a minute of tape in 0.1 s
-        await asyncio.sleep(0.25)
-        assert 1 <= w.queue.depth().ready <= 4
         await w.ended("run-1")
-        assert 0.6 <= time.monotonic() - began < 2
+        assert time.monotonic() - began >= 0.6
+        assert len(waits) == 7
+        assert max(waits) < 0.1001, "no longer than until the next is due"
+        assert all(count <= i for i, count in enumerate(sent))
+        assert w.queue.statistics().sent == 7
 
 
 async def test_a_slow_replay_can_be_cancelled_while_it_waits(tmp_path: Path) -> None:
@@ -204,7 +230,7 @@ async def test_a_slow_replay_can_be_cancelled_while_it_waits(tmp_path: Path) -> 
     async with world(tmp_path) as w:
         await w.replays.start(location, "run-1", [], 1)
         await until(lambda: w.queue.depth().ready == 1)
-        cancelled = await asyncio.wait_for(w.replays.cancel("run-1"), 2)
+        cancelled = await asyncio.wait_for(w.replays.cancel("run-1"), 50)
         assert (cancelled.state, cancelled.published_quotes) == (ReplayState.CANCELLED, 1)
 
 
