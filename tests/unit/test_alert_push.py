@@ -191,7 +191,7 @@ async def test_recording_goes_on_while_pushing_fails_and_health_says_so(tmp_path
     running = asyncio.create_task(gateway.push.run(draining))
 
     async def until(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 - what it waits for sets no event
                 await asyncio.sleep(0.02)
 

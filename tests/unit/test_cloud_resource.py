@@ -64,7 +64,8 @@ def test_lambda_is_known_by_its_variables() -> None:
     }
 
 
-def test_a_task_is_known_by_its_metadata(endpoint: str) -> None:
+def test_a_task_is_known_by_its_metadata(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.runtime.cloud_resource.METADATA_SECONDS", 60.0)
     found = cloud_attributes({"ECS_CONTAINER_METADATA_URI_V4": f"{endpoint}/abc"})
     assert found["cloud.platform"] == "aws_ecs"
     assert found["cloud.region"] == "eu-central-1"

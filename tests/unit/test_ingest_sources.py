@@ -72,7 +72,7 @@ class Yahoo:
 
 async def take(source: QuoteSource, count: int) -> list[SourceBatch]:
     batches: AsyncIterator[SourceBatch] = source.batches()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return [await anext(batches) for _ in range(count)]
 
 
@@ -277,7 +277,7 @@ async def test_a_half_written_last_row_waits_for_its_newline(tmp_path: Path) -> 
     with path.open("a") as file:
         file.write("00\n")
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (batch := await anext(batches)).quotes:
             pass
     assert [(quote.close, quote.volume) for quote in batch.quotes] == [(9.0, 100.0)]

@@ -40,7 +40,7 @@ async def test_all_come_in_order_and_only_a_few_are_held() -> None:
 async def test_a_failure_of_the_source_comes_after_what_was_before_it() -> None:
     got = []
     with pytest.raises(ValueError, match="bytes"):
-        async with asyncio.timeout(5), aclosing(read_ahead(Source(2, ValueError("bytes")).numbers(), 3)) as ahead:
+        async with asyncio.timeout(60), aclosing(read_ahead(Source(2, ValueError("bytes")).numbers(), 3)) as ahead:
             async for number in ahead:
                 got.append(number)
     assert got == [0, 1]
@@ -54,7 +54,7 @@ async def test_a_drain_ends_the_wait() -> None:
         yield 7
         await never.wait()
 
-    async with asyncio.timeout(5), aclosing(read_ahead(one(), 3, draining, lambda: RuntimeError("drains"))) as ahead:
+    async with asyncio.timeout(60), aclosing(read_ahead(one(), 3, draining, lambda: RuntimeError("drains"))) as ahead:
         assert await anext(ahead) == 7
         draining.set()
         with pytest.raises(RuntimeError, match="drains"):
@@ -81,6 +81,6 @@ async def test_nothing_is_left_behind_by_who_leaves_early(waiting: bool) -> None
     task = asyncio.create_task(read())
     await settled()
     task.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.gather(task, return_exceptions=True)
     assert asyncio.all_tasks() == before
