@@ -157,8 +157,12 @@ def test_a_scorer_that_is_away_returns_its_groups_and_no_other(deployment: Deplo
         assert failures(invocation) == ["message-1", "message-3", "message-5"]
         assert len(deployment.recorded(tape, here)) == 3
         assert deployment.recorded(tape, away) == []
-        again = function.invoke(event(quotes(tape, away, 3)))
-        assert failures(again) == [], "the pool's other scorer takes over"
+
+        def taken_over() -> bool:
+            """The pool's other scorer takes over while this one rests after a failure, which is a second."""
+            return failures(function.invoke(event(quotes(tape, away, 3)))) == []
+
+        deployment.mesh.wait_for(taken_over, 60, "a scorer for the others")
     assert len(deployment.recorded(tape, away)) == 3
 
 
@@ -173,9 +177,9 @@ def test_poison_is_a_dead_letter_and_its_neighbours_are_done(deployment: Deploym
 def test_a_pool_that_is_away_returns_everything_at_once(deployment: Deployment) -> None:
     (port,) = free_ports(1)
     with deployment.function(SCORER_ADDRESSES=f"127.0.0.1:{port}") as function:
-        invocation = function.invoke(event(quotes("lambda-away", "AWAY")), seconds=30.0)
+        invocation = function.invoke(event(quotes("lambda-away", "AWAY")), seconds=120.0)
     assert failures(invocation) == [f"message-{i}" for i in range(5)]
-    assert invocation.ended - invocation.began < 15
+    assert invocation.ended - invocation.began < 60
     assert deployment.recorded("lambda-away", "AWAY") == []
 
 
@@ -187,8 +191,9 @@ def test_what_is_returned_comes_again_before_the_visibility_timeout(deployment: 
     (port,) = free_ports(1)
     with deployment.function(SCORER_ADDRESSES=f"127.0.0.1:{port}") as function:
         invocation = function.invoke(sqs_event(received), seconds=30.0)
-    assert failures(invocation) == [message.message_id for message in received]
-    again = deployment.queue.receive(10, visibility_seconds=60, wait_seconds=20)
+        assert failures(invocation) == [message.message_id for message in received]
+        # Within: a slow import of boto3 is not over when the function answers.
+        again = deployment.queue.receive(10, visibility_seconds=60, wait_seconds=20)
     assert [message.body for message in again] == [message.body for message in received], "all of the group, in order"
     assert {message.receive_count for message in again} == {2}
 
@@ -221,13 +226,14 @@ def mute() -> Iterator[str]:
 
 def test_near_its_limit_it_stops_early_and_returns_the_rest(deployment: Deployment, mute: str) -> None:
     with deployment.function(SCORER_ADDRESSES=mute, RPC_TIMEOUT_SECONDS="60") as function:
+        assert failures(function.invoke(event((), '{"warm'))) == []  # it has a client for dead letters
         invocation = function.invoke(event(quotes("lambda-late", "LATE"), "{"), seconds=TIMEOUT_SECONDS)
         taken = invocation.ended - invocation.began
         assert failures(invocation) == [f"message-{i}" for i in range(5)], "the poison is done"
         assert 2.0 < taken < TIMEOUT_SECONDS - 0.5
-        hopeless = function.invoke(event(quotes("lambda-late", "LATE"), "{"), seconds=1.5)
+        hopeless = function.invoke(event(quotes("lambda-late", "LATE"), "{"), seconds=2.4)
         assert len(failures(hopeless)) >= 5
-    assert [letter.body for letter in deployment.queue.list_dead_letters()] == ["{"]
+    assert sorted(letter.body for letter in deployment.queue.list_dead_letters()) == ["{", '{"warm']
     print(f"stopped after {taken:.1f} of {TIMEOUT_SECONDS} s")
 
 
