@@ -10,6 +10,7 @@ import os
 import random
 import re
 import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ from tests.e2e.task_functions import define_task, task_functions
 from tests.e2e.test_aws_run import deployed
 from tests.pipeline_fakes import quote
 from tests.servers import stand_ins
-from tests.servers.process import REGION, Server
+from tests.servers.process import REGION, REPOSITORY, Server
 
 BARS = 12_154
 KILLS = ("task", "dispatch", "gateway", "task", "dispatch", "task")
@@ -227,31 +228,33 @@ def test_the_functions_in_task_mode(
     with task_functions(ministack, code, tmp_path, monkeypatch) as tasks:
         function, ledger, validator = tasks.function, tasks.ledger, tasks.validator
         mesh = function.mesh
+        killed = tmp_path / "faults" / "midway-0"
+        killed.parent.mkdir()
+        killed.touch()
+        validator.command = (sys.executable, str(REPOSITORY / "tests" / "faulty_task.py"))
+        validator.environment = mesh.environment | {"FAULTS": str(killed.parent), "PYTHONPATH": ":".join(sys.path)}
         mesh.start("up", "--source", "csv", "--from", str(no_bars(tmp_path)), "--mode", "warm")
         mesh.wait_serving()
         quotes = [quote(i, symbol, tape="by-function") for i in range(12) for symbol in ("AAPL", "MSFT")]
         function.queue.send([encode(each) for each in quotes])
         store = function.store()
-        killed: list[int] = []
 
         def kept() -> list[RecordedQuote]:
             return store.list_quotes(QuoteQuery("by-function"), 100, None).items
 
         def reconciled() -> bool:
-            if not killed and (pids := validator.pids()):
-                os.kill(pids[0], signal.SIGKILL)
-                killed.append(pids[0])
             return tasks.reconcile()["open_batches"] == 0 and len(kept()) == len(quotes)
 
         mesh.wait_for(reconciled, 120, "all scores")
-        assert killed
+        assert not killed.exists(), "no task was killed"
         sequence = {each.scored.quote.quote_id: each.sequence for each in kept()}
         for symbol in ("AAPL", "MSFT"):
             numbers = [sequence[each.quote_id] for each in quotes if each.symbol == symbol]
             assert numbers == sorted(numbers), "order per symbol"
         entries = ledger.list(100)
         assert sum(entry.attempt for entry in entries) > len(entries), "the kill hit nothing"
-        assert function.queue.depth().ready == function.queue.depth().dead_letters == 0
+        mesh.wait_for(lambda: function.queue.depth().ready == 0, 60, "an empty queue")
+        assert function.queue.depth().dead_letters == 0
         store.close()
 
 
@@ -268,6 +271,9 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     mesh = Mesh(folder / "mesh", environment={"CANARY_INTERVAL_SECONDS": "0"})
     mesh.start("up", "--source", "csv", "--from", str(no_bars(folder)), "--mode", "auto")
     mesh.wait_serving()
+    ledger = SqliteLedger(folder / "mesh" / "ledger.db", timedelta(days=1))
+    mesh.wait_for(lambda: not ledger.open(), 60, "the end of its batch, if a task had it")
+    ledger.close()
     yield mesh
     mesh.stop()
 
