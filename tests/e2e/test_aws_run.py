@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import signal
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
@@ -129,8 +128,8 @@ def test_a_killed_gateway_loses_and_doubles_nothing(cloud: Cloud) -> None:
     store = cloud.store()
     mesh.wait_for(lambda: store.last_quote() >= 20, 90, "the first recorded quotes")
     pid = mesh.pids()["gateway"]
-    in_flight, recorded = seen_in_flight(cloud), store.last_quote()
-    os.kill(pid, signal.SIGKILL)
+    in_flight = mesh.kill_at_work("gateway", cloud.in_flight)
+    recorded = store.last_quote()
     mesh.wait_for(lambda: mesh.pids()["gateway"] != pid, 30, "the gateway started again")
     output, _ = process.communicate(timeout=200)
 
@@ -209,13 +208,13 @@ def test_the_whole_tape_while_processes_are_killed_and_servers_restart(
             for victim, mark in zip(plan, marks, strict=True):
                 mesh.wait_for(lambda n=mark: store.last_quote() >= n, 150, f"{mark} recorded quotes (KILL_SEED={seed})")  # type: ignore[misc]
                 pid = mesh.pids().get(victim)
-                in_flight.append(f"{victim} at {mark}: {seen_in_flight(cloud)}")
                 if pid is None:
+                    in_flight.append(f"{victim} at {mark}: {seen_in_flight(cloud)}")
                     for server in (dynamodb, s3):
                         server.stop()
                         server.start()
                     continue
-                os.kill(pid, signal.SIGKILL)
+                in_flight.append(f"{victim} at {mark}: {mesh.kill_at_work(victim, cloud.in_flight)}")
                 mesh.wait_for(lambda v=victim, p=pid: mesh.pids()[v] != p, 30, f"{victim} again (KILL_SEED={seed})")  # type: ignore[misc]
             output, _ = process.communicate(timeout=400)
 
