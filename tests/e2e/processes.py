@@ -115,12 +115,12 @@ class Mesh:
                     process.communicate()
 
 
-def serving(address: str) -> bool:
-    """Whether the server at `address` says so. What `tapewatch health` asks, without a process for each time."""
+def serving(address: str, seconds: float = 2) -> bool:
+    """Whether the server at `address` says so in time: what `tapewatch health` asks, without a process each time."""
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=2, wait_for_ready=True)  # type: ignore[attr-defined]
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds, wait_for_ready=True)  # type: ignore[attr-defined]
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

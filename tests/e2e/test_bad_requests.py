@@ -321,11 +321,11 @@ def violations(error: grpc.RpcError) -> list[str]:
 def send(call: Any, request: Message) -> None:
     """Call a method of any kind with one request, and read its answers to their end."""
     if isinstance(call, grpc.UnaryUnaryMultiCallable):
-        call(request, timeout=10)
+        call(request, timeout=60)
     elif isinstance(call, grpc.StreamStreamMultiCallable):
-        list(call(iter([request]), timeout=10))
+        list(call(iter([request]), timeout=60))
     else:
-        list(call(request, timeout=10))
+        list(call(request, timeout=60))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_malformed_requests(
             send(call, request_)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, refused.value.details()
         assert field in violations(refused.value)
-    assert serving(getattr(running_mesh, service))
+    assert serving(getattr(running_mesh, service), 60)
 
 
 LONG = "A" * 30_000
@@ -460,7 +460,7 @@ def test_absurdly_large_requests(
         with pytest.raises(grpc.RpcError) as refused:
             send(getattr(stub(channel), method), request_)
         assert refused.value.code() in codes, refused.value.details()
-    assert serving(getattr(running_mesh, service))
+    assert serving(getattr(running_mesh, service), 60)
 
 
 def test_every_rpc_is_tried() -> None:

@@ -62,10 +62,10 @@ def test_a_mesh_at_work_says_so_waits_and_goes_on_with_new_ones(cloud: Cloud, se
         words = rf"AWS credentials have expired \(ExpiredToken\w*\) for the {what}.*: {WHAT_TO_DO}"
         return re.search(words, (mesh.folder / "logs" / f"{name}.log").read_text()) is not None
 
-    mesh.wait_for(lambda: told("gateway", "table"), 30, "the gateway's words")
+    mesh.wait_for(lambda: told("gateway", "table"), 60, "the gateway's words")
     mesh.wait_for(lambda: told("dispatch", "queue"), 60, "the dispatcher's words")
     mesh.wait_for(lambda: told("ingest", "queue"), 60, "ingest's words")
-    mesh.wait_for(lambda: mesh.command("health", mesh.gateway).returncode == 1, 30, "the gateway's health")
+    mesh.wait_for(lambda: mesh.command("health", mesh.gateway).returncode == 1, 60, "the gateway's health")
     assert process.poll() is None, "a run waits for somebody to mend it"
     refused = dict(session.refused)
     session.expired = False

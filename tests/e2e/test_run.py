@@ -214,7 +214,7 @@ def test_up_goes_on_with_its_replay_at_another_speed_and_starts_a_new_one_after_
         return output
 
     mesh.environment["CANARY_INTERVAL_SECONDS"] = "0"
-    process = mesh.start("up", "--source", "replay", "--symbols", "AAPL", "--speed", str(86_400 * 200))
+    process = mesh.start("up", "--source", "replay", "--symbols", "AAPL", "--speed", str(86_400 * 20))
     mesh.wait_for(lambda: recorded(mesh.folder) > 10, 90, "the first recorded quotes")
     assert "the same command goes on" in stop(process)
     assert recorded(mesh.folder) < 3_000, "it was over before the interrupt"
@@ -241,7 +241,7 @@ def test_a_killed_supervisor_leaves_no_processes(mesh: Mesh, least: int) -> None
     pids = mesh.pids()
     process.kill()
     process.communicate()
-    mesh.wait_for(lambda: not any(alive(pid) for pid in pids.values()), 30, "the end of every process")
+    mesh.wait_for(lambda: not any(alive(pid) for pid in pids.values()), 60, "the end of every process")
     process = mesh.start("run")
     output, _ = process.communicate(timeout=200)
     assert_complete(output)
