@@ -16,7 +16,7 @@ from services.queue.sqs import SqsQueue
 from tests.e2e.processes import Mesh
 from tests.servers.process import CREDENTIALS, REGION, Server
 
-FUNCTION_SECONDS = 10
+FUNCTION_SECONDS = 30
 
 
 @dataclass

@@ -64,7 +64,7 @@ class Trace:
     def read(self) -> None:
         """Ask Jaeger's API for the trace."""
         try:
-            with urllib.request.urlopen(f"{self.jaeger.url}/api/traces/{self.id}", timeout=10) as response:
+            with urllib.request.urlopen(f"{self.jaeger.url}/api/traces/{self.id}", timeout=60) as response:
                 (found,) = json.load(response)["data"]
         except urllib.error.HTTPError as error:
             if error.code != 404:
@@ -173,7 +173,7 @@ def test_a_trace_by_a_task_has_every_hop(
         function = tasks.function
         start(function.mesh)
         trace.publish(function.mesh, 1)
-        function.mesh.wait_for(lambda: bool(tasks.ledger.open()), 30, "the batch")
+        function.mesh.wait_for(lambda: bool(tasks.ledger.open()), 60, "the batch")
         function.mesh.wait_for(lambda: tasks.reconcile()["open_batches"] == 0, 60, "the end of the task")
         (entry,) = tasks.ledger.list(10)
         queue = function.queue_name
