@@ -315,7 +315,7 @@ def test_quotes_go_through_the_deployed_stack(flow: Flow, tmp_path: Path) -> Non
     times = [each.scored.quote.event_time for each in recorded]
     assert times == sorted(set(times))
     last = max(each.sequence for each in recorded)
-    mesh.wait_for(lambda: flow.archived() >= last, 30, f"the lake's parts up to {last}", partial(flow.state, "first"))
+    mesh.wait_for(lambda: flow.archived() >= last, 90, f"the lake's parts up to {last}", partial(flow.state, "first"))
 
     queue = flow.deployed.client("sqs")
     url = queue.get_queue_url(QueueName="market_queue.fifo")["QueueUrl"]
