@@ -28,6 +28,9 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _LONGEST_RESTART_PAUSE_SECONDS = 5.0
 _HEALTHY_SECONDS = 10.0
+_RESTARTS_TO_GIVE_UP = 5
+"""So often in a row a service is started again that has served before and now says that it cannot run: what it needs
+may be away for the moment."""
 
 
 @dataclass(slots=True)
@@ -149,6 +152,7 @@ class Mesh:
         dispatch = {"CANARY_INTERVAL_SECONDS": str(canary_interval_seconds)}
         self.processes = _processes(settings, scorers, ingest or {}, dispatch, mode)
         self._watching: asyncio.Task[None] | None = None
+        self._served = False
         self.failure: MeshFailedError | None = None
 
     async def start(self) -> None:
@@ -173,6 +177,7 @@ class Mesh:
                 raise
             words = f"was not serving after {_START_SECONDS:.0f} s"
             raise MeshFailedError(late[0], words, retryable=True) from error
+        self._served = True
 
     def _note_processes(self) -> None:
         """Keep names and process ids in the folder, for operators and for tests that kill."""
@@ -206,7 +211,8 @@ class Mesh:
                 now = time.monotonic()
                 if process.start_again_at == 0.0:
                     code = process.popen.returncode if process.popen is not None else None
-                    if code == EXIT_MISCONFIGURED:
+                    tries = _RESTARTS_TO_GIVE_UP if self._served else 0
+                    if code == EXIT_MISCONFIGURED and process.quick_failures >= tries:
                         words = process.last_words()
                         if "GRPC_PORT" in words:  # another program was faster; the port comes from the address here
                             words = _in_use(process)

@@ -16,7 +16,7 @@ from services.gateway.sqlite import SqliteStore
 from services.queue.ports import OutgoingMessage
 from services.queue.sqlite import SqliteQueue
 from services.scorer.registry import PACKAGED_MODELS
-from tests.e2e.processes import REPOSITORY, Mesh
+from tests.e2e.processes import REPOSITORY, Mesh, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
@@ -175,6 +175,23 @@ def test_up_shows_why_a_service_is_not_serving(mesh: Mesh) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     reader.join(10)
+
+
+def test_a_service_that_cannot_start_again_for_the_moment_does_not_end_the_mesh(mesh: Mesh) -> None:
+    mesh.environment["CANARY_INTERVAL_SECONDS"] = "0"
+    process = mesh.start("up", "--source", "csv", "--from", str(REPOSITORY / "tests" / "events"))
+    mesh.wait_serving()
+    log = mesh.folder / "logs" / "gateway.log"
+    began = len(log.read_text())
+    other = sqlite3.connect(mesh.folder / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    os.kill(mesh.pids()["gateway"], signal.SIGKILL)
+    mesh.wait_for(lambda: "tapewatch gateway: the store: " in log.read_text()[began:], 90, "its last words")
+    other.close()
+    mesh.wait_for(lambda: serving(mesh.gateway), 90, "the gateway again")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
 
 
 def test_a_wrong_setting_is_named(mesh: Mesh) -> None:

@@ -181,7 +181,12 @@ def test_a_run_while_tasks_dispatcher_and_gateway_are_killed(running: Running) -
     held: list[tuple[str, int]] = []
     restarted = ""
     for victim, mark in zip(plan, marks, strict=True):
-        mesh.wait_for(lambda n=mark: recorded_by_now(running) >= n, 600, f"{mark} quotes (KILL_SEED={seed})")  # type: ignore[misc]
+        mesh.wait_for(
+            lambda n=mark: recorded_by_now(running) >= n or process.poll() is not None,  # type: ignore[misc]
+            600,
+            f"{mark} quotes (KILL_SEED={seed})",
+        )
+        assert process.poll() is None, f"KILL_SEED={seed}, killed {held}{restarted}\n{process.communicate()[0]}"
         if victim == "servers":
             for server in running.servers:
                 server.stop()
